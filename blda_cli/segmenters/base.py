@@ -1,0 +1,106 @@
+"""What every kind of segmenter is to the rest of the program: something that turns image files into logits."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from blda_cli.data.classes import ClassSet
+from blda_cli.data.images import ImageFile
+from blda_cli.data.labels import LabelReader
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How images are run through a segmenter.
+
+    Attributes:
+        batch_size: images of one size that are run together.
+        workers: threads that read images ahead.
+        slide: window (height, width) in pixels; None runs whole images.
+        stride: step (height, width) between windows; defaults to two thirds of the window.
+        scales: image scales whose probabilities are averaged.
+        flip: average with the horizontally flipped image too.
+        amp: run the network in mixed precision.
+        on_error: ``"stop"`` at the first unreadable image or label, or ``"skip"`` it.
+    """
+
+    batch_size: int = 1
+    workers: int = 2
+    slide: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    amp: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass
+class LogitBatch:
+    """Logits of a few images of one size.
+
+    Attributes:
+        files: the N images.
+        logits: ``[N, C, H, W]`` float32 (float16/bfloat16 under amp) on the segmenter's device, at the images'
+            own size, one channel per class of the segmenter's ``classes`` (groups already applied); ``[N, C]``
+            for a classifier.
+        labels: ``[N, H, W]`` uint8 or int64 class ids on the same device, ``IGNORE_INDEX`` where there is none
+            (``[N]`` for a classifier); None where no labels are read.
+    """
+
+    files: list[ImageFile]
+    logits: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass
+class SkippedFile:
+    """A file passed over under ``on_error="skip"``, and why, in one line."""
+
+    file: ImageFile
+    reason: str
+
+
+@dataclass
+class Segmenter(ABC):
+    """A pretrained segmenter, whatever its kind.
+
+    Attributes:
+        classes: the classes of the logits it gives, after grouping.
+        identity: what makes its logits what they are, as JSON: kind, path or factory, digest of the weights,
+            preprocessing, classes' groups. Two segmenters with equal identities give the same logits.
+        device: where its logits live.
+        notes: one-line remarks for the user (a fixed input size that was met by resizing, ...).
+    """
+
+    classes: ClassSet
+    identity: dict[str, Any]
+    device: torch.device
+    notes: list[str] = field(default_factory=list)
+
+    @abstractmethod
+    def stream(
+        self,
+        files: Sequence[ImageFile],
+        options: InferenceOptions,
+        labels: LabelReader | None = None,
+        skipped: list[SkippedFile] | None = None,
+    ) -> Iterator[LogitBatch]:
+        """Run over image files in their order, reading ahead while the network works.
+
+        Args:
+            files: the images.
+            options: how to run them.
+            labels: reads each image's label where given.
+            skipped: files passed over under ``options.on_error == "skip"`` are appended here.
+
+        Yields:
+            Batches in the order of ``files``; memory is bounded by one batch and what is read ahead.
+
+        Raises:
+            BldaError: an image or label cannot be read, or the logits are not what they should be
+                (wrong number of channels, non-finite, probabilities, class ids).
+        """
