@@ -11,6 +11,7 @@ from torch import Tensor
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.loader import SkippedFile
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,6 @@ class LogitBatch:
     files: list[ImageFile]
     logits: Tensor
     labels: Tensor | None = None
-
-
-@dataclass
-class SkippedFile:
-    """A file passed over under ``on_error="skip"``, and why, in one line."""
-
-    file: ImageFile
-    reason: str
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Images, labels and the classes they name: everything on the disk but statistics and predictions."""

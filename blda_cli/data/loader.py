@@ -1,0 +1,121 @@
+"""Reading samples ahead of their use, in threads, and batching those of one shape."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from blda_cli.data.images import ImageFile
+from blda_cli.errors import BldaError
+
+Sample = tuple[ImageFile, np.ndarray, np.ndarray | None]
+
+
+@dataclass
+class SkippedFile:
+    """A file passed over under ``on_error="skip"``, and why, in one line."""
+
+    file: ImageFile
+    reason: str
+
+
+@dataclass
+class SampleBatch:
+    """Consecutive samples of one shape.
+
+    Attributes:
+        files: the N images.
+        arrays: ``[N, ...]``, what was read for each.
+        labels: ``[N, ...]``, their labels; None where none are read.
+    """
+
+    files: list[ImageFile]
+    arrays: np.ndarray
+    labels: np.ndarray | None = None
+
+
+def load_batches(
+    files: Sequence[ImageFile],
+    read: Callable[[ImageFile], np.ndarray],
+    labels: Callable[[ImageFile], np.ndarray] | None = None,
+    *,
+    batch_size: int = 1,
+    workers: int = 2,
+    on_error: Literal["stop", "skip"] = "stop",
+    skipped: list[SkippedFile] | None = None,
+) -> Iterator[SampleBatch]:
+    """Read samples ahead in threads and give them in order, batched while their shapes agree.
+
+    At most ``batch_size + workers`` samples are read ahead of the batch that is out. Closing the iterator waits
+    for the reads under way and drops the rest.
+
+    Args:
+        files: the images.
+        read: reads what belongs to an image: its pixels, or ready-made logits. Called from several threads.
+        labels: reads its label, likewise.
+        batch_size: most samples in a batch.
+        workers: threads.
+        on_error: ``"stop"`` at the first sample that raises `BldaError` (after the batch before it was given), or
+            ``"skip"`` it.
+        skipped: samples passed over are appended here.
+
+    Yields:
+        Batches in the order of ``files``.
+
+    Raises:
+        BldaError: a sample cannot be read, under ``on_error="stop"``.
+    """
+
+    def load(file: ImageFile) -> Sample:
+        return file, read(file), None if labels is None else labels(file)
+
+    waiting = iter(files)
+    ahead: deque[tuple[ImageFile, Future[Sample]]] = deque()
+    batch: list[Sample] = []
+    executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-read")
+    try:
+        while True:
+            for file in islice(waiting, max(batch_size + workers - len(ahead), 0)):
+                ahead.append((file, executor.submit(load, file)))
+            if not ahead:
+                break
+            file, future = ahead.popleft()
+            try:
+                sample = future.result()
+            except BldaError as error:
+                if on_error == "stop":
+                    if batch:
+                        yield _stack(batch)
+                    raise
+                if skipped is not None:
+                    skipped.append(SkippedFile(file, str(error)))
+                continue
+            if batch and _shape(sample) != _shape(batch[0]):
+                full, batch = _stack(batch), []
+                yield full
+            batch.append(sample)
+            if len(batch) == batch_size:
+                full, batch = _stack(batch), []
+                yield full
+        if batch:
+            yield _stack(batch)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _shape(sample: Sample) -> tuple[object, ...]:
+    _, array, label = sample
+    return (array.shape, array.dtype) + (() if label is None else (label.shape, label.dtype))
+
+
+def _stack(batch: list[Sample]) -> SampleBatch:
+    labels = [label for _, _, label in batch if label is not None]
+    return SampleBatch(
+        files=[file for file, _, _ in batch],
+        arrays=np.stack([array for _, array, _ in batch]),
+        labels=np.stack(labels) if labels else None,
+    )
