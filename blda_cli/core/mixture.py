@@ -1,0 +1,105 @@
+"""One-dimensional Gaussian mixtures: the paper's model of a cell, fitted to histograms by EM."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.distributions import Distributions, Empirical, invert_cdf
+
+_INVERSE_POINTS = 1 << 14
+_INVERSE_REACH = 6.0
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """Mixtures of K Gaussians.
+
+    Attributes:
+        weights: ``[..., K]``, sum 1.
+        means: ``[..., K]``.
+        variances: ``[..., K]``, positive.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __getitem__(self, index: int) -> "GaussianMixture":
+        return GaussianMixture(self.weights[index], self.means[index], self.variances[index])
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """See :class:`Distributions`."""
+        deviations = self.variances.double().sqrt()
+        total: Tensor | float = 0.0
+        # One component at a time: temporaries of the values' size instead of K times that.
+        for k in range(self.weights.shape[-1]):
+            standard = (values.double() - self.means[..., k, None]) / deviations[..., k, None]
+            total = total + self.weights[..., k, None] * torch.special.ndtr(standard)
+        assert isinstance(total, Tensor)
+        return total
+
+    def quantile(self, levels: Tensor) -> Tensor:
+        """See :class:`Distributions`; linear in a table of 2¹⁴ points over all components' means ± 6 deviations.
+
+        The table's error is below 1e-6 of the widest deviation for levels in [0.001, 0.999].
+        """
+        deviations = self.variances.double().sqrt()
+        low = (self.means - _INVERSE_REACH * deviations).amin(dim=-1, keepdim=True)
+        high = (self.means + _INVERSE_REACH * deviations).amax(dim=-1, keepdim=True)
+        grid = torch.lerp(low, high, torch.linspace(0, 1, _INVERSE_POINTS, dtype=torch.float64, device=low.device))
+        return invert_cdf(self.cdf(grid), grid, levels)
+
+
+MINIMUM_VARIANCE = 1e-4
+"""Floor of every component's variance, as published (Li et al., ICML 2025)."""
+
+
+def fit_mixture(counts: Tensor, edges: Tensor, components: int = 5, iterations: int = 100) -> GaussianMixture:
+    """Fit mixtures to histograms by EM on bins weighted by their counts.
+
+    A bin stands for its centre, so the cost is that of B points whatever the number of pixels; Sheppard's
+    correction takes the bin's own variance ``w² / 12`` out of the components'. Components start at evenly spaced
+    quantiles with the variance of the whole.
+
+    Args:
+        counts: float64 ``[..., B]``; an empty histogram gives NaN parameters.
+        edges: float64 ``[B + 1]``, evenly spaced.
+        components: K.
+        iterations: EM steps.
+
+    Returns:
+        Mixtures ``[..., K]`` in float64.
+    """
+    centers = (edges[:-1] + edges[1:]) / 2
+    width = float(edges[1] - edges[0])
+    total = counts.sum(dim=-1, keepdim=True)
+    levels = (torch.arange(components, dtype=torch.float64, device=counts.device) + 0.5) / components
+    means = Empirical(counts, edges).quantile(levels.expand(*counts.shape[:-1], components))
+    mean = (counts @ centers).unsqueeze(-1) / total
+    variance = (counts * (centers - mean).square()).sum(dim=-1, keepdim=True) / total
+    variances = variance.clamp(min=MINIMUM_VARIANCE).expand_as(means)
+    weights = torch.full_like(means, 1 / components) + 0 * total
+    for _ in range(iterations):
+        log_density = (
+            weights.log().unsqueeze(-2)
+            - 0.5 * (variances.log().unsqueeze(-2) + math.log(2 * math.pi))
+            - (centers.unsqueeze(-1) - means.unsqueeze(-2)).square() / (2 * variances.unsqueeze(-2))
+        )
+        mass = torch.softmax(log_density, dim=-1) * counts.unsqueeze(-1)  # [..., B, K]
+        share = mass.sum(dim=-2)
+        occupied = share > 0
+        safe = torch.where(occupied, share, 1.0)
+        means = torch.where(occupied, (mass * centers.unsqueeze(-1)).sum(dim=-2) / safe, means)
+        spread = (mass * (centers.unsqueeze(-1) - means.unsqueeze(-2)).square()).sum(dim=-2) / safe
+        variances = torch.where(occupied, spread, variances).clamp(min=MINIMUM_VARIANCE)
+        weights = (share / total).clamp(min=torch.finfo(torch.float64).tiny)
+    variances = (variances - width**2 / 12).clamp(min=MINIMUM_VARIANCE)
+    return GaussianMixture(weights, means, variances)
+
+
+def fit_quality(counts: Tensor, edges: Tensor, fitted: Distributions) -> Tensor:
+    """Kolmogorov-Smirnov distance ``max |F_empirical − F_fitted|`` at the bin edges, float64 ``[...]``."""
+    grid = edges.expand(*counts.shape[:-1], edges.shape[0])
+    return (Empirical(counts, edges).cdf(grid) - fitted.cdf(grid)).abs().amax(dim=-1)

@@ -1,0 +1,115 @@
+"""The shifts of BLDA: how far every cell's logits lie from the shared anchor distributions."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.distributions import Distributions
+from blda_cli.core.histogram import LogitHistogram
+
+QUANTILE_RANGE = (0.01, 0.99)
+"""Levels outside are clamped before the anchor's CDF is inverted, as published."""
+
+MINIMUM_PIXELS = 500
+"""Cells with fewer pixels are not shifted, as published."""
+
+
+class Tails(StrEnum):
+    """What happens to logits whose quantile lies outside :data:`QUANTILE_RANGE`."""
+
+    CLAMP = "clamp"
+    """All go to the anchor's outermost value, as published; their order within the tail is lost."""
+    CONSTANT = "constant"
+    """All are shifted by what the outermost quantile is shifted by; their order is kept."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The distributions every cell is moved onto: all positive and all negative cells pooled (``P_p``, ``P_n``).
+
+    Attributes:
+        positive: one distribution, batch shape ``[]``.
+        negative: one distribution, batch shape ``[]``.
+    """
+
+    positive: Distributions
+    negative: Distributions
+
+
+def occupied(cells: LogitHistogram) -> Tensor:
+    """Labels with enough pixels for their cells to be shifted, bool ``[C]``."""
+    return cells.label_pixels() >= MINIMUM_PIXELS
+
+
+def quantile_shifts(
+    cells: Distributions, anchors: Anchors, labels: Tensor, values: Tensor, tails: Tails = Tails.CONSTANT
+) -> Tensor:
+    """``Δ[c, l](z) = F_a⁻¹(F[c, l](z)) − z``, ``a`` positive where ``c = l``, else negative.
+
+    Li et al., ICML 2025, eq. 5 and 6.
+
+    Args:
+        cells: ``[C, C]`` distributions, label and channel.
+        anchors: where they are moved to.
+        labels: bool ``[C]``; the cells of other labels are not shifted.
+        values: float64 ``[V]`` or ``[C, V]`` (one row per channel), the logits z.
+        tails: what happens outside :data:`QUANTILE_RANGE`.
+
+    Returns:
+        float64 ``[C, C, V]``: label, channel, value.
+    """
+    num_classes = len(labels)
+    values = values.double().expand(num_classes, values.shape[-1])
+    shifts = values.new_zeros(num_classes, num_classes, values.shape[-1])
+    bounds = torch.tensor(QUANTILE_RANGE, dtype=torch.float64, device=values.device)
+    for label in labels.nonzero().squeeze(1).tolist():  # row by row, so that temporaries are C times smaller
+        row = cells[label]
+        start = values
+        if tails is Tails.CONSTANT:
+            reach = row.quantile(bounds.expand(num_classes, 2))
+            start = values.clamp(reach[:, :1], reach[:, 1:])
+        levels = row.cdf(start).clamp(*QUANTILE_RANGE)
+        target = anchors.negative.quantile(levels)
+        target[label] = anchors.positive.quantile(levels[label])
+        shifts[label] = target - start
+    return shifts
+
+
+def location_shifts(means: Tensor, pixels: Tensor) -> Tensor:
+    """The location form: every cell replaced by its mean, the anchors by the pooled means.
+
+    ``L[c, l] = m_p − μ[c, l]`` where ``c = l``, else ``m_n − μ[c, l]``; 0 for labels with too few pixels.
+
+    Args:
+        means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
+        pixels: float64 ``[C]``, pixels of each label.
+
+    Returns:
+        float64 ``[C, C]``.
+    """
+    num_classes = len(pixels)
+    means = means.nan_to_num()
+    positive = (means.diagonal() * pixels).sum() / pixels.sum()
+    negative = ((means.sum(dim=1) - means.diagonal()) * pixels).sum() / (pixels.sum() * (num_classes - 1))
+    own = torch.eye(num_classes, dtype=torch.bool, device=means.device)
+    shifts = torch.where(own, positive, negative) - means
+    return torch.where((pixels >= MINIMUM_PIXELS)[:, None], shifts, 0.0)
+
+
+def balanced_centre(means: Tensor, pixels: Tensor) -> Tensor:
+    """Balanced centring: ``b_l``, the mean of ``μ[c, l]`` over the labels ``c`` that have enough pixels.
+
+    The location shift averaged over the hypotheses does not depend on the hypothesis, up to a constant per channel
+    kind, so it reduces to ``argmax_l f_l − τ b_l``; every class counts alike, however few pixels it has.
+
+    Args:
+        means: ``μ``, float64 ``[C, C]``.
+        pixels: float64 ``[C]``.
+
+    Returns:
+        float64 ``[C]``; zeros where no label has enough pixels.
+    """
+    kept = pixels >= MINIMUM_PIXELS
+    return means[kept].mean(dim=0) if bool(kept.any()) else means.new_zeros(len(pixels))

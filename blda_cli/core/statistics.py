@@ -1,0 +1,113 @@
+"""What one pass over images leaves behind: everything later commands need, and all of it adds up."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
+from blda_cli.core.logit_space import LogitSpace, to_space
+from blda_cli.core.sample import PixelSample
+
+
+class LabelSource(StrEnum):
+    """Where the label comes from that a pixel is counted under."""
+
+    GROUND_TRUTH = "ground_truth"
+    PSEUDO = "pseudo"
+    """The network's own argmax."""
+    SOFT = "soft"
+    """Every class, weighted by its softmax probability."""
+
+
+@dataclass
+class LogitStatistics:
+    """Logit histograms per label source, a confusion matrix where there are labels, and a sample of pixels.
+
+    Attributes:
+        space: the logits that the cells hold.
+        cells: one histogram per label source.
+        confusion: argmax against ground truth; None where there is none.
+        sample: random pixels with all their logits.
+        images: images counted.
+        pixels: pixels counted.
+    """
+
+    space: LogitSpace
+    cells: dict[LabelSource, LogitHistogram]
+    confusion: ConfusionMatrix | None
+    sample: PixelSample
+    images: int = 0
+    pixels: int = 0
+
+    @classmethod
+    def empty(
+        cls,
+        num_classes: int,
+        sources: Iterable[LabelSource],
+        *,
+        space: LogitSpace = LogitSpace.RAW,
+        bins: int = DEFAULT_BINS,
+        device: torch.device | None = None,
+    ) -> "LogitStatistics":
+        """Start counting ``sources``, with a confusion matrix if ground truth is one of them."""
+        cells = {source: LogitHistogram(num_classes, bins, device) for source in sources}
+        confusion = ConfusionMatrix(num_classes) if LabelSource.GROUND_TRUTH in cells else None
+        return cls(space, cells, confusion, PixelSample.empty(num_classes))
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.sample.seen)
+
+    def update(self, logits: Tensor, labels: Tensor | None, keys: Sequence[str]) -> None:
+        """Count a batch.
+
+        Args:
+            logits: ``[N, C, *spatial]`` floating point, finite.
+            labels: ``[N, *spatial]``, needed where ground truth is counted.
+            keys: N names, one per image, unique over all updates.
+
+        Raises:
+            ValueError: a logit is not finite.
+        """
+        predicted = logits.argmax(dim=1)
+        values = to_space(logits, self.space)
+        for source, histogram in self.cells.items():
+            match source:
+                case LabelSource.GROUND_TRUTH:
+                    assert labels is not None
+                    assert self.confusion is not None
+                    histogram.update(values, labels)
+                    self.confusion.update(labels, predicted)
+                case LabelSource.PSEUDO:
+                    histogram.update(values, predicted)
+                case LabelSource.SOFT:
+                    histogram.update_soft(values, torch.softmax(logits.float(), dim=1))
+        self.sample.update(logits, predicted, labels, keys)
+        self.images += len(keys)
+        self.pixels += predicted.numel()
+
+    def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
+        """The statistics of both data sets.
+
+        Raises:
+            ValueError: the two do not count the same sources in the same way.
+        """
+        if self.cells.keys() != other.cells.keys() or self.space != other.space:
+            raise ValueError("statistics of different label sources or logit spaces do not add up")
+        return LogitStatistics(
+            space=self.space,
+            cells={source: cells + other.cells[source] for source, cells in self.cells.items()},
+            confusion=self.confusion + other.confusion if self.confusion and other.confusion else None,
+            sample=self.sample + other.sample,
+            images=self.images + other.images,
+            pixels=self.pixels + other.pixels,
+        )
+
+    def predicted_share(self) -> Tensor:
+        """Share of all pixels predicted as each class, float64 ``[C]``."""
+        return self.sample.seen.double() / self.sample.seen.sum()
