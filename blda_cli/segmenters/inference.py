@@ -1,0 +1,159 @@
+"""Ways to run a network over images: sliding windows, scales and flips, and copies to a GPU ahead of their use."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blda_cli.data.images import ImageFile
+from blda_cli.data.loader import SampleBatch
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.preprocessing import resize_images
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one axis so that they cover it.
+
+    Args:
+        length: of the axis, in pixels.
+        window: length of a window, at most ``length``.
+        stride: step between windows, at most ``window``.
+
+    Returns:
+        Multiples of ``stride``; the last is moved back so that its window ends with the axis.
+    """
+    return [*range(0, length - window, stride), length - window]
+
+
+def slide(
+    score: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """Run window by window; where windows overlap, their scores are averaged.
+
+    Args:
+        score: scores ``[N, C, h, w]`` of images ``[N, 3, h, w]``.
+        images: ``[N, 3, H, W]``.
+        window: (height, width); cut to the image where that is smaller.
+        stride: (height, width).
+
+    Returns:
+        ``[N, C, H, W]`` float32.
+
+    Raises:
+        BldaError: the stride is larger than the window, or ``score`` gives no maps.
+    """
+    if any(step > side for step, side in zip(stride, window, strict=True)):
+        raise BldaError(f"--stride {stride[0]}x{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}")
+    size = tuple(images.shape[-2:])
+    height, width = (min(one, whole) for one, whole in zip(window, size, strict=True))
+    tops, lefts = window_starts(size[0], height, stride[0]), window_starts(size[1], width, stride[1])
+    total: Tensor | None = None
+    for top in tops:
+        for left in lefts:
+            scores = score(images[..., top : top + height, left : left + width])
+            if scores.ndim != 4:
+                raise BldaError("--slide needs a segmenter; this model gives one answer per image")
+            if total is None:
+                total = scores.new_zeros(*scores.shape[:2], *size, dtype=torch.float32)
+            total[..., top : top + height, left : left + width] += scores
+    assert total is not None
+    times = _times_covered(tops, height, size[0])[:, None] * _times_covered(lefts, width, size[1])
+    return total / times.to(images.device)
+
+
+def average_views(logits: Callable[[Tensor], Tensor], images: Tensor, scales: tuple[float, ...], flip: bool) -> Tensor:
+    """Average over scaled and mirrored views of the images.
+
+    Args:
+        logits: logits ``[N, C, H, W]`` (or ``[N, C]``), at the images' own size, of a view of them.
+        images: ``[N, 3, H, W]``.
+        scales: factors of the images' sides.
+        flip: also run each scale mirrored left to right, and mirror its logits back.
+
+    Returns:
+        The logits themselves where there is one view; else ``log`` of the mean of the views' softmax probabilities
+        (float32), as the ecosystems average probabilities, not logits.
+    """
+    height, width = images.shape[-2:]
+    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    mean: Tensor | None = None
+    for scale, mirrored in views:
+        view = resize_images(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+        result = logits(view.flip(-1) if mirrored else view)
+        if mirrored and result.ndim == 4:
+            result = result.flip(-1)
+        if len(views) == 1:
+            return result
+        result = result.float().log_softmax(dim=1) - float(np.log(len(views)))
+        mean = result if mean is None else torch.logaddexp(mean, result)
+    assert mean is not None
+    return mean
+
+
+def upload(
+    batches: Iterable[SampleBatch], device: torch.device
+) -> Iterator[tuple[list[ImageFile], Tensor, Tensor | None]]:
+    """Bring batches to the device.
+
+    On CUDA each batch is copied from pinned memory, on a stream of its own, while the one before is worked on.
+
+    Args:
+        batches: what was read.
+        device: where to.
+
+    Yields:
+        The files, their arrays and their labels.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            labels = None if batch.labels is None else torch.from_numpy(batch.labels).to(device)
+            yield batch.files, torch.from_numpy(batch.arrays).to(device), labels
+        return
+
+    copying = torch.cuda.Stream(device)
+
+    def send(batch: SampleBatch) -> tuple[list[ImageFile], Tensor, Tensor | None, torch.cuda.Event]:
+        with torch.cuda.stream(copying):
+            arrays, labels = (
+                None if values is None else torch.from_numpy(values).pin_memory().to(device, non_blocking=True)
+                for values in (batch.arrays, batch.labels)
+            )
+            done = torch.cuda.Event()
+            done.record(copying)
+        assert arrays is not None
+        return batch.files, arrays, labels, done
+
+    def receive(
+        sent: tuple[list[ImageFile], Tensor, Tensor | None, torch.cuda.Event],
+    ) -> tuple[list[ImageFile], Tensor, Tensor | None]:
+        files, arrays, labels, done = sent
+        working = torch.cuda.current_stream(device)
+        working.wait_event(done)
+        # The allocator must not give their memory to the copying stream while the working one still reads it.
+        for tensor in (arrays, labels):
+            if tensor is not None:
+                tensor.record_stream(working)
+        return files, arrays, labels
+
+    ahead = None
+    try:
+        for batch in batches:
+            sent = send(batch)
+            if ahead is not None:
+                yield receive(ahead)
+            ahead = sent
+    except BldaError:
+        # What was read before the file that cannot be read is still to be used.
+        if ahead is not None:
+            yield receive(ahead)
+        raise
+    if ahead is not None:
+        yield receive(ahead)
+
+
+def _times_covered(starts: list[int], window: int, length: int) -> Tensor:
+    times = torch.zeros(length)
+    for start in starts:
+        times[start : start + window] += 1
+    return times

@@ -1,0 +1,319 @@
+"""A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.data.images import ImageFile, read_image
+from blda_cli.data.labels import LabelReader
+from blda_cli.data.loader import SkippedFile, load_batches
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.grouping import Grouping, resolve_classes
+from blda_cli.segmenters.inference import average_views, slide, upload
+from blda_cli.segmenters.outputs import (
+    check_finite,
+    check_meaning,
+    check_scores,
+    first_tensor,
+    fit_scores,
+    log_probabilities,
+    padded_size,
+)
+from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple
+from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
+
+Network = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Port:
+    """How a network takes images and gives scores, beyond what the user says.
+
+    Attributes:
+        read: finds the scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returns.
+        probabilities: the scores are probabilities, whatever ``[preprocessing] output`` says.
+        divisor: the sides of the input must be multiples of it; images are padded, and the scores cut.
+        batch: the network takes exactly so many images at a time.
+    """
+
+    read: Callable[[Any], Tensor] = first_tensor
+    probabilities: bool = False
+    divisor: int = 1
+    batch: int | None = None
+
+
+@dataclass(kw_only=True)
+class NetworkSegmenter(Segmenter):
+    """A segmenter that runs a network.
+
+    Attributes:
+        network: takes float ``[N, 3, h, w]`` on ``device``. An ``nn.Module`` for the kinds that can be trained.
+        preprocessor: makes its input.
+        port: how it takes images and gives scores.
+        outputs: how many of its channels are used: the first ones.
+        cut: whether it may give more than those.
+        grouping: makes the classes' logits from those of the outputs; None where they are the same.
+    """
+
+    network: Network
+    preprocessor: Preprocessor
+    outputs: int
+    cut: bool = False
+    grouping: Grouping | None = None
+    port: Port = Port()
+    _meaning_checked: bool = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The network as a module whose parameters can be trained.
+
+        Raises:
+            BldaError: a network of this kind cannot be trained.
+        """
+        kind = self.identity["kind"]
+        if kind not in ("python", "huggingface") or not isinstance(self.network, nn.Module):
+            raise BldaError(
+                f"a model of kind {kind} cannot be trained: give the network as module:factory --weights FILE, "
+                "or a Hugging Face model"
+            )
+        return self.network
+
+    def forward_logits(
+        self, images: Tensor, size: tuple[int, int] | None = None, network: Network | None = None
+    ) -> Tensor:
+        """Logits of the classes, with gradients: preprocessing, network, outputs, channels, (resizing,) groups.
+
+        Args:
+            images: float ``[N, 3, H, W]``, RGB in 0..255, on the network's device.
+            size: (height, width) to resize the scores to; None leaves them as the network gives them (with what
+                padding it leaves in).
+            network: runs in place of ``self.network``: a copy of it, or a wrapper around it.
+
+        Returns:
+            ``[N, C, h, w]``, or ``[N, C]`` of a classifier.
+
+        Raises:
+            BldaError: what the network returns cannot be scores of the classes.
+        """
+        return self._logits(self._scores(images, size, network or self.network))
+
+    def logits(self, images: Tensor, options: InferenceOptions | None = None) -> Tensor:
+        """Logits of the classes at the images' own size, without gradients.
+
+        Args:
+            images: uint8 ``[N, H, W, 3]``, RGB.
+            options: windows, scales, flips and precision; by default the whole image once.
+
+        Returns:
+            ``[N, C, H, W]``, or ``[N, C]`` of a classifier, on the segmenter's device.
+
+        Raises:
+            BldaError: what the network returns cannot be scores of the classes.
+        """
+        options = options or InferenceOptions()
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float()
+        size = (pixels.shape[2], pixels.shape[3])
+
+        def of_view(view: Tensor) -> Tensor:
+            if options.slide is None:
+                return self._logits(self._scores(view, size, self.network))
+            stride = options.stride or (-(-options.slide[0] * 2 // 3), -(-options.slide[1] * 2 // 3))
+            scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, options.slide, stride)
+            whole = (view.shape[2], view.shape[3])
+            return self._logits(fit_scores(scores, whole, whole, size))
+
+        # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
+        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
+            return average_views(of_view, pixels, options.scales, options.flip)
+
+    def stream(
+        self,
+        files: Sequence[ImageFile],
+        options: InferenceOptions,
+        labels: LabelReader | None = None,
+        skipped: list[SkippedFile] | None = None,
+    ) -> Iterator[LogitBatch]:
+        """See `Segmenter.stream`."""
+        batches = load_batches(
+            files,
+            lambda file: read_image(file.path),
+            labels,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            on_error=options.on_error,
+            skipped=skipped,
+        )
+        for batch_files, images, batch_labels in upload(batches, self.device):
+            logits = self.logits(images, options)
+            check_finite(logits, [str(file.path) for file in batch_files])
+            yield LogitBatch(batch_files, logits, batch_labels)
+
+    def _scores(self, images: Tensor, size: Sequence[int] | None, network: Network) -> Tensor:
+        """Scores of the outputs that are kept, resized to ``size`` where it is given."""
+        resized = self.preprocessor(images)
+        padded = pad_to_multiple(resized, self.port.divisor)
+        scores = self.port.read(self._run(network, padded))
+        check_scores(scores, self.outputs, self.cut)
+        scores = scores[:, : self.outputs]
+        if not self._meaning_checked:  # once, as it waits for the device
+            check_meaning(scores.detach(), self._probabilities)
+            self._meaning_checked = True
+        if size is None or scores.ndim == 2:
+            return scores
+        covered = (padded.shape[2], padded.shape[3])
+        if self.port.divisor == 1:
+            covered = padded_size((scores.shape[2], scores.shape[3]), covered)
+            if covered != tuple(padded.shape[2:]):
+                self._note(
+                    f"the network's output still holds the padding of its input to {covered[0]}x{covered[1]}; it is "
+                    "cut off below and on the right"
+                )
+        return fit_scores(scores, covered, (resized.shape[2], resized.shape[3]), (size[0], size[1]))
+
+    def _logits(self, scores: Tensor) -> Tensor:
+        logits = log_probabilities(scores) if self._probabilities else scores
+        return logits if self.grouping is None else self.grouping(logits)
+
+    def _run(self, network: Network, images: Tensor) -> Any:
+        try:
+            if self.port.batch is None:
+                return network(images)
+            # A network of a fixed batch: as many full ones as it takes, the last filled up with black.
+            count = images.shape[0]
+            parts = []
+            for part in images.split(self.port.batch):
+                full = torch.cat([part, part.new_zeros(self.port.batch - part.shape[0], *part.shape[1:])])
+                parts.append(self.port.read(network(full)))
+            return torch.cat(parts)[:count]
+        except BldaError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise BldaError(
+                "the GPU's memory does not suffice: a smaller --batch-size, --slide or --amp takes less"
+            ) from error
+        except Exception as error:  # a network may raise anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BldaError(
+                f"the network fails on an input of shape {list(images.shape)}: {type(error).__name__}: {reason} "
+                "(if it takes one size only, give it as size under [preprocessing])"
+            ) from error
+
+    @property
+    def _probabilities(self) -> bool:
+        return self.port.probabilities or self.preprocessor.section.output == "probabilities"
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def network_segmenter(
+    spec: SegmenterSpec,
+    network: Network,
+    device: torch.device,
+    identity: Mapping[str, Any],
+    *,
+    port: Port | None = None,
+    preprocessing: PreprocessingSection | None = None,
+    own: ClassSet | None = None,
+    outputs: int | None = None,
+    notes: Sequence[str] = (),
+) -> NetworkSegmenter:
+    """Put a loaded network and its description together.
+
+    Args:
+        spec: the description.
+        network: the network, on ``device``.
+        device: where it is.
+        identity: what tells its weights from others'; preprocessing, classes and groups are added here.
+        port: how it takes images and gives scores.
+        preprocessing: in place of the description's, where the kind knows more.
+        own: the classes the model itself names, used where the description names none.
+        outputs: number of the network's channels, where the kind knows it.
+        notes: remarks for the user.
+
+    Returns:
+        The segmenter. Where nobody names the classes, the network is run on a grey image to count its channels.
+
+    Raises:
+        BldaError: the classes do not fit, or the network cannot be run.
+    """
+    preprocessing = preprocessing or spec.preprocessing
+    channels = spec.segmenter.channels
+    segmenter = NetworkSegmenter(
+        classes=ClassSet((), (), ()),
+        identity={"kind": spec.segmenter.kind},
+        device=device,
+        notes=list(notes),
+        network=network,
+        preprocessor=Preprocessor(preprocessing, device),
+        outputs=0,
+        cut=channels is not None,
+        port=port or Port(),
+    )
+    if spec.classes.names is not None:
+        own = class_set(spec.classes.names)
+    elif own is None:
+        own = numbered_classes(channels or outputs or _count_channels(segmenter))
+        segmenter.notes.append("the classes have no names: they are numbered; [classes] names gives them names")
+    if channels is not None and channels != len(own):
+        raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
+    segmenter.outputs = len(own)
+    segmenter.classes, segmenter.grouping = resolve_classes(spec.classes, own)
+    segmenter.identity = {
+        **identity,
+        "preprocessing": _as_json(preprocessing),
+        "classes": list(own.names),
+        "groups": {name: list(members) for name, members in spec.classes.groups.items()},
+    }
+    return segmenter
+
+
+def numbered_classes(count: int) -> ClassSet:
+    """Classes called ``class 0``, ``class 1``, ... where nobody names them."""
+    return class_set([f"class {number}" for number in range(count)])
+
+
+def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) -> tuple[PreprocessingSection, list[str]]:
+    """Resize to the one size that a network takes.
+
+    Args:
+        section: the preprocessing.
+        size: (height, width).
+        why: what wants it, to begin a sentence with.
+
+    Returns:
+        The preprocessing, and a note that says so.
+
+    Raises:
+        BldaError: the user asks for another size.
+    """
+    if section.size not in (None, size):
+        raise BldaError(f"{why} takes {size[0]}x{size[1]} images only; remove size from [preprocessing]")
+    note = f"{why} takes {size[0]}x{size[1]} images only: images are resized to that, logits are resized back"
+    return replace(section, size=size), [note]
+
+
+def _count_channels(segmenter: NetworkSegmenter) -> int:
+    grey = torch.full((1, 3, 256, 256), 127.0, device=segmenter.device)
+    try:
+        with torch.no_grad():
+            padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.port.divisor)
+            scores = segmenter.port.read(segmenter._run(segmenter.network, padded))
+    except BldaError as error:
+        raise BldaError(f"cannot count the classes: {error}; or name them under [classes]") from error
+    check_scores(scores, None, cut=True)
+    return scores.shape[1]
+
+
+def _as_json(section: PreprocessingSection) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cpu" else torch.float16

@@ -1,0 +1,113 @@
+"""Kind ``python``: a network made by a Python callable. Loading it runs the user's code."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.spec import SegmenterSpec
+from blda_cli.segmenters.weights import load_weights, state_digest
+
+
+def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
+    """Make the network with its factory, load its weights, put it into evaluation mode.
+
+    This imports and runs the module the description names.
+
+    Args:
+        spec: a description with ``factory``: ``module:callable`` or ``file.py:callable``, looked for in the
+            description's folder first, and then as Python imports. The callable is called with ``arguments`` and
+            returns an ``nn.Module`` (or any callable on float ``[N, 3, h, w]``, which cannot be trained).
+        device: where to run.
+
+    Returns:
+        The segmenter.
+
+    Raises:
+        BldaError: there is no such module or callable, calling it fails, or the weights do not fit.
+    """
+    factory = spec.segmenter.factory
+    assert factory is not None
+    network = _make(factory, dict(spec.segmenter.arguments), spec.folder)
+    if not callable(network):
+        raise BldaError(f"{factory} returns {type(network).__name__}; a network (torch.nn.Module) is needed")
+    module = network if isinstance(network, nn.Module) else None
+    if spec.segmenter.weights is not None:
+        if module is None:
+            raise BldaError(f"{factory} returns {type(network).__name__}, no torch.nn.Module: it takes no weights file")
+        load_weights(module, spec.segmenter.weights)
+    identity = {
+        "kind": "python",
+        "factory": f"{Path(factory.rpartition(':')[0]).name.removesuffix('.py')}:{factory.rpartition(':')[2]}",
+        "arguments": dict(spec.segmenter.arguments),
+        "weights": None if module is None else state_digest(module),
+    }
+    if module is not None:
+        network = module.eval().to(device)
+    return network_segmenter(spec, network, device, identity)
+
+
+def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
+    module_name, colon, name = factory.rpartition(":")
+    if not colon or not module_name or not name:
+        raise BldaError(f"factory {factory!r} should be module:callable or file.py:callable")
+    with _importing_from((folder / module_name).parent if module_name.endswith(".py") else folder):
+        try:
+            module = _import(module_name, folder)
+        except BldaError:
+            raise
+        except Exception as error:
+            raise BldaError(f"importing {module_name} fails: {type(error).__name__}: {error}") from error
+        make = getattr(module, name, None)
+        if not callable(make):
+            raise BldaError(f"{module_name} has no callable {name!r}")
+        try:
+            return cast(Callable[..., Any], make)(**arguments)
+        except BldaError:
+            raise
+        except Exception as error:
+            raise BldaError(f"{factory} fails: {type(error).__name__}: {error}") from error
+
+
+def _import(module_name: str, folder: Path) -> Any:
+    """Import a module by name, or run the file of that name in the folder afresh.
+
+    Afresh, because a module of the same name from another folder may already be imported.
+    """
+    file = folder / (module_name if module_name.endswith(".py") else f"{module_name.replace('.', '/')}.py")
+    if not file.is_file():
+        if module_name.endswith(".py"):
+            raise BldaError(f"{file}: no such file")
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            raise BldaError(f"there is no module {module_name!r}, neither installed nor in {folder}") from error
+    name = module_name.removesuffix(".py").replace("/", ".").strip(".")
+    specification = importlib.util.spec_from_file_location(name, file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # where dataclasses and pickling look a class's module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Have Python look in the folder first, for this import only."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)

@@ -1,0 +1,211 @@
+"""Kind ``logits``: ready-made logits on disk, from any framework."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
+from blda_cli.data.labels import LabelReader
+from blda_cli.data.loader import SkippedFile, load_batches
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.grouping import Grouping, resolve_classes
+from blda_cli.segmenters.inference import upload
+from blda_cli.segmenters.network import numbered_classes
+from blda_cli.segmenters.outputs import (
+    check_finite,
+    check_meaning,
+    check_scores,
+    fit_scores,
+    log_probabilities,
+    padded_size,
+)
+from blda_cli.segmenters.spec import SegmenterSpec
+
+SUFFIXES = (".npy", ".npz")
+
+
+@dataclass(kw_only=True)
+class StoredSegmenter(Segmenter):
+    """A segmenter that reads its logits: ``KEY.npy`` or ``KEY.npz`` for the image ``KEY``.
+
+    Attributes:
+        paths: where each key's logits are.
+        outputs: how many channels are used: the first ones.
+        cut: whether there may be more.
+        probabilities: whether the arrays hold probabilities.
+        grouping: makes the classes' logits from those of the channels; None where they are the same.
+    """
+
+    paths: dict[str, Path]
+    outputs: int
+    cut: bool
+    probabilities: bool
+    grouping: Grouping | None
+
+    def stream(
+        self,
+        files: Sequence[ImageFile],
+        options: InferenceOptions,
+        labels: LabelReader | None = None,
+        skipped: list[SkippedFile] | None = None,
+    ) -> Iterator[LogitBatch]:
+        """See `Segmenter.stream`; where ``files`` are the logits themselves (`find_logits`), their size is kept."""
+        if options.slide is not None or options.flip or options.scales != (1.0,):
+            raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
+        batches = load_batches(
+            files,
+            self._read,
+            labels,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            on_error=options.on_error,
+            skipped=skipped,
+        )
+        for batch_files, scores, batch_labels in upload(batches, self.device):
+            logits = log_probabilities(scores) if self.probabilities else scores
+            if self.grouping is not None:
+                logits = self.grouping(logits)
+            check_finite(logits, [str(self._path(file)) for file in batch_files])
+            yield LogitBatch(batch_files, logits, batch_labels)
+
+    def _path(self, file: ImageFile) -> Path:
+        path = self.paths.get(file.key) or self.paths.get(file.path.stem)
+        if path is None:
+            raise BldaError(f"there are no logits for {file.path}: {file.key}.npy or .npz is looked for")
+        return path
+
+    def _read(self, file: ImageFile) -> np.ndarray:
+        """Scores of an image, float32 ``[C, H, W]`` at its size or ``[C]``."""
+        path = self._path(file)
+        scores = torch.from_numpy(read_array(path))[None]
+        try:
+            check_scores(scores, self.outputs, self.cut)
+            scores = scores[:, : self.outputs].float()
+            check_meaning(scores, self.probabilities)
+        except BldaError as error:
+            raise BldaError(f"{path}: {error}") from error
+        if scores.ndim == 4 and file.path.suffix.lower() in IMAGE_SUFFIXES:
+            scores = self._fit(scores, image_size(file.path))
+        return np.asarray(scores[0].numpy())
+
+    def _fit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        covered = padded_size((scores.shape[2], scores.shape[3]), size)
+        if covered != size:
+            note = f"the logits still hold padding to {covered[0]}x{covered[1]}; it is cut off below and on the right"
+            if note not in self.notes:
+                self.notes.append(note)
+        return fit_scores(scores, covered, size, size)
+
+
+def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
+    """Find the arrays and look at one of them.
+
+    The identity holds no digest of the arrays: statistics from one folder are meant for the logits of other images by
+    the same model, and nothing in the files says which model that is.
+
+    Args:
+        spec: a description with ``path``, the folder.
+        device: where the logits are to be.
+
+    Returns:
+        The segmenter.
+
+    Raises:
+        BldaError: there are none, or they do not fit the classes.
+    """
+    assert spec.segmenter.path is not None
+    files = find_logits(spec.segmenter.path)
+    channels, notes = spec.segmenter.channels, []
+    if spec.classes.names is not None:
+        own: ClassSet = class_set(spec.classes.names)
+    else:
+        own = numbered_classes(channels or read_array(files[0].path).shape[0])
+        notes.append("the classes have no names: they are numbered; [classes] names gives them names")
+    if channels is not None and channels != len(own):
+        raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
+    classes, grouping = resolve_classes(spec.classes, own)
+    return StoredSegmenter(
+        classes=classes,
+        identity={
+            "kind": "logits",
+            "output": spec.preprocessing.output,
+            "classes": list(own.names),
+            "groups": {name: list(members) for name, members in spec.classes.groups.items()},
+        },
+        device=device,
+        notes=notes,
+        paths={file.key: file.path for file in files},
+        outputs=len(own),
+        cut=channels is not None,
+        probabilities=spec.preprocessing.output == "probabilities",
+        grouping=grouping,
+    )
+
+
+def find_logits(folder: str | Path) -> list[ImageFile]:
+    """The arrays of a folder in place of images, so that ``--images`` may be the folder of logits itself.
+
+    Args:
+        folder: searched through for ``.npy`` and ``.npz`` files.
+
+    Returns:
+        The files, sorted by key.
+
+    Raises:
+        BldaError: there is none, or two have the same key.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BldaError(f"{folder}: no such folder of logits")
+    found: dict[str, ImageFile] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in SUFFIXES and path.is_file():
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in found:
+                raise BldaError(f"{found[key].path} and {path} are logits of the same image; remove one")
+            found[key] = ImageFile(path, key)
+    if not found:
+        raise BldaError(f"{folder} holds no logits (.npy or .npz files)")
+    return [found[key] for key in sorted(found)]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read one image's scores, without unpickling.
+
+    Args:
+        path: ``.npy``, or ``.npz`` with one array or one called ``logits``.
+
+    Returns:
+        ``[C, H, W]`` or ``[C]``, a leading axis of length 1 dropped.
+
+    Raises:
+        BldaError: it cannot be read, is pickled, or has another number of dimensions.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded as archive:
+                if len(archive.files) != 1 and "logits" not in archive.files:
+                    raise BldaError(f"{path} holds {', '.join(archive.files) or 'no array'}: call the one meant logits")
+                array = archive["logits" if "logits" in archive.files else archive.files[0]]
+        else:
+            array = loaded
+    except BldaError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+        if "allow_pickle" in str(error):
+            raise BldaError(
+                f"{path} is pickled, which could run code when read: save a plain array of numbers"
+            ) from error
+        raise BldaError(f"{path}: cannot be read as an array: {error}") from error
+    if array.ndim in (2, 4) and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim not in (1, 3):
+        raise BldaError(f"{path} is of shape {list(array.shape)}; [C, H, W] is needed, or [C] of a classifier")
+    return np.asarray(array)
