@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.distributions import Distributions, Empirical, invert_cdf
+from blda_cli.core.histogram import LogitHistogram
 
 _INVERSE_POINTS = 1 << 14
 _INVERSE_REACH = 6.0
@@ -103,3 +104,72 @@ def fit_quality(counts: Tensor, edges: Tensor, fitted: Distributions) -> Tensor:
     """Kolmogorov-Smirnov distance ``max |F_empirical − F_fitted|`` at the bin edges, float64 ``[...]``."""
     grid = edges.expand(*counts.shape[:-1], edges.shape[0])
     return (Empirical(counts, edges).cdf(grid) - fitted.cdf(grid)).abs().amax(dim=-1)
+
+
+COMPONENTS = 5
+"""K, as published."""
+
+_CELLS_AT_ONCE = 512
+_MOST_BINS = 256
+
+
+@dataclass(frozen=True)
+class MixtureFits:
+    """The mixtures of all cells and of the two anchors, with their Kolmogorov-Smirnov distances.
+
+    Attributes:
+        cells: mixtures ``[C, C, K]``; NaN where a cell has no pixel.
+        cell_distance: float64 ``[C, C]``; NaN where a cell has no pixel.
+        anchors: mixtures ``[2, K]``, positive then negative.
+        anchor_distance: float64 ``[2]``.
+    """
+
+    cells: GaussianMixture
+    cell_distance: Tensor
+    anchors: GaussianMixture
+    anchor_distance: Tensor
+
+
+def fit_mixtures(histogram: LogitHistogram, components: int = COMPONENTS) -> MixtureFits:
+    """Fit a mixture to every cell and to the pooled positive and negative cells.
+
+    Args:
+        histogram: the cells.
+        components: K.
+
+    Returns:
+        The fits, in float64 on the CPU.
+    """
+    counts, edges = histogram.counts.cpu(), histogram.edges.cpu()
+    cells, cell_distance = _fit_occupied(counts.flatten(0, 1), edges, components)
+    pooled = torch.stack([histogram.positive(), histogram.negative()]).cpu()
+    anchors, anchor_distance = _fit_occupied(pooled, edges, components)
+    shape = counts.shape[:2]
+    return MixtureFits(
+        cells=GaussianMixture(
+            cells.weights.unflatten(0, shape), cells.means.unflatten(0, shape), cells.variances.unflatten(0, shape)
+        ),
+        cell_distance=cell_distance.unflatten(0, shape),
+        anchors=anchors,
+        anchor_distance=anchor_distance,
+    )
+
+
+def _fit_occupied(counts: Tensor, edges: Tensor, components: int) -> tuple[GaussianMixture, Tensor]:
+    """Fit the histograms ``[M, B]`` that hold anything, a few at a time, on no more bins than they need."""
+    parameters = torch.full((3, counts.shape[0], components), torch.nan, dtype=torch.float64)
+    distance = torch.full((counts.shape[0],), torch.nan, dtype=torch.float64)
+    for rows in (counts.sum(dim=1) > 0).nonzero().squeeze(1).split(_CELLS_AT_ONCE):
+        used = counts[rows].sum(dim=0).nonzero().squeeze(1)
+        merge = -(-int(used[-1] - used[0] + 1) // _MOST_BINS)
+        first = int(used[0]) // merge * merge
+        last = -(-int(used[-1] + 1) // merge) * merge
+        # The number of bins is a power of two, the merge need not be one: pad to a whole number of merged bins.
+        part = torch.nn.functional.pad(counts[rows], (0, max(0, last - counts.shape[1])))[:, first:last]
+        width = float(edges[1] - edges[0])
+        part = part.unflatten(1, (-1, merge)).sum(dim=2)
+        part_edges = edges[0] + width * (first + merge * torch.arange(part.shape[1] + 1, dtype=torch.float64))
+        fitted = fit_mixture(part, part_edges, components)
+        parameters[:, rows] = torch.stack([fitted.weights, fitted.means, fitted.variances])
+        distance[rows] = fit_quality(part, part_edges, fitted)
+    return GaussianMixture(*parameters), distance

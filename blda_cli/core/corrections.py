@@ -1,0 +1,150 @@
+"""Corrections of logits: given a pixel's logits, debiased scores and the debiased class."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from blda_cli.core import kernels
+from blda_cli.core.logit_space import LogitSpace, to_space
+
+
+class Correction(Protocol):
+    """A rule that turns logits into scores; the class with the highest score is the prediction."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores of every class.
+
+        Args:
+            logits: ``[N, C, *spatial]`` floating point.
+
+        Returns:
+            float32 of the same shape, log-probabilities of each class under its own hypothesis; they need not sum
+            to one over the classes.
+        """
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Class ids.
+
+        Args:
+            logits: ``[N, C, *spatial]`` floating point.
+
+        Returns:
+            int64 ``[N, *spatial]``, the argmax of :meth:`scores`.
+        """
+
+    def to(self, device: torch.device) -> "Correction":
+        """The same rule for logits on another device."""
+
+
+@dataclass(frozen=True)
+class OffsetCorrection:
+    """One offset per class: ``f_l + o_l``.
+
+    Attributes:
+        offsets: float32 ``[C]``; zeros leave the network's own argmax.
+    """
+
+    offsets: Tensor
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`; here they do sum to one."""
+        return torch.log_softmax(logits.float() + _over_channels(self.offsets, logits), dim=1)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        ids = kernels.align_offset(_flat(logits), self.offsets)
+        return ids.view(logits.shape[0], *logits.shape[2:])
+
+    def to(self, device: torch.device) -> "OffsetCorrection":
+        """See :class:`Correction`."""
+        return replace(self, offsets=self.offsets.to(device))
+
+
+@dataclass(frozen=True)
+class LocationCorrection:
+    """Constant shifts per hypothesis: ``score_c = f_c + L[c, c] − log Σ_l exp(f_l + L[c, l])``.
+
+    Attributes:
+        shifts: ``τ L``, float32 ``[C, C]``, hypothesis and channel.
+    """
+
+    shifts: Tensor
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        shifts = self.shifts
+        values = torch.log_softmax(logits.float(), dim=1)
+        largest = shifts.amax(dim=1, keepdim=True)
+        sums = torch.einsum("cl,nl...->nc...", (shifts - largest).exp(), values.exp())
+        own = shifts.diagonal() - largest.squeeze(1)
+        return values + _over_channels(own, logits) - sums.log()
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        ids = kernels.align_location(_flat(logits), self.shifts)
+        return ids.view(logits.shape[0], *logits.shape[2:])
+
+    def to(self, device: torch.device) -> "LocationCorrection":
+        """See :class:`Correction`."""
+        return replace(self, shifts=self.shifts.to(device))
+
+
+@dataclass(frozen=True)
+class QuantileCorrection:
+    """Shifts that depend on the logit: ``score_c = log softmax_l(f_l + Δ[c, l](f_l))`` at ``l = c``.
+
+    Li et al., ICML 2025, eq. 7. The shift is tabulated at the centres of the statistics' bins, so it errs by at
+    most what it changes over half a bin.
+
+    Attributes:
+        shifts: ``τ Δ``, float32 ``[C, C, B]``: hypothesis, channel, bin.
+        limit: half the axis of the bins.
+        space: the logits that the shifts are a function of.
+    """
+
+    shifts: Tensor
+    limit: float
+    space: LogitSpace
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        values = to_space(logits.float(), self.space)
+        bins = self.shifts.shape[2]
+        index = (values * (bins / (2 * self.limit))).floor_().long().add_(bins // 2).clamp_(0, bins - 1)
+        channels = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
+        scores = torch.empty_like(values)
+        for hypothesis, table in enumerate(self.shifts):
+            shifted = values + table[channels, index]
+            scores[:, hypothesis] = shifted[:, hypothesis] - shifted.logsumexp(dim=1)
+        return scores
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        factors, own = self._tables
+        ids = kernels.align_quantile(_flat(to_space(logits, self.space)), factors, own, self.limit)
+        return ids.view(logits.shape[0], *logits.shape[2:])
+
+    def to(self, device: torch.device) -> "QuantileCorrection":
+        """See :class:`Correction`."""
+        return replace(self, shifts=self.shifts.to(device))
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """What :func:`kernels.align_quantile` takes besides the logits."""
+        # A constant added to all shifts of one hypothesis changes nothing: centring keeps exponentials in range.
+        centred = self.shifts - self.shifts.mean(dim=(1, 2), keepdim=True)
+        own = centred.diagonal(dim1=0, dim2=1).T.contiguous()
+        return centred.permute(1, 2, 0).exp().contiguous(), own
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """``[N, C, P]``."""
+    return logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
+
+
+def _over_channels(values: Tensor, logits: Tensor) -> Tensor:
+    """``[C]`` in a shape that broadcasts over ``[N, C, *spatial]``."""
+    return values.view(-1, *[1] * (logits.dim() - 2))

@@ -1,0 +1,11 @@
+"""The network's own argmax."""
+
+import torch
+
+from blda_cli.core.corrections import OffsetCorrection
+from blda_cli.core.methods.settings import AlignmentSettings, Evidence
+
+
+def fit(settings: AlignmentSettings, evidence: Evidence) -> OffsetCorrection:  # noqa: ARG001
+    """No correction."""
+    return OffsetCorrection(torch.zeros(evidence.statistics.num_classes))

@@ -1,0 +1,95 @@
+"""What a correction is fitted with: the user's choices and the statistics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from blda_cli.core.corrections import Correction
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.mixture import MixtureFits
+from blda_cli.core.shifts import Tails
+from blda_cli.core.statistics import LabelSource, LogitStatistics
+
+
+class Method(StrEnum):
+    """What corrects the logits."""
+
+    BLDA = "blda"
+    LOGIT_ADJUST = "logit-adjust"
+    PRIOR_SHIFT = "prior-shift"
+    CLASS_CONFIDENCE = "class-confidence"
+    NONE = "none"
+
+
+class Shift(StrEnum):
+    """The form of BLDA's shift."""
+
+    QUANTILE = "quantile"
+    """A function of the logit: quantile of the cell to quantile of the anchor, as published."""
+    LOCATION = "location"
+    """A constant per cell: mean of the cell to mean of the anchor."""
+    BALANCED = "balanced"
+    """A constant per class: the location form averaged over the hypotheses."""
+    TWO_PASS = "two-pass"
+    """Labels from the balanced form, then half location form, half balanced form from those."""
+
+
+class Density(StrEnum):
+    """How the distribution of a cell is described in the quantile form."""
+
+    EMPIRICAL = "empirical"
+    MIXTURE = "mixture"
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """What the user chose.
+
+    Attributes:
+        method: what corrects the logits.
+        shift: the form of BLDA's shift.
+        tau: strength, 0 leaves the argmax; each method scales its own correction by it.
+        label_source: the cells that are used.
+        density: for the quantile form.
+        tails: for the quantile form.
+    """
+
+    method: Method = Method.BLDA
+    shift: Shift = Shift.TWO_PASS
+    tau: float = 1.0
+    label_source: LabelSource = LabelSource.PSEUDO
+    density: Density = Density.EMPIRICAL
+    tails: Tails = Tails.CONSTANT
+
+
+PUBLISHED = AlignmentSettings(shift=Shift.QUANTILE, tau=0.2, density=Density.MIXTURE, tails=Tails.CLAMP)
+"""The post-hoc alignment as Li et al. published it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What corrections are fitted to.
+
+    Attributes:
+        statistics: of the images to be corrected.
+        anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
+        mixtures: the fits of the target's cells and of the anchor cells; None computes them when they are needed.
+    """
+
+    statistics: LogitStatistics
+    anchor_cells: LogitHistogram
+    mixtures: tuple[MixtureFits, MixtureFits] | None = None
+
+    def cells(self, source: LabelSource) -> LogitHistogram:
+        """The target's cells of a label source.
+
+        Raises:
+            ValueError: they were not counted.
+        """
+        if source not in self.statistics.cells:
+            counted = ", ".join(self.statistics.cells)
+            raise ValueError(f"the statistics hold no {source} cells (only {counted})")
+        return self.statistics.cells[source]
+
+
+Fit = Callable[[AlignmentSettings, Evidence], Correction]

@@ -1,0 +1,211 @@
+"""Mixtures that follow a stream of batches: EM on binned logits, momentum, and catching up after absence.
+
+Li et al., ICML 2025, §3.3. Nothing here waits for the device: what a batch's logits range over stays a tensor.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.mixture import MINIMUM_VARIANCE, GaussianMixture
+from blda_cli.core.shifts import MINIMUM_PIXELS
+
+DENSITY_FLOOR = 1e-7
+"""Added to every component's weighted density before normalising, as published: a value far from all components
+belongs to all of them alike, so that no component dies and a poor start is left within one step."""
+
+EM_ITERATIONS = 3
+COMPONENTS = 5
+
+
+@dataclass(frozen=True)
+class LogitGrid:
+    """Bins of equal width over the range of a batch's logits.
+
+    Attributes:
+        low: scalar, the lower edge of the first bin.
+        width: scalar, the width of a bin.
+        bins: B.
+    """
+
+    low: Tensor
+    width: Tensor
+    bins: int
+
+    @classmethod
+    def spanning(cls, reach: Tensor, bins: int) -> "LogitGrid":
+        """The grid over ``[-reach[0], reach[1]]``; see :func:`reach`."""
+        low = -reach[0]
+        return cls(low, ((reach[1] - low) / bins).clamp(min=torch.finfo(torch.float32).eps), bins)
+
+    @property
+    def edges(self) -> Tensor:
+        """``[B + 1]``."""
+        return self.low + self.width * torch.arange(self.bins + 1, device=self.low.device)
+
+    @property
+    def centers(self) -> Tensor:
+        """``[B]``."""
+        return self.low + self.width * (torch.arange(self.bins, device=self.low.device) + 0.5)
+
+    def position(self, logits: Tensor) -> Tensor:
+        """Where logits lie in units of bins, float32 in ``[0, B]``, of the logits' shape."""
+        return ((logits.float() - self.low) / self.width).clamp_(0, self.bins)
+
+
+def reach(logits: Tensor) -> Tensor:
+    """``(-min, max)`` of all logits, float32 ``[2]``; that of several batches is the elementwise maximum."""
+    low, high = logits.detach().float().aminmax()
+    return torch.stack([-low, high])
+
+
+def count_cells(grid: LogitGrid, logits: Tensor, labels: Tensor) -> Tensor:
+    """Histogram every channel under the pixel's label.
+
+    Args:
+        grid: the bins; values beyond it count in the outermost.
+        logits: ``[N, C, *spatial]`` floating point.
+        labels: ``[N, *spatial]`` integers; pixels outside ``[0, C)`` are not counted.
+
+    Returns:
+        float32 ``[C, C, B]``: label, channel, bin; exact up to 2²⁴ pixels a bin.
+    """
+    num_classes, bins = logits.shape[1], grid.bins
+    bin_index = grid.position(logits).flatten(2).to(torch.int64).clamp_(max=bins - 1)
+    labels = labels.flatten(1).long()
+    row = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    channel = torch.arange(num_classes, device=logits.device).unsqueeze(1)
+    index = bin_index.add_((row.unsqueeze(1) * num_classes + channel) * bins).flatten()
+    counts = torch.zeros((num_classes + 1) * num_classes * bins, device=logits.device)
+    counts.scatter_add_(0, index, torch.ones((), device=logits.device).expand_as(index))
+    return counts.view(num_classes + 1, num_classes, bins)[:num_classes]
+
+
+def em_step(
+    mixture: GaussianMixture,
+    values: Tensor,
+    counts: Tensor,
+    bin_width: Tensor | float = 0.0,
+    density_floor: float = DENSITY_FLOOR,
+) -> GaussianMixture:
+    """One step of expectation maximisation on weighted values.
+
+    Samples are values of count one; a histogram's bins are values of their counts, and its bin width adds the
+    variance ``w² / 12`` of values spread evenly within a bin, which also keeps components from shrinking onto one.
+
+    Args:
+        mixture: ``[..., K]``.
+        values: ``[V]`` or ``[..., V]``.
+        counts: ``[..., V]``; where all are zero the result is finite and means nothing.
+        bin_width: what a value is rounded to.
+        density_floor: see :data:`DENSITY_FLOOR`.
+
+    Returns:
+        Mixtures ``[..., K]``, variances at least :data:`~blda_cli.core.mixture.MINIMUM_VARIANCE`.
+    """
+    tiny = torch.finfo(values.dtype).tiny
+    values = values.unsqueeze(-2)
+    variances = mixture.variances.unsqueeze(-1)
+    distance = (values - mixture.means.unsqueeze(-1)).square_()
+    density = distance.mul_(-0.5 / variances).exp_()
+    density = density.mul_(mixture.weights.unsqueeze(-1) * (2 * torch.pi * variances).rsqrt()).add_(density_floor)
+    mass = density.mul_((counts / density.sum(dim=-2)).unsqueeze(-2))  # [..., K, V]
+    share = mass.sum(dim=-1)
+    weights = share / counts.sum(dim=-1, keepdim=True).clamp(min=tiny)
+    share = share.clamp(min=tiny)
+    means = (mass * values).sum(dim=-1) / share
+    spread = (mass * (values - means.unsqueeze(-1)).square_()).sum(dim=-1) / share
+    return GaussianMixture(weights, means, (spread + bin_width**2 / 12).clamp(min=MINIMUM_VARIANCE))
+
+
+class OnlineMixture:
+    """A bank of mixtures, each updated whenever a batch holds enough of it.
+
+    Every update runs :data:`EM_ITERATIONS` steps of EM on the batch from the current parameters and blends:
+    ``φ ← τⁿ φ_old + (1 − τⁿ) φ_new``, ``τ = momentum · min(step / warmup, 1)``, ``n`` the steps since the row was
+    last updated, so that rows seen rarely catch up.
+
+    Attributes:
+        mixture: ``[*rows, K]`` float32.
+        staleness: ``n``, float32 ``[*rows]``.
+        fitted: rows updated at least once, bool ``[*rows]``.
+        step: updates so far.
+        momentum: blending at the end of the warm-up.
+        warmup: updates until then.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[int, ...],
+        *,
+        components: int = COMPONENTS,
+        momentum: float = 0.99,
+        warmup: int = 1500,
+        device: torch.device | None = None,
+    ) -> None:
+        """Start with means drawn from a standard normal (the same at every start), variances one, equal weights."""
+        shape = (*rows, components)
+        means = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        self.mixture = GaussianMixture(torch.full_like(means, 1 / components), means, torch.ones_like(means))
+        self.staleness = torch.ones(rows, device=device)
+        self.fitted = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.step = 0
+        self.momentum = momentum
+        self.warmup = warmup
+
+    def update(self, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0) -> None:
+        """Take in a batch.
+
+        Args:
+            values: ``[V]`` or ``[*rows, V]``; see :func:`em_step`.
+            counts: ``[*rows, V]``; rows under :data:`~blda_cli.core.shifts.MINIMUM_PIXELS` in all keep their mixture.
+            bin_width: what a value is rounded to.
+        """
+        enough = counts.sum(dim=-1) >= MINIMUM_PIXELS
+        self.blend(fit(self.mixture, values, counts, bin_width), enough)
+
+    def blend(self, batch: GaussianMixture, rows: Tensor) -> None:
+        """Blend in the mixtures fitted to a batch, where ``rows`` (bool ``[*rows]``) says so."""
+        kept = (self.momentum * min(self.step / max(self.warmup, 1), 1.0)) ** self.staleness
+        kept = torch.where(rows, kept, 1.0).unsqueeze(-1)
+        old = self.mixture
+        self.mixture = GaussianMixture(
+            torch.lerp(batch.weights, old.weights, kept),
+            torch.lerp(batch.means, old.means, kept),
+            torch.lerp(batch.variances, old.variances, kept),
+        )
+        self.staleness = torch.where(rows, 1.0, self.staleness + 1)
+        self.fitted = self.fitted | rows
+        self.step += 1
+
+    def means(self) -> Tensor:
+        """The mean of every mixture, ``[*rows]``."""
+        return (self.mixture.weights * self.mixture.means).sum(dim=-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` takes back."""
+        return {
+            "weights": self.mixture.weights,
+            "means": self.mixture.means,
+            "variances": self.mixture.variances,
+            "staleness": self.staleness,
+            "fitted": self.fitted,
+            "step": self.step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, on the device this bank lives on."""
+        device = self.staleness.device
+        self.mixture = GaussianMixture(*(state[name].to(device) for name in ("weights", "means", "variances")))
+        self.staleness = state["staleness"].to(device)
+        self.fitted = state["fitted"].to(device)
+        self.step = state["step"]
+
+
+def fit(mixture: GaussianMixture, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0) -> GaussianMixture:
+    """:data:`EM_ITERATIONS` times :func:`em_step`."""
+    for _ in range(EM_ITERATIONS):
+        mixture = em_step(mixture, values, counts, bin_width)
+    return mixture
