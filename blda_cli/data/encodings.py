@@ -1,9 +1,16 @@
-"""What the pixel values of label files mean."""
+"""What the pixel values of label files mean: the data sets' encodings, and custom ones."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from blda_cli.data.classes import Color
+import numpy as np
+
+from blda_cli.data.classes import IGNORE_INDEX, ClassSet, Color, plain_name, preset
+from blda_cli.errors import BldaError
+
+Key = TypeVar("Key", int, Color)
 
 
 @dataclass(frozen=True)
@@ -12,10 +19,324 @@ class LabelEncoding:
 
     Attributes:
         name: what the user calls it.
-        values: class name (or the segmenter's class id) of each pixel value of a single-channel file.
-        colors: the same of each colour of an RGB file.
+        values: class name (or the segmenter's class id) of each pixel value of a single-channel file, in the data
+            set's order of classes.
+        colors: the same of each colour of a colour picture; other colours have no class.
+        void: further values that may occur and have no class; None: all others.
+        suffixes: ends of file names (before the file suffix) that mean this encoding, to be ignored in pairing.
+        prefixes: beginnings of file names that mean it.
+        preset: the preset whose names and colours its values have.
     """
 
     name: str
     values: Mapping[int, str | int] = field(default_factory=dict)
     colors: Mapping[Color, str | int] = field(default_factory=dict)
+    void: frozenset[int] | None = frozenset()
+    suffixes: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    preset: str | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of its classes, each once, in its order."""
+        named = [*self.values.values(), *self.colors.values()]
+        return list(dict.fromkeys(name for name in named if isinstance(name, str)))
+
+
+def _of_preset(name: str) -> dict[int, str | int]:
+    classes = preset(name)
+    return dict(zip(classes.ids, classes.names, strict=True))
+
+
+def _colors_of_preset(name: str) -> dict[Color, str | int]:
+    classes = preset(name)
+    return dict(zip(classes.palette, classes.names, strict=True))
+
+
+_CITYSCAPES_IDS = _of_preset("cityscapes")
+# Ids 0..33, of which 15 are not evaluated; 34 is GTA5's licence plate.
+_CITYSCAPES_VOID = frozenset(range(34)) - _CITYSCAPES_IDS.keys()
+
+_SYNTHIA_IDS: dict[int, str | int] = {
+    3: "road",
+    4: "sidewalk",
+    2: "building",
+    21: "wall",
+    5: "fence",
+    7: "pole",
+    15: "traffic light",
+    9: "traffic sign",
+    6: "vegetation",
+    16: "terrain",
+    1: "sky",
+    10: "person",
+    17: "rider",
+    8: "car",
+    18: "truck",
+    19: "bus",
+    20: "train",
+    12: "motorcycle",
+    11: "bicycle",
+}
+
+# CamVid's 32 colours in the 11-class split published with SegNet; black (void) has no class.
+_CAMVID_COLORS: dict[Color, str | int] = {
+    (128, 128, 128): "sky",
+    (128, 0, 0): "building",
+    (192, 0, 128): "building",  # archway
+    (0, 128, 64): "building",  # bridge
+    (64, 0, 64): "building",  # tunnel
+    (64, 192, 0): "building",  # wall
+    (192, 192, 128): "pole",
+    (0, 0, 64): "pole",  # traffic cone
+    (128, 64, 128): "road",
+    (128, 0, 192): "road",  # lane markings
+    (192, 0, 64): "road",
+    (0, 0, 192): "pavement",
+    (60, 40, 222): "pavement",  # the colour SegNet draws it in
+    (64, 192, 128): "pavement",  # parking block
+    (128, 128, 192): "pavement",  # road shoulder
+    (128, 128, 0): "tree",
+    (192, 192, 0): "tree",  # other vegetation
+    (192, 128, 128): "sign",
+    (128, 128, 64): "sign",  # other text
+    (0, 64, 64): "sign",  # traffic light
+    (64, 64, 128): "fence",
+    (64, 0, 128): "car",
+    (64, 128, 192): "car",  # pickup
+    (192, 128, 192): "car",  # truck, bus
+    (192, 64, 128): "car",  # train
+    (128, 64, 64): "car",  # other moving
+    (64, 64, 0): "pedestrian",
+    (192, 128, 64): "pedestrian",  # child
+    (64, 0, 192): "pedestrian",  # cart, pram
+    (64, 128, 64): "pedestrian",  # animal
+    (0, 128, 192): "bicyclist",
+    (192, 0, 192): "bicyclist",  # motorcycle
+}
+
+ENCODINGS: dict[str, LabelEncoding] = {
+    encoding.name: encoding
+    for encoding in (
+        LabelEncoding(
+            "cityscapes-ids",
+            preset="cityscapes",
+            values=_CITYSCAPES_IDS,
+            void=_CITYSCAPES_VOID,
+            suffixes=(
+                "_gtFine_labelIds",
+                "_gtCoarse_labelIds",
+                "_gt_labelIds",
+                "_labelIds",
+                "_gtFine_labelcsIds",
+            ),
+        ),
+        LabelEncoding(
+            "cityscapes-train-ids",
+            preset="cityscapes",
+            values=dict(enumerate(preset("cityscapes").names)),
+            void=frozenset({IGNORE_INDEX}),
+            suffixes=(
+                "_gtFine_labelTrainIds",
+                "_gtCoarse_labelTrainIds",
+                "_gt_labelTrainIds",
+                "_labelTrainIds",
+                "_gtFine_labelcsTrainIds",
+                "_train_id",
+            ),
+        ),
+        LabelEncoding("cityscapes-colors", colors=_colors_of_preset("cityscapes")),
+        LabelEncoding(
+            "gta5",
+            values=_CITYSCAPES_IDS,
+            colors=_colors_of_preset("cityscapes"),
+            void=_CITYSCAPES_VOID | {34},
+        ),
+        LabelEncoding("synthia", values=_SYNTHIA_IDS, void=frozenset({0, 13, 14, 22})),
+        LabelEncoding("mapillary", preset="mapillary", values=_of_preset("mapillary"), void=frozenset({65})),
+        LabelEncoding(
+            "idd-level3",
+            preset="idd",
+            values=_of_preset("idd"),
+            void=frozenset({IGNORE_INDEX}),
+            suffixes=("_gtFine_labellevel3Ids",),
+        ),
+        LabelEncoding(
+            "ade20k",
+            preset="ade20k",
+            values=_of_preset("ade20k"),
+            void=frozenset({0}),
+            prefixes=("ADE_train_", "ADE_val_"),
+        ),
+        LabelEncoding(
+            "camvid",
+            preset="camvid",
+            values=_of_preset("camvid"),
+            colors=_CAMVID_COLORS,
+            void=frozenset({11, IGNORE_INDEX}),
+            suffixes=("_L",),
+        ),
+        LabelEncoding(
+            "voc",
+            preset="voc",
+            values=_of_preset("voc"),
+            colors=_colors_of_preset("voc"),
+            void=frozenset({IGNORE_INDEX}),
+        ),
+    )
+}
+
+# Names for a data set whose files come in more than one encoding, told apart by file name, then by content.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "cityscapes": ("cityscapes-ids", "cityscapes-train-ids"),
+    "acdc": ("cityscapes-ids", "cityscapes-train-ids"),
+    "dark-zurich": ("cityscapes-ids", "cityscapes-train-ids"),
+    "bdd100k": ("cityscapes-train-ids",),
+    "idd": ("idd-level3", "cityscapes-train-ids", "cityscapes-ids"),
+}
+
+# Files that lie beside label files and hold no classes that could be read.
+NO_LABEL_SUFFIXES = (
+    "_gtFine_color",
+    "_gtCoarse_color",
+    "_gtFine_instanceIds",
+    "_gtCoarse_instanceIds",
+    "_gtFine_instanceTrainIds",
+    "_gtFine_instancelevel3Ids",
+    "_gtFine_labellevel1Ids",
+    "_gtFine_labellevel2Ids",
+    "_gtFine_labellevel4Ids",
+    "_gtFine_labelids",  # IDD's own ids: level3Ids are made from them
+    "_gtFine_labelColors",
+    "_gt_labelColor",
+    "_gt_invIds",
+    "_gt_invGray",
+    "_train_color",
+    "_val_color",
+)
+
+
+def encoding_names() -> list[str]:
+    """Everything that may be given as the name of an encoding."""
+    return ["auto", "ids", "colors", *FAMILIES, *ENCODINGS]
+
+
+def class_ids(classes: ClassSet) -> LabelEncoding:
+    """Pixel values that are the segmenter's class ids themselves."""
+    return LabelEncoding("ids", values={index: index for index in range(len(classes))}, void=frozenset({IGNORE_INDEX}))
+
+
+def class_colors(classes: ClassSet) -> LabelEncoding:
+    """Colours that are those of the segmenter's classes."""
+    return LabelEncoding("colors", colors={color: index for index, color in enumerate(classes.palette)})
+
+
+def custom_encoding(mapping: Mapping[str, str], name: str = "mapping") -> LabelEncoding:
+    """An encoding of the user's own; what it does not name has no class.
+
+    Args:
+        mapping: class name of each pixel value (``{"7": "road"}``) or colour (``{"128,64,128": "road"}``).
+        name: what to call it in messages.
+
+    Raises:
+        BldaError: a key is neither, or values and colours are mixed.
+    """
+    values: dict[int, str | int] = {}
+    colors: dict[Color, str | int] = {}
+    for key, class_name in mapping.items():
+        try:
+            numbers = [int(part) for part in key.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and 0 <= numbers[0] <= 65535:
+            values[numbers[0]] = class_name
+        elif len(numbers) == 3 and all(0 <= number <= 255 for number in numbers):
+            colors[numbers[0], numbers[1], numbers[2]] = class_name
+        else:
+            raise BldaError(f'labels: {key!r} is neither a pixel value ("7") nor a colour ("128,64,128")')
+    if bool(values) == bool(colors):
+        raise BldaError("labels: the mapping needs pixel values or colours, and not both")
+    return LabelEncoding(name, values, colors, void=None)
+
+
+@dataclass(frozen=True)
+class ClassLookup:
+    """An encoding in terms of a segmenter's classes.
+
+    Attributes:
+        encoding: the encoding.
+        values: class id of each pixel value that has one.
+        colors: class id of each colour that has one.
+        unmatched: names of the encoding's classes that the segmenter does not have; their pixels are ignored.
+    """
+
+    encoding: LabelEncoding
+    values: Mapping[int, int]
+    colors: Mapping[Color, int]
+    unmatched: tuple[str, ...]
+
+    def knows(self, value: int) -> bool:
+        """Whether a pixel value may occur under the encoding, with a class or without."""
+        void = self.encoding.void
+        return value in self.encoding.values or void is None or value in void
+
+
+def resolve(
+    encoding: LabelEncoding, classes: ClassSet, groups: Mapping[str, Sequence[str]] | None = None
+) -> ClassLookup:
+    """Find the segmenter's class for each of an encoding's classes.
+
+    A name goes to the group it is a member of, else to the class of that name. Names are compared without regard to
+    case and punctuation. Where the names differ (or the segmenter's are numbers) but there are as many classes, and
+    no name speaks against it, the order decides.
+
+    Args:
+        encoding: the encoding.
+        classes: the segmenter's classes.
+        groups: for each of them the names of the classes it groups.
+    """
+    targets = {plain_name(name): index for index, name in enumerate(classes.names)}
+    for group, members in (groups or {}).items():
+        for member in members:
+            targets[plain_name(member)] = targets[plain_name(group)]
+    names = encoding.class_names
+    found = [targets.get(plain_name(name)) for name in names]
+    if None in found and encoding.void is not None and len(names) == len(classes) and _same_order(found, classes):
+        found = list(range(len(names)))
+    ids = {name: index for name, index in zip(names, found, strict=True) if index is not None}
+
+    unmatched = tuple(name for name in names if name not in ids)
+    return ClassLookup(encoding, _by_id(encoding.values, ids), _by_id(encoding.colors, ids), unmatched)
+
+
+def _by_id(table: Mapping[Key, str | int], ids: Mapping[str, int]) -> dict[Key, int]:
+    found = ((key, target if isinstance(target, int) else ids.get(target)) for key, target in table.items())
+    return {key: index for key, index in found if index is not None}
+
+
+def _same_order(found: Sequence[int | None], classes: ClassSet) -> bool:
+    """Whether classes whose names were found stand at their own places, and most were found or none has a name."""
+    agree = sum(index == place for place, index in enumerate(found))
+    if any(index not in (None, place) for place, index in enumerate(found)):
+        return False
+    unnamed = all(plain_name(name).split()[-1:] and plain_name(name).split()[-1].isdigit() for name in classes.names)
+    return unnamed or 2 * agree >= len(found)
+
+
+def unknown_names(lookup: ClassLookup, classes: ClassSet) -> BldaError:
+    """The error for an encoding whose class names are not the segmenter's."""
+    name = lookup.unmatched[0]
+    nearest = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)[0]
+    return BldaError(
+        f"the label encoding {lookup.encoding.name} names {name!r}, which is none of the segmenter's "
+        f"{len(classes)} classes (the nearest is {nearest!r}): correct the name, or group the classes"
+    )
+
+
+def as_array(table: Mapping[int, int], size: int, classes: int) -> np.ndarray:
+    """A lookup table: the class id of each value below ``size``, ``IGNORE_INDEX`` where it has none."""
+    array = np.full(size, IGNORE_INDEX, dtype=np.uint8 if classes <= IGNORE_INDEX else np.int64)
+    for value, index in table.items():
+        if value < size:
+            array[value] = index
+    return array

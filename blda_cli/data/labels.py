@@ -1,32 +1,38 @@
 """Reading an image's label as class ids of the segmenter's classes."""
 
+import csv
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet
-from blda_cli.data.encodings import LabelEncoding
-from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, find_files, image_size, unreadable
+from blda_cli.data.classes import IGNORE_INDEX, ClassSet, plain_name
+from blda_cli.data.detection import choose_encoding
+from blda_cli.data.encodings import ENCODINGS, ClassLookup, LabelEncoding, as_array, class_ids, resolve, unknown_names
+from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
+from blda_cli.data.label_files import RawLabel, read_label_file
+from blda_cli.data.pairing import pair_labels, strip_image
 from blda_cli.errors import BldaError
+
+# The most values shown in a message.
+_SHOWN = 8
 
 
 class LabelReader:
-    """Reads the label of an image; made by `label_reader`.
+    """Reads the label of an image; made by `label_reader`. May be called from several threads.
 
     Attributes:
-        encoding: what the pixel values of the label files mean.
+        encoding: name of what the label files' values mean.
+        unmatched: names of the encoding's classes that are none of the segmenter's; their pixels are ignored.
     """
 
-    def __init__(self, paths: Mapping[str, Path], encoding: LabelEncoding, classes: ClassSet, ignore: int | None):
+    def __init__(self, read: Callable[[ImageFile], np.ndarray], encoding: str, unmatched: tuple[str, ...] = ()) -> None:
         self.encoding = encoding
-        self._paths = paths
-        self._classes = classes
-        self._ignore = ignore
+        self.unmatched = unmatched
+        self._read = read
         self._lock = threading.Lock()
-        self._pixels = 0
+        self._labelled = 0
         self._ignored = 0
 
     def __call__(self, file: ImageFile) -> np.ndarray:
@@ -39,26 +45,17 @@ class LabelReader:
         Raises:
             BldaError: it cannot be read, is of another size than the image, or holds values that are no class.
         """
-        path = self._paths[file.key]
-        try:
-            with Image.open(path) as image:
-                raw = np.asarray(image)
-        except Exception as error:
-            raise unreadable(path, error) from error
-        if file.path.suffix.lower() in IMAGE_SUFFIXES and raw.shape != image_size(file.path):
-            raise BldaError(f"{path} is {raw.shape}, its image {image_size(file.path)}")
-        labels = raw.copy()
-        if self._ignore is not None:
-            labels[raw == self._ignore] = IGNORE_INDEX
+        labels = self._read(file)
+        ignored = int(np.count_nonzero(labels == IGNORE_INDEX))
         with self._lock:
-            self._pixels += labels.size
-            self._ignored += int((labels == IGNORE_INDEX).sum())
+            self._labelled += labels.size
+            self._ignored += ignored
         return labels
 
     @property
     def ignored_share(self) -> float:
-        """Share of the pixels read so far that have no class; 0 before any was read."""
-        return self._ignored / max(self._pixels, 1)
+        """Share of the pixels (a classifier's images) read so far that have no class; 0 before any was read."""
+        return self._ignored / max(self._labelled, 1)
 
 
 def label_reader(
@@ -74,13 +71,13 @@ def label_reader(
 
     Args:
         images: the images.
-        source: a folder of label files (searched through), a glob, a ``.txt`` list, or, for a classifier, a CSV
-            file of ``key,class``.
+        source: a folder of label files (searched through), a glob or a ``.txt`` list of them; or, for a classifier,
+            a ``.csv`` or ``.txt`` file with ``key,class`` on each line, the class being an id or a name.
         classes: the segmenter's classes.
-        encoding: name of an encoding, or one made by `custom_encoding`; ``"auto"`` goes by the files' names, then by
-            their contents.
-        groups: for each of the segmenter's classes the names of the classes it groups.
-        ignore: a pixel value without a class, besides 255.
+        encoding: one of `encodings.encoding_names`, or one made by `encodings.custom_encoding`. ``"auto"`` goes by
+            the files' names, then by their contents, and asks where these leave a choice.
+        groups: for each of the segmenter's classes the names of the classes it groups, where it groups any.
+        ignore: a pixel value without a class, besides those the encoding has.
 
     Returns:
         The reader.
@@ -88,7 +85,150 @@ def label_reader(
     Raises:
         BldaError: an image has no label, or the encoding does not fit the files or the classes.
     """
-    _, found = find_files(source, IMAGE_SUFFIXES, "labels")
-    by_stem = {path.stem: path for path in found}
-    paths = {image.key: by_stem[image.path.stem] for image in images}
-    return LabelReader(paths, LabelEncoding("ids"), classes, ignore)
+    source = Path(source)
+    if _is_table(source):
+        return _table_reader(images, source, classes, groups, ignore)
+    lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
+    if lookup.unmatched and lookup.encoding.void is None:  # the user's own mapping: a slip of the pen
+        raise unknown_names(lookup, classes)
+    return LabelReader(_PictureReader(paths, lookup, classes, ignore), lookup.encoding.name, lookup.unmatched)
+
+
+class _PictureReader:
+    """Reads label pictures and looks their values or colours up."""
+
+    def __init__(self, paths: Mapping[str, Path], lookup: ClassLookup, classes: ClassSet, ignore: int | None) -> None:
+        self.paths = paths
+        self.lookup = lookup
+        self.classes = classes
+        self.ignore = ignore
+        values = {value: index for value, index in lookup.values.items() if value != ignore}
+        self.by_value = as_array(values, max([IGNORE_INDEX, *values]) + 1, len(classes))
+        colors = sorted((_packed(np.array(color)), index) for color, index in lookup.colors.items())
+        self.codes = np.array([code for code, _ in colors], dtype=np.int32)
+        self.by_code = np.array([index for _, index in colors], dtype=self.by_value.dtype)
+
+    def __call__(self, file: ImageFile) -> np.ndarray:
+        path = self.paths[file.key]
+        raw = read_label_file(path)
+        if file.path.suffix.lower() in IMAGE_SUFFIXES:
+            size = image_size(file.path)
+            if raw.size != size:
+                raise BldaError(
+                    f"{path} is {raw.size[1]}x{raw.size[0]} but its image {file.path} is {size[1]}x{size[0]} "
+                    "(width x height): labels must have the images' size"
+                )
+        if raw.colors is not None and self.lookup.encoding.colors:
+            return self._of_colors(raw.colors)
+        if raw.values is not None and self.lookup.encoding.values:
+            return self._of_values(raw.values, path)
+        if raw.values is not None and raw.palette is not None:
+            return self._of_colors(raw.palette[np.minimum(raw.values, len(raw.palette) - 1)])
+        raise self._wrong_kind(raw, path)
+
+    def _of_values(self, values: np.ndarray, path: Path) -> np.ndarray:
+        top = int(values.max(initial=0))
+        # counting is many times faster than sorting, but its table must stay small
+        present = np.flatnonzero(np.bincount(values.ravel())) if top < 2**16 else np.unique(values)
+        strange = [
+            value
+            for value in map(int, present)
+            if value not in (IGNORE_INDEX, self.ignore) and not self.lookup.knows(value)
+        ]
+        if strange:
+            raise self._strange(strange, path)
+        if top >= len(self.by_value):
+            values = np.where(values < len(self.by_value), values, IGNORE_INDEX)
+        labels: np.ndarray = self.by_value[values]
+        return labels
+
+    def _of_colors(self, colors: np.ndarray) -> np.ndarray:
+        packed = _packed(colors)
+        place = np.searchsorted(self.codes, packed).clip(max=len(self.codes) - 1)
+        labels: np.ndarray = self.by_code[place]
+        labels[self.codes[place] != packed] = IGNORE_INDEX
+        return labels
+
+    def _wrong_kind(self, raw: RawLabel, path: Path) -> BldaError:
+        name = self.lookup.encoding.name
+        if raw.values is None:
+            return BldaError(
+                f"{path} is a colour picture, not a mask of class ids as the label encoding {name} reads: "
+                "give the folder of masks, or an encoding of colours"
+            )
+        return BldaError(
+            f"{path} holds single values, not colours as the label encoding {name} reads: give the colour pictures, "
+            "or an encoding of values"
+        )
+
+    def _strange(self, values: Sequence[int], path: Path) -> BldaError:
+        encoding = self.lookup.encoding
+        shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+        known = sorted(encoding.values)
+        city = ENCODINGS["cityscapes-ids"].values
+        if len(known) == len(city) and known[-1] == 18 and set(values) <= set(range(34)):
+            hint = "these look like Cityscapes label ids: give the label encoding cityscapes-ids"
+        elif encoding.name == "ids" and values == [len(self.classes)] == [150]:
+            hint = "ADE20K counts from 1: give the label encoding ade20k"
+        else:
+            hint = f"give another label encoding, or declare the value to be ignored (ignore = {values[0]})"
+        return BldaError(
+            f"{path} holds {'the value' if len(values) == 1 else 'the values'} {shown}, which the label encoding "
+            f"{encoding.name} ({known[0]}..{known[-1]}) does not have; {hint}"
+        )
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    wide = colors.astype(np.int32)
+    packed: np.ndarray = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return packed
+
+
+def _is_table(source: Path) -> bool:
+    if not source.is_file() or source.suffix.lower() not in (".csv", ".txt"):
+        return False
+    if source.suffix.lower() == ".csv":
+        return True
+    return all("," in row for row in _rows(source))
+
+
+def _rows(source: Path) -> list[str]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BldaError(f"{source} cannot be read as text: {error}") from error
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _table_reader(
+    images: Sequence[ImageFile],
+    source: Path,
+    classes: ClassSet,
+    groups: Mapping[str, Sequence[str]] | None,
+    ignore: int | None,
+) -> LabelReader:
+    """Labels of whole images from a file of ``key,class``."""
+    own = class_ids(classes).values
+    members = [member for names in (groups or {}).values() for member in names]
+    names = dict(enumerate([*classes.names, *members]))
+    by_name = {
+        plain_name(names[place]): index
+        for place, index in resolve(LabelEncoding(source.name, names, void=None), classes, groups).values.items()
+    }
+    table = {row[0].strip(): row[1].strip() for row in csv.reader(_rows(source)) if len(row) == 2}
+
+    def find(image: ImageFile) -> int:
+        forms = (image.key, str(image.path), image.key + image.path.suffix, image.path.name, strip_image(image.key))
+        said = next((table[form] for form in (*forms, image.path.stem) if form in table), None)
+        if said is None:
+            raise BldaError(f"no label found for {image.path} in {source}: add a line {image.key},CLASS")
+        if said.isdigit() and int(said) in (IGNORE_INDEX, ignore):
+            return IGNORE_INDEX
+        index = int(said) if said.isdigit() and int(said) in own else by_name.get(plain_name(said))
+        if index is None:
+            raise BldaError(f"{source}: {said!r}, the class of {image.key}, is none of the {len(classes)} classes")
+        return index
+
+    dtype = np.uint8 if len(classes) <= IGNORE_INDEX else np.int64
+    found = {image.key: np.array(find(image), dtype=dtype) for image in images}
+    return LabelReader(lambda file: found[file.key], "table")

@@ -1,0 +1,292 @@
+"""Telling label encodings apart, by file names and by contents."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from blda_cli.data.classes import IGNORE_INDEX, ClassSet, plain_name, preset
+from blda_cli.data.encodings import (
+    ENCODINGS,
+    FAMILIES,
+    NO_LABEL_SUFFIXES,
+    ClassLookup,
+    LabelEncoding,
+    class_colors,
+    class_ids,
+    encoding_names,
+    resolve,
+)
+from blda_cli.data.label_files import RawLabel, read_label_file
+from blda_cli.data.pairing import label_mark
+from blda_cli.errors import BldaError
+
+# Files looked into before the reading begins.
+SAMPLES = 5
+
+Groups = Mapping[str, Sequence[str]] | None
+
+
+class Samples:
+    """The raw contents of a few label files, pooled.
+
+    Attributes:
+        paths: the files.
+        values: pixel count of each value of the single-channel files.
+        colors: pixel count of each colour of the colour pictures.
+        palette: the colour of each value, where all single-channel files have the same palette.
+        wide_color: a file has 16-bit colour channels.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths: list[Path] = []
+        self.values: dict[int, int] = {}
+        self.colors: dict[tuple[int, int, int], int] = {}
+        self.palette: np.ndarray | None = None
+        self.wide_color = False
+        failed: BldaError | None = None
+        palettes = set()
+        for path in paths:
+            try:
+                raw = read_label_file(path)
+            except BldaError as error:  # it is reported, or skipped, when its turn comes
+                failed = error
+                continue
+            self.paths.append(path)
+            self._add(raw)
+            palettes.add(None if raw.palette is None else raw.palette.tobytes())
+            self.palette = raw.palette
+        if failed is not None and not self.paths:
+            raise failed
+        if len(palettes) > 1:
+            self.palette = None
+
+    def _add(self, raw: RawLabel) -> None:
+        self.wide_color |= raw.wide_color
+        if raw.values is not None:
+            for value, count in zip(*np.unique(raw.values, return_counts=True), strict=True):
+                self.values[int(value)] = self.values.get(int(value), 0) + int(count)
+        elif raw.colors is not None:
+            codes, counts = np.unique(raw.colors.reshape(-1, 3), axis=0, return_counts=True)
+            for (red, green, blue), count in zip(codes, counts, strict=True):
+                color = (int(red), int(green), int(blue))
+                self.colors[color] = self.colors.get(color, 0) + int(count)
+
+    def without(self, ignore: int | None) -> dict[int, int]:
+        """`values` but for the one declared to have no class."""
+        return {value: count for value, count in self.values.items() if value != ignore}
+
+
+def choose_encoding(
+    candidates: Mapping[str, Sequence[Path]],
+    encoding: str | LabelEncoding,
+    classes: ClassSet,
+    groups: Groups,
+    ignore: int | None,
+) -> tuple[ClassLookup, dict[str, Path]]:
+    """Settle what the label files mean, and which file of each image is read.
+
+    Args:
+        candidates: label files of each image, by its key.
+        encoding: what the user said: an encoding, its name, a data set's name, or ``"auto"``.
+        classes: the segmenter's classes.
+        groups: names of the classes that each of them groups.
+        ignore: a pixel value without a class.
+
+    Returns:
+        The encoding in terms of the segmenter's classes, and the file of each key.
+
+    Raises:
+        BldaError: it cannot be told, or the contents contradict it.
+    """
+    if isinstance(encoding, LabelEncoding):
+        options = [encoding]
+    elif encoding == "ids":
+        options = [class_ids(classes)]
+    elif encoding == "colors":
+        options = [class_colors(classes)]
+    elif encoding in ENCODINGS:
+        options = [ENCODINGS[encoding]]
+    elif encoding in FAMILIES:
+        options = [ENCODINGS[name] for name in FAMILIES[encoding]]
+    elif encoding == "auto":
+        options = list(ENCODINGS.values())
+    else:
+        raise BldaError(f"there is no label encoding {encoding!r}: one of {', '.join(encoding_names())}, or a mapping")
+
+    named = [option for option in options if all(map(_Named(option), candidates.values()))]
+    if len(options) == 1:
+        chosen = options[0]
+    elif named:
+        chosen = min(named, key=lambda option: len(classes) - len(_classes_met(option, classes, groups)))
+    else:
+        plain = {key: _pick(paths, None) for key, paths in candidates.items()}
+        samples = Samples(_spread(list(plain.values())))
+        chosen = _by_contents(samples, options, encoding == "auto", classes, groups, ignore)
+    paths = {key: _pick(files, chosen) for key, files in candidates.items()}
+    lookup = resolve(chosen, classes, groups)
+    _check(Samples(_spread(list(paths.values()))), lookup, classes, ignore)
+    return lookup, paths
+
+
+def _spread(paths: Sequence[Path]) -> list[Path]:
+    """A few of the files, evenly over all."""
+    count = min(SAMPLES, len(paths))
+    return [paths[index * len(paths) // count] for index in range(count)]
+
+
+class _Named:
+    """Whether one of an image's files has a name that means an encoding."""
+
+    def __init__(self, encoding: LabelEncoding) -> None:
+        self.encoding = encoding
+
+    def __call__(self, paths: Sequence[Path]) -> bool:
+        return any(map(self.of, paths))
+
+    def of(self, path: Path) -> bool:
+        prefixes = self.encoding.prefixes
+        return label_mark(path) in self.encoding.suffixes or (bool(prefixes) and path.name.startswith(prefixes))
+
+
+def _pick(paths: Sequence[Path], encoding: LabelEncoding | None) -> Path:
+    """The file of an image to read: one named for the encoding, else one named for none, else another."""
+    usable = [path for path in paths if label_mark(path) not in NO_LABEL_SUFFIXES]
+    if not usable and encoding is not None and encoding.colors:
+        usable = list(paths)
+    if not usable:
+        raise BldaError(
+            f"{paths[0]} is not a file of class ids (those end in _labelIds, _labelTrainIds, _train_id ...): give the "
+            "folder that holds them, or the encoding cityscapes-colors to read colours"
+        )
+    marked = {suffix for known in ENCODINGS.values() for suffix in known.suffixes}
+    named = [path for path in usable if encoding is not None and _Named(encoding).of(path)]
+    plain = [path for path in usable if label_mark(path) not in marked]
+    return (named or plain or usable)[0]
+
+
+def _classes_met(encoding: LabelEncoding, classes: ClassSet, groups: Groups) -> set[int]:
+    lookup = resolve(encoding, classes, groups)
+    return {*lookup.values.values(), *lookup.colors.values()}
+
+
+def _by_contents(
+    samples: Samples,
+    options: Sequence[LabelEncoding],
+    auto: bool,
+    classes: ClassSet,
+    groups: Groups,
+    ignore: int | None,
+) -> LabelEncoding:
+    """The encoding that the files' values mean, if there is but one."""
+    if samples.wide_color:
+        return ENCODINGS["synthia"]
+    if samples.colors:
+        raise _colour_picture(samples, classes)
+    values = samples.without(ignore)
+    readable = [option for option in options if option.values and option.name not in ("gta5", "synthia")]
+    lookups = [resolve(option, classes, groups) for option in readable]
+    own = [resolve(class_ids(classes), classes)] if auto else []
+    if samples.palette is not None:
+        for lookup in [*own, *lookups]:
+            if _painted(samples.palette, values, lookup, classes) and _explains(values, lookup):
+                return lookup.encoding
+    plain = [plain_name(name) for name in classes.names]
+    for lookup in lookups:
+        if [plain_name(name) for name in lookup.encoding.class_names] == plain:
+            own.append(lookup)
+    whole = [lookup for lookup in lookups if not lookup.unmatched]
+    for tier in (own, whole, [] if auto else lookups):
+        fitting = [lookup for lookup in tier if _explains(values, lookup)]
+        meanings = {tuple(lookup.values.get(value) for value in sorted(values)) for lookup in fitting}
+        if len(meanings) == 1:
+            return fitting[0].encoding
+        if meanings:
+            names = " or ".join(lookup.encoding.name for lookup in fitting)
+            raise BldaError(
+                f"the labels in {samples.paths[0].parent} could be {names}: say which with the label encoding "
+                f"(values {_listed(values)})"
+            )
+    raise BldaError(
+        f"the values {_listed(values)} in {samples.paths[0].parent} are no class ids of {len(classes)} classes and fit "
+        f"no encoding that goes with them: name the label encoding ({', '.join(encoding_names()[1:])}), "
+        "a mapping, or the value to ignore"
+    )
+
+
+def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
+    """Whether values may be of an encoding, and at least one has a class."""
+    if not all(map(lookup.knows, values)) or not any(value in lookup.values for value in values):
+        return False
+    return not (_is_city_ids(lookup.encoding) and _like_train_ids(values, lookup.encoding))
+
+
+def _painted(palette: np.ndarray, values: Mapping[int, int], lookup: ClassLookup, classes: ClassSet) -> bool:
+    """Whether a file's palette has the encoding's colours at the values that occur, two of them at least."""
+    encoding = lookup.encoding
+    if encoding.preset is None:  # the segmenter's own class ids
+        expected = dict(enumerate(classes.palette))
+    else:
+        known = preset(encoding.preset)
+        colors = dict(zip(known.names, known.palette, strict=True))
+        expected = {value: colors[str(name)] for value, name in encoding.values.items()}
+    shared = [value for value in values if value in expected and value < len(palette)]
+    return len(shared) > 1 and all(tuple(palette[value]) == expected[value] for value in shared)
+
+
+def _is_city_ids(encoding: LabelEncoding) -> bool:
+    return encoding.values == ENCODINGS["cityscapes-ids"].values
+
+
+def _like_train_ids(values: Mapping[int, int], encoding: LabelEncoding) -> bool:
+    """Whether what is said to be Cityscapes label ids can hardly be: no vegetation, sky, person or car among them,
+    and 255, which label ids do not have, or mostly pixels without a class."""
+    if not values or any(18 < value < IGNORE_INDEX for value in values):
+        return False
+    unclassed = sum(count for value, count in values.items() if value not in encoding.values)
+    return IGNORE_INDEX in values or 2 * unclassed > sum(values.values())
+
+
+def _check(samples: Samples, lookup: ClassLookup, classes: ClassSet, ignore: int | None) -> None:
+    """Refuse an encoding that the contents contradict."""
+    encoding = lookup.encoding
+    values = samples.without(ignore)
+    where = samples.paths[0]
+    if _is_city_ids(encoding) and _like_train_ids(values, encoding):
+        raise BldaError(
+            f"{where} is read as Cityscapes label ids but holds train ids (values {_listed(values)}): "
+            "give the label encoding cityscapes-train-ids"
+        )
+    if samples.colors and not encoding.colors:
+        raise _colour_picture(samples, classes)
+    known = {*lookup.values, *lookup.colors}
+    met = any(value in lookup.values for value in values) or any(color in lookup.colors for color in samples.colors)
+    if encoding.colors and not encoding.values and samples.values:
+        return  # a palette's colours, or grey ones: looked up when read
+    if not known or not met:
+        held = values or samples.colors
+        raise BldaError(
+            f"no pixel of {where} has a class under the label encoding {encoding.name} "
+            f"(it holds {_listed(held)}): name another encoding or a mapping"
+        )
+
+
+def _colour_picture(samples: Samples, classes: ClassSet) -> BldaError:
+    """The error for a colour map where class ids are expected."""
+    options = [class_colors(classes), *(encoding for encoding in ENCODINGS.values() if encoding.colors)]
+    total = sum(samples.colors.values())
+    fitting = [
+        option.name
+        for option in options
+        if 2 * sum(count for color, count in samples.colors.items() if color in option.colors) > total
+    ]
+    way = f"the label encoding {fitting[0]} reads its colours" if fitting else "or map its colours to classes"
+    return BldaError(
+        f"{samples.paths[0]} is a colour picture, not a mask of class ids: give the folder of masks; {way}"
+    )
+
+
+def _listed(values: Mapping[int, int] | Mapping[tuple[int, int, int], int]) -> str:
+    """The first few values, for a message."""
+    shown = sorted(values)[:12]
+    return ", ".join(map(str, shown)) + (", ..." if len(values) > len(shown) else "")

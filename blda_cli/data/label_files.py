@@ -1,0 +1,136 @@
+"""Label pictures as they lie on the disk: reading their raw values, writing class ids with a palette."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from blda_cli.data.classes import IGNORE_INDEX, ClassSet, to_ids
+from blda_cli.data.images import unreadable
+from blda_cli.errors import BldaError
+
+# JPEG is not among them: it changes values.
+LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
+
+
+@dataclass(frozen=True)
+class RawLabel:
+    """What a label file holds, before it means anything.
+
+    Attributes:
+        values: integers ``[H, W]`` from 0: the single channel, the palette's indices, or the first channel of a
+            picture whose channels are equal or have 16 bits; None for a colour picture.
+        colors: uint8 ``[H, W, 3]`` where the file has colours of 8 bits.
+        palette: uint8 ``[entries, 3]`` where it has a palette.
+        wide_color: it has colour channels of 16 bits, the first of which is ``values``.
+    """
+
+    values: np.ndarray | None
+    colors: np.ndarray | None = None
+    palette: np.ndarray | None = None
+    wide_color: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        array = self.values if self.values is not None else self.colors
+        assert array is not None
+        return array.shape[0], array.shape[1]
+
+
+def read_label_file(path: Path) -> RawLabel:
+    """Read the raw values of a label file, exactly as they were written.
+
+    Raises:
+        BldaError: it cannot be read, or its values are not whole numbers from 0.
+    """
+    try:
+        with Image.open(path) as image:
+            return _raw(image, path)
+    except BldaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise unreadable(path, error) from error
+
+
+def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
+    rawmode = _rawmode(image)
+    if image.mode in ("RGB", "RGBA") and ";16" in rawmode:
+        return RawLabel(_first_channel_of_16_bits(image, rawmode, path), wide_color=True)
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "P":
+        palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        return RawLabel(np.asarray(image), palette=palette)
+    values = np.asarray(image.getchannel("L") if image.mode == "LA" else image)
+    if image.mode == "1":
+        return RawLabel(values.astype(np.uint8))
+    if image.mode in ("L", "LA"):
+        # Pillow stretches grey of fewer bits to 0..255.
+        return RawLabel(values // {"L;2": 85, "L;4": 17}.get(rawmode, 1))
+    if image.mode == "F" or image.mode.startswith("I"):
+        whole = values.astype(np.int64)
+        if not np.array_equal(whole, values) or whole.min(initial=0) < 0:
+            raise BldaError(f"{path} holds values that are not whole numbers from 0: labels must be ids or colours")
+        return RawLabel(whole)
+    colors = np.asarray(image.convert("RGB"))
+    grey = np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])
+    return RawLabel(colors[..., 0] if grey else None, colors=colors)
+
+
+def _rawmode(image: ImageFile.ImageFile) -> str:
+    """How the file stores its pixels, in Pillow's words, e.g. ``RGB;16B``."""
+    arguments = image.tile[0][3] if image.tile else None
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _first_channel_of_16_bits(image: ImageFile.ImageFile, rawmode: str, path: Path) -> np.ndarray:
+    """Both bytes of a 16-bit colour picture's first channel, as SYNTHIA stores its classes.
+
+    Pillow has no mode for such pictures and keeps each value's upper byte. Decoded again as if the bytes were in
+    the other order it keeps the lower.
+    """
+    swapped = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}.get(rawmode)
+    if image.format != "PNG" or swapped is None:
+        raise BldaError(f"{path} is a 16-bit colour picture of a kind that cannot be read: save its ids as 16-bit grey")
+    upper = np.asarray(image)[..., 0].astype(np.uint16)
+    with Image.open(path) as again:
+        tile = again.tile[0]
+        again.tile = [(*tile[:3], swapped)]  # type: ignore[list-item]  # a plain tuple before Pillow 11
+        lower = np.asarray(again)[..., 0]
+    values: np.ndarray = upper << 8 | lower
+    return values
+
+
+def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, original_ids: bool = False) -> None:
+    """Write class ids as a PNG with the classes' palette, or as 16-bit grey where an id exceeds 255.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        path: where to; its folder is made.
+        labels: integers ``[H, W]``: class ids, or ``IGNORE_INDEX``.
+        classes: the classes.
+        original_ids: write ``classes.ids`` instead of class ids.
+
+    Raises:
+        BldaError: it cannot be written.
+    """
+    ids = classes.ids if original_ids else tuple(range(len(classes)))
+    values = to_ids(labels, ids)
+    image = Image.fromarray(values)
+    if values.dtype == np.uint8:
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[list(ids)] = classes.palette
+        if IGNORE_INDEX not in ids:
+            palette[IGNORE_INDEX] = 0
+        image.putpalette(palette.tobytes())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, format="PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error
