@@ -1,6 +1,5 @@
 """Label pictures as they lie on the disk: reading their raw values, writing class ids with a palette."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 from blda_cli.data.classes import IGNORE_INDEX, ClassSet, to_ids
 from blda_cli.data.images import unreadable
 from blda_cli.errors import BldaError
+from blda_cli.files import replacing
 
 # JPEG is not among them: it changes values.
 LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
@@ -126,11 +126,5 @@ def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, origin
         if IGNORE_INDEX not in ids:
             palette[IGNORE_INDEX] = 0
         image.putpalette(palette.tobytes())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,266 @@
+"""Statistics as HDF5: self-describing, versioned, readable with nothing but h5py."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from blda_cli import __version__
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.distributions import Empirical
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.logit_space import LogitSpace
+from blda_cli.core.mixture import GaussianMixture, MixtureFits
+from blda_cli.core.sample import PixelSample
+from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.data.classes import ClassSet
+from blda_cli.errors import BldaError
+from blda_cli.files import replacing
+
+FORMAT = "blda-statistics"
+FORMAT_VERSION = 1
+
+QUANTILE_LEVELS = np.linspace(0.0, 1.0, 101)
+"""Levels at which an anchor's empirical quantiles are written."""
+
+_SAMPLE_FIELDS = ("seen", "logits", "predicted", "labels", "images", "priorities")
+
+
+@dataclass
+class StatisticsFile:
+    """The statistics of a segmenter's logits over some images, and what they are statistics of.
+
+    Attributes:
+        statistics: histograms, confusion, sample.
+        classes: the classes of the logits' channels.
+        model: the segmenter's identity and how it was run, as JSON.
+        images: keys of the images counted, in order.
+        complete: all images that were asked for are counted.
+        provenance: how the file came to be, as JSON: command, versions, source of the images.
+        mixtures: Gaussian mixtures fitted to the cells and anchors of each label source, where they are.
+    """
+
+    statistics: LogitStatistics
+    classes: ClassSet
+    model: dict[str, Any]
+    images: list[str] = field(default_factory=list)
+    complete: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+    mixtures: dict[LabelSource, MixtureFits] = field(default_factory=dict)
+
+
+def write_statistics(path: Path, content: StatisticsFile) -> None:
+    """Write statistics; the file appears under its name only when it is complete.
+
+    Args:
+        path: where to; what is there is replaced.
+        content: what to write.
+
+    Raises:
+        BldaError: it cannot be written.
+    """
+    statistics = content.statistics
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            created_by=f"blda {__version__}",
+            model=json.dumps(content.model),
+            classes=list(content.classes.names),
+            palette=np.array(content.classes.palette, dtype=np.uint8),
+            original_ids=np.array(content.classes.ids, dtype=np.int64),
+            ignore_index=IGNORE_INDEX,
+            logit_space=str(statistics.space),
+            images=statistics.images,
+            pixels=statistics.pixels,
+            complete=content.complete,
+            provenance=json.dumps(content.provenance),
+        )
+        limit = max((cells.limit for cells in statistics.cells.values()), default=1.0)
+        for source, cells in statistics.cells.items():
+            assert cells.limit == limit  # every source counts the same logits
+            counts = cells.counts.cpu().numpy()
+            if source is not LabelSource.SOFT:
+                counts = counts.astype(np.int64)
+            _dataset(file, f"cells/{source}/counts", counts)
+            file.require_dataset("edges", (cells.bins + 1,), "f8")[...] = cells.edges.cpu().numpy()
+            if statistics.pixels:
+                _write_anchors(file.create_group(f"anchors/{source}"), cells, content)
+        for source, fits in content.mixtures.items():
+            _write_mixture(file.create_group(f"mixtures/{source}"), fits.cells, fits.cell_distance)
+            _write_mixture(file.require_group(f"anchors/{source}"), fits.anchors, fits.anchor_distance)
+        if statistics.confusion is not None:
+            _dataset(file, "confusion", statistics.confusion.counts.numpy())
+        for name in _SAMPLE_FIELDS:
+            _dataset(file, f"sample/{name}", getattr(statistics.sample, name).numpy())
+        file["sample"].attrs["capacity"] = statistics.sample.capacity
+        file.create_dataset("progress/images", data=content.images, dtype=h5py.string_dtype())
+
+
+def read_statistics(path: Path) -> StatisticsFile:
+    """Read statistics, checking that they are what they say.
+
+    Args:
+        path: a file that :func:`write_statistics` wrote.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        BldaError: there is no such file, or it is not one of ours, cut, or of a newer format.
+    """
+    if not path.is_file():
+        raise BldaError(f"{path}: no such statistics file; blda collect-stats makes one")
+    with _reading(path) as file:
+        if file.attrs.get("format") != FORMAT:
+            raise BldaError(f"{path} is an HDF5 file, but not of blda's statistics; blda collect-stats makes one")
+        version = int(file.attrs["format_version"])
+        if version > FORMAT_VERSION:
+            raise BldaError(f"{path} has format version {version}, this blda reads up to {FORMAT_VERSION}: upgrade it")
+        names = tuple(str(name) for name in file.attrs["classes"])
+        count = len(names)
+        classes = ClassSet(
+            names=names,
+            palette=tuple((int(r), int(g), int(b)) for r, g, b in file.attrs["palette"]),
+            ids=tuple(int(number) for number in file.attrs["original_ids"]),
+        )
+        cells = {}
+        limit = float(file["edges"][-1]) if "edges" in file else 1.0
+        for name, group in file.get("cells", {}).items():
+            counts = group["counts"][...]
+            if counts.shape != (count, count, file["edges"].shape[0] - 1) or not np.isfinite(counts).all():
+                raise BldaError(f"{path}: cells/{name}/counts do not fit {count} classes and the bin edges")
+            cells[LabelSource(name)] = LogitHistogram.from_counts(torch.from_numpy(counts), limit)
+        sample = file["sample"]
+        statistics = LogitStatistics(
+            space=LogitSpace(file.attrs["logit_space"]),
+            cells=cells,
+            confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"])) if "confusion" in file else None,
+            sample=PixelSample(
+                capacity=int(sample.attrs["capacity"]), **{name: _tensor(sample[name]) for name in _SAMPLE_FIELDS}
+            ),
+            images=int(file.attrs["images"]),
+            pixels=int(file.attrs["pixels"]),
+        )
+        return StatisticsFile(
+            statistics=statistics,
+            classes=classes,
+            model=json.loads(file.attrs["model"]),
+            images=[key.decode() for key in file["progress/images"][...]],
+            complete=bool(file.attrs["complete"]),
+            provenance=json.loads(file.attrs["provenance"]),
+            mixtures={
+                LabelSource(name): MixtureFits(*_read_mixture(group), *_read_mixture(file[f"anchors/{name}"]))
+                for name, group in file.get("mixtures", {}).items()
+            },
+        )
+
+
+def merge_statistics(parts: Mapping[Path, StatisticsFile]) -> StatisticsFile:
+    """Add statistics of one model over different images up.
+
+    Args:
+        parts: the files, by the names to call them in messages.
+
+    Returns:
+        The whole; mixtures are not carried over, as they do not add up.
+
+    Raises:
+        BldaError: two files are of different models, classes or ways of counting, or count the same image.
+    """
+    (first_path, first), *others = parts.items()
+    statistics, images = first.statistics, list(first.images)
+    seen = dict.fromkeys(first.images, first_path)
+    for path, other in others:
+        difference = difference_of(first.model, other.model)
+        if first.classes != other.classes:
+            difference = difference or "the classes"
+        if difference:
+            raise BldaError(f"{first_path} and {path} do not add up: they differ in {difference}")
+        twice = next((key for key in other.images if key in seen), None)
+        if twice is not None:
+            raise BldaError(f"{seen[twice]} and {path} both count image {twice}: merge files of different images")
+        try:
+            statistics = statistics + other.statistics
+        except ValueError as error:
+            raise BldaError(f"{first_path} and {path} do not add up: {error}") from error
+        images += other.images
+        seen.update(dict.fromkeys(other.images, path))
+    return StatisticsFile(
+        statistics=statistics,
+        classes=first.classes,
+        model=first.model,
+        images=images,
+        complete=all(part.complete for part in parts.values()),
+        provenance={"merged": [part.provenance for part in parts.values()]},
+    )
+
+
+def difference_of(one: Any, other: Any, name: str = "") -> str | None:
+    """Name the first entry in which two JSON values differ, e.g. ``preprocessing.mean (1 and 2)``.
+
+    Returns:
+        None where they are equal.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            found = difference_of(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return None
+    return None if one == other else f"{name} ({_short(one)} and {_short(other)})"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dataset(file: h5py.File, name: str, values: np.ndarray) -> None:
+    # Level 1 already takes out the empty bins, which are most of a histogram; more costs time for little.
+    file.create_dataset(name, data=values, compression="gzip", compression_opts=1, shuffle=True)
+
+
+def _write_anchors(group: h5py.Group, cells: LogitHistogram, content: StatisticsFile) -> None:
+    pooled = torch.stack([cells.positive(), cells.negative()]).cpu()
+    if bool((pooled.sum(dim=1) == 0).any()):
+        return
+    levels = torch.from_numpy(QUANTILE_LEVELS).expand(2, -1)
+    group.attrs["rows"] = ["positive", "negative"]
+    group.attrs["provenance"] = f"pooled over {content.statistics.images} images of this file"
+    group["levels"] = QUANTILE_LEVELS
+    group["quantiles"] = Empirical(pooled, cells.edges.cpu()).quantile(levels).numpy()
+    group["means"] = ((pooled @ cells.centers.cpu()) / pooled.sum(dim=1)).numpy()
+
+
+def _write_mixture(group: h5py.Group, mixture: GaussianMixture, distance: Tensor) -> None:
+    for name in ("weights", "means", "variances"):
+        _dataset(group, f"mixture_{name}", getattr(mixture, name).numpy())
+    _dataset(group, "mixture_distance", distance.numpy())
+
+
+def _read_mixture(group: h5py.Group) -> tuple[GaussianMixture, Tensor]:
+    weights, means, variances = (_tensor(group[f"mixture_{name}"]) for name in ("weights", "means", "variances"))
+    return GaussianMixture(weights, means, variances), _tensor(group["mixture_distance"])
+
+
+def _tensor(dataset: h5py.Dataset) -> Tensor:
+    return torch.from_numpy(dataset[...])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        # h5py raises any of these for files that are cut or were never HDF5.
+        raise BldaError(f"{path} cannot be read as statistics; it may be cut or no HDF5 file: {error}") from error
