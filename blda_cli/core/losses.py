@@ -16,12 +16,13 @@ from blda_cli.core.shifts import QUANTILE_RANGE
 class ShiftTable:
     """Shifts and CDFs of cells, tabulated at the edges of a grid and linear between them.
 
-    Row ``C`` belongs to no class: pixels without a label look there, and find a shift of zero.
+    A bank may hold the cells of several domains: row ``r`` is label ``r mod C`` of domain ``r // C``. The row after
+    the last stands for pixels without a label, and shifts nothing.
 
     Attributes:
         grid: where it is tabulated, B bins.
-        shifts: ``Δ[c, l]``, float32 ``[C + 1, C, B + 1]``.
-        positive_cdf: ``F[c, c]``, float32 ``[C + 1, B + 1]``.
+        shifts: ``Δ[r, l]``, float32 ``[R + 1, C, B + 1]``.
+        positive_cdf: ``F[r, r mod C]``, float32 ``[R + 1, B + 1]``.
     """
 
     grid: LogitGrid
@@ -30,61 +31,60 @@ class ShiftTable:
 
     @classmethod
     def build(cls, cells: GaussianMixture, fitted: Tensor, anchors: GaussianMixture, grid: LogitGrid) -> "ShiftTable":
-        """Tabulate ``Δ[c, l](z) = F_a⁻¹(F[c, l](z)) − z``, ``a`` positive where ``c = l``, else negative.
+        """Tabulate ``Δ[r, l](z) = F_a⁻¹(F[r, l](z)) − z``, ``a`` positive where ``r mod C = l``, else negative.
 
         Li et al., ICML 2025, eq. 5 and 6; levels are clamped to
         :data:`~blda_cli.core.shifts.QUANTILE_RANGE` before inverting, as published.
 
         Args:
-            cells: ``[C, C, K]``.
-            fitted: bool ``[C, C]``; the other cells' shift is zero, their CDF one half.
+            cells: ``[R, C, K]``.
+            fitted: bool ``[R, C]``; the other cells' shift is zero, their CDF one half.
             anchors: ``[2, K]``, positive then negative.
             grid: over the logits that will be looked up.
         """
-        num_classes = fitted.shape[0]
+        rows, num_classes = fitted.shape
         edges = grid.edges
+        row = torch.arange(rows, device=edges.device)
+        own = row % num_classes
         levels = cells.cdf(edges)
         clamped = levels.clamp(*QUANTILE_RANGE)
         target = anchors[1].quantile(clamped.flatten()).view_as(levels)
-        own = torch.arange(num_classes, device=edges.device)
-        target[own, own] = anchors[0].quantile(clamped[own, own].flatten()).view(num_classes, -1)
+        target[row, own] = anchors[0].quantile(clamped[row, own].flatten()).view(rows, -1)
         shifts = torch.where(fitted.unsqueeze(-1), target - edges, 0.0).float()
-        positive = torch.where(fitted[own, own].unsqueeze(-1), levels[own, own], 0.5).float()
+        positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], 0.5).float()
         return cls(grid, F.pad(shifts, (0, 0, 0, 0, 0, 1)), F.pad(positive, (0, 0, 0, 1)))
 
-    def shift(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """``Δ[y, l](f_l)`` of every pixel and channel; no gradient.
+    def shift(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """``Δ[r, l](f_l)`` of every pixel and channel; no gradient.
 
         Args:
             logits: ``[N, C, *spatial]``.
-            labels: ``[N, *spatial]`` integers; outside ``[0, C)`` the shift is 0.
+            rows: ``[N, *spatial]`` integers; outside ``[0, R)`` the shift is 0.
 
         Returns:
             float32 ``[N, C, *spatial]``.
         """
         num_classes = logits.shape[1]
         channel = torch.arange(num_classes, device=logits.device).view(-1, *[1] * (logits.dim() - 2))
-        cell = self._row(labels, num_classes).unsqueeze(1) * num_classes + channel
-        return self._look_up(self.shifts, cell, logits)
+        return self._look_up(self.shifts, self._known(rows).unsqueeze(1) * num_classes + channel, logits)
 
-    def density(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """``F[y, y](f_y)``, the cumulative density of every pixel's own logit; no gradient.
+    def density(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """``F[r, y](f_y)``, ``y = r mod C``: the cumulative density of every pixel's own logit; no gradient.
 
         Args:
             logits: ``[N, C, *spatial]``.
-            labels: ``[N, *spatial]`` integers.
+            rows: ``[N, *spatial]`` integers.
 
         Returns:
-            float32 ``[N, *spatial]`` in [0, 1]; 0 where there is no label.
+            float32 ``[N, *spatial]`` in [0, 1]; 0 outside ``[0, R)``.
         """
-        row = self._row(labels, logits.shape[1])
-        own = logits.detach().gather(1, row.clamp(max=logits.shape[1] - 1).unsqueeze(1)).squeeze(1)
-        return self._look_up(self.positive_cdf, row, own)
+        rows = self._known(rows)
+        own = logits.detach().gather(1, (rows % logits.shape[1]).unsqueeze(1)).squeeze(1)
+        return self._look_up(self.positive_cdf, rows, own)
 
-    @staticmethod
-    def _row(labels: Tensor, num_classes: int) -> Tensor:
-        labels = labels.long()
-        return torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    def _known(self, rows: Tensor) -> Tensor:
+        rows, none = rows.long(), self.positive_cdf.shape[0] - 1
+        return torch.where((rows >= 0) & (rows < none), rows, none)
 
     def _look_up(self, table: Tensor, cell: Tensor, logits: Tensor) -> Tensor:
         position = self.grid.position(logits.detach())
