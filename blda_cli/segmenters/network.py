@@ -25,6 +25,7 @@ from blda_cli.segmenters.outputs import (
     padded_size,
 )
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple
+from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
 Network = Callable[[Tensor], Any]
@@ -139,6 +140,8 @@ class NetworkSegmenter(Segmenter):
         skipped: list[SkippedFile] | None = None,
     ) -> Iterator[LogitBatch]:
         """See `Segmenter.stream`."""
+        if options.amp and not isinstance(self.network, nn.Module):
+            self._note("--amp makes no difference: the network is not run by PyTorch")
         batches = load_batches(
             files,
             lambda file: read_image(file.path),
@@ -197,9 +200,8 @@ class NetworkSegmenter(Segmenter):
                 "the GPU's memory does not suffice: a smaller --batch-size, --slide or --amp takes less"
             ) from error
         except Exception as error:  # a network may raise anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BldaError(
-                f"the network fails on an input of shape {list(images.shape)}: {type(error).__name__}: {reason} "
+                f"the network fails on an input of shape {list(images.shape)}: {reason(error)} "
                 "(if it takes one size only, give it as size under [preprocessing])"
             ) from error
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
 from blda_cli.segmenters.weights import load_weights, state_digest
 
@@ -65,7 +66,7 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
         except BldaError:
             raise
         except Exception as error:
-            raise BldaError(f"importing {module_name} fails: {type(error).__name__}: {error}") from error
+            raise BldaError(f"importing {module_name} fails: {reason(error)}") from error
         make = getattr(module, name, None)
         if not callable(make):
             raise BldaError(f"{module_name} has no callable {name!r}")
@@ -74,7 +75,7 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
         except BldaError:
             raise
         except Exception as error:
-            raise BldaError(f"{factory} fails: {type(error).__name__}: {error}") from error
+            raise BldaError(f"{factory} fails: {reason(error)}") from error
 
 
 def _import(module_name: str, folder: Path) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.errors import BldaError, require_extra
+from blda_cli.segmenters.reasons import reason
 
 # Under these keys training programs put the weights beside the optimiser's state and the like; the first that is
 # there counts.
@@ -71,7 +72,7 @@ def _read(path: Path) -> Any:
         try:
             return safetensors.load_file(path, device="cpu")
         except Exception as error:  # its own error class is not public everywhere
-            raise BldaError(f"{path}: not a safetensors file: {_one_line(error)}") from error
+            raise BldaError(f"{path}: not a safetensors file: {reason(error)}") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises anything on a damaged file
@@ -80,7 +81,7 @@ def _read(path: Path) -> Any:
                 f"{path} holds Python objects besides tensors, which could run code when read, and is refused: if you "
                 "trust it, load it yourself and save network.state_dict() alone"
             ) from error
-        raise BldaError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+        raise BldaError(f"{path}: cannot be read as weights: {reason(error)}") from error
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -115,7 +116,3 @@ def _listing(what: str, keys: list[str]) -> str:
         return ""
     more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
     return f"{what}: {', '.join(keys[:4])}{more}"
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,178 @@
+"""Kind ``huggingface``: semantic and mask-classification models of the transformers library.
+
+Code from a model's repository is never run (``trust_remote_code``).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.errors import BldaError, require_extra
+from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, numbered_classes, with_size
+from blda_cli.segmenters.outputs import first_tensor, mask_class_scores
+from blda_cli.segmenters.reasons import reason
+from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
+from blda_cli.segmenters.weights import load_weights, state_digest
+
+# Models that cut the image into a square grid of patches whose size they were made for.
+_SQUARE = ("dpt", "eomt")
+# Models that drop what is left of the image after the last whole patch.
+_PATCHED = ("beit", "data2vec-vision")
+
+
+def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
+    """Load a model, with preprocessing and class names from its own processor and configuration.
+
+    Images keep their own size, whatever the processor would resize them to, unless the description has a ``size`` or
+    the model takes one size only. The description's ``mean``, ``std`` and ``scale`` together replace the processor's.
+
+    Args:
+        spec: a description with ``path``: a folder that ``save_pretrained`` wrote, or a name on the hub.
+        device: where to run.
+
+    Returns:
+        The segmenter. Semantic models give their logits; mask-classification models (Mask2Former, MaskFormer,
+        OneFormer, EoMT) the logarithm of their normalised per-pixel class scores (`mask_class_scores`).
+
+    Raises:
+        BldaError: transformers is missing, the model cannot be had, is for another task, or has no processor and the
+            description no ``mean`` and ``std``.
+    """
+    path = spec.segmenter.path
+    assert path is not None
+    transformers = require_extra("transformers", "hf", "to run Hugging Face models")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = _fetch(transformers.AutoConfig, path)
+    masks = _is_mask_classification(config, path)
+    auto = transformers.AutoModelForUniversalSegmentation if masks else transformers.AutoModelForSemanticSegmentation
+    if spec.segmenter.weights is not None:
+        model = auto.from_config(config)
+        load_weights(model, spec.segmenter.weights)
+    else:
+        model, loaded = _fetch(auto, path, output_loading_info=True)
+        if loaded["missing_keys"]:
+            missing = sorted(loaded["missing_keys"])
+            raise BldaError(
+                f"{path} lacks weights of the model ({len(missing)}, {missing[0]} among them): is it fine-tuned?"
+            )
+    digest = state_digest(model)
+    if config.model_type == "oneformer":
+        model = SemanticOneFormer(model, _task_tokens(transformers, path, config.task_seq_len))
+    preprocessing, notes = _preprocessing(transformers, spec.preprocessing, path, config)
+    return network_segmenter(
+        spec,
+        model.float().eval().to(device),
+        device,
+        {"kind": "huggingface", "path": Path(path).name if Path(path).is_dir() else path, "weights": digest},
+        port=Port(
+            read=_mask_scores if masks else first_tensor,
+            probabilities=masks,
+            divisor=config.patch_size if config.model_type in _PATCHED else 1,
+        ),
+        preprocessing=preprocessing,
+        own=_classes(config),
+        notes=notes,
+    )
+
+
+class SemanticOneFormer(nn.Module):
+    """A OneFormer asked for its semantic task, so that it takes images alone."""
+
+    task: Tensor
+
+    def __init__(self, model: nn.Module, task: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("task", task, persistent=False)
+
+    def forward(self, images: Tensor) -> Any:
+        """The model's output for float ``[N, 3, H, W]``."""
+        return self.model(images, task_inputs=self.task.expand(images.shape[0], -1))
+
+
+def _fetch(auto: Any, path: str, **arguments: Any) -> Any:
+    """``from_pretrained``, its failures in one line."""
+    try:
+        return auto.from_pretrained(path, trust_remote_code=False, **arguments)
+    except Exception as error:  # OSError mostly, but also the hub client's and the parsers' own
+        if Path(path).is_dir():
+            raise BldaError(f"{path}: transformers cannot load it: {reason(error)}") from error
+        raise BldaError(
+            f"{path} is no folder here and cannot be had from the Hugging Face hub (offline? misspelt?): "
+            f"{reason(error)}"
+        ) from error
+
+
+def _is_mask_classification(config: Any, path: str) -> bool:
+    architecture = next(iter(config.architectures or ()), "")
+    if architecture.endswith("ForSemanticSegmentation"):
+        return False
+    if architecture.endswith("ForUniversalSegmentation") or architecture == "MaskFormerForInstanceSegmentation":
+        return True
+    raise BldaError(
+        f"{path} is a {architecture or config.model_type}; a model ...ForSemanticSegmentation or "
+        "...ForUniversalSegmentation is needed"
+    )
+
+
+def _mask_scores(output: Any) -> Tensor:
+    return mask_class_scores(output.class_queries_logits, output.masks_queries_logits)
+
+
+def _task_tokens(transformers: Any, path: str, length: int) -> Tensor:
+    """The words that ask a OneFormer for semantic segmentation, ``[1, length]``, 0 after their end."""
+    tokenizer = _fetch(transformers.AutoTokenizer, path)
+    tokens = tokenizer("the task is semantic", padding="max_length", max_length=length, truncation=True)
+    return torch.tensor(tokens["input_ids"])[None] * torch.tensor(tokens["attention_mask"])[None]
+
+
+def _preprocessing(
+    transformers: Any, section: PreprocessingSection, path: str, config: Any
+) -> tuple[PreprocessingSection, list[str]]:
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # as for the model
+        if section.mean is None or section.std is None:
+            raise BldaError(
+                f"{path} has no image processor that says how images are normalised: give mean and std under "
+                f"[preprocessing] ({reason(error)})"
+            ) from error
+        processor = None
+    if section.mean is None and section.std is None and section.scale is None:
+        section = replace(section, **_normalisation(processor))
+    notes: list[str] = []
+    size = getattr(processor, "size", None) or {}
+    if section.size is None and config.model_type in _SQUARE:
+        side = size.get("height") or config.image_size
+        section, notes = with_size(section, (side, side), f"a {config.model_type} model")
+    elif section.size is None and getattr(processor, "do_resize", False):
+        wanted = " x ".join(f"{name} {value}" for name, value in dict(size).items() if value)
+        notes = [f"the model's processor would resize images ({wanted}); they keep their own size, or set size"]
+    return section, notes
+
+
+def _normalisation(processor: Any) -> dict[str, Any]:
+    """A processor's ``(pixels · factor − mean) / std`` in this program's terms."""
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    normalise = bool(getattr(processor, "do_normalize", False))
+    mean = tuple(float(value) for value in processor.image_mean) if normalise else None
+    std = tuple(float(value) for value in processor.image_std) if normalise else None
+    color = "bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb"
+    if abs(factor * 255 - 1) < 1e-6:
+        return {"color": color, "mean": mean, "std": std}
+    return {
+        "color": color,
+        "mean": None if mean is None else tuple(value / factor for value in mean),
+        "std": std,
+        "scale": 1 / factor,
+    }
+
+
+def _classes(config: Any) -> ClassSet:
+    names = [str(config.id2label[index]).strip() for index in range(config.num_labels)]
+    return numbered_classes(len(names)) if names[0] == "LABEL_0" else class_set(names)

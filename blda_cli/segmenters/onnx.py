@@ -1,0 +1,100 @@
+"""Kind ``onnx``: an ONNX file, run by onnxruntime."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blda_cli.errors import BldaError, require_extra
+from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, with_size
+from blda_cli.segmenters.reasons import reason
+from blda_cli.segmenters.spec import SegmenterSpec
+from blda_cli.segmenters.weights import file_digest
+
+_INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
+
+
+def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
+    """Open an ONNX file and learn from it which input it takes.
+
+    A fixed size and a fixed batch are met by resizing and by running so many images at a time.
+
+    Args:
+        spec: a description with ``path``.
+        device: where the logits are to be; the network runs there too if onnxruntime can.
+
+    Returns:
+        The segmenter.
+
+    Raises:
+        BldaError: onnxruntime is missing, the file cannot be read, or the network takes something else than one batch
+            of images.
+    """
+    assert spec.segmenter.path is not None
+    path = Path(spec.segmenter.path)
+    if not path.is_file():
+        raise BldaError(f"{path}: no such file")
+    runtime = require_extra("onnxruntime", "onnx", "to run ONNX files")
+    providers, notes = ["CPUExecutionProvider"], []
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in runtime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        else:
+            notes.append("this onnxruntime has no CUDA provider (onnxruntime-gpu has): the network runs on the CPU")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # onnxruntime's errors have no common public class
+        raise BldaError(f"{path}: onnxruntime cannot load it: {reason(error)}") from error
+
+    inputs = session.get_inputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    if len(shape) != 4 or inputs[0].type not in _INPUT_TYPES or (isinstance(shape[1], int) and shape[1] != 3):
+        takes = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+        raise BldaError(f"{path} takes {takes}; one input of floating-point numbers [N, 3, H, W] is needed")
+    batch, _, height, width = shape
+    preprocessing = spec.preprocessing
+    if isinstance(height, int) and isinstance(width, int):
+        preprocessing, size_notes = with_size(preprocessing, (height, width), path.name)
+        notes += size_notes
+    if isinstance(batch, int):
+        notes.append(f"{path.name} was exported for batches of {batch}: images are run {batch} at a time")
+    network = OnnxNetwork(session, device)
+    return network_segmenter(
+        spec,
+        network,
+        device,
+        {"kind": "onnx", "path": path.name, "weights": file_digest(path)},
+        port=Port(batch=batch if isinstance(batch, int) else None),
+        preprocessing=preprocessing,
+        outputs=network.channels,
+        notes=notes,
+    )
+
+
+class OnnxNetwork:
+    """An onnxruntime session as a function on tensors.
+
+    Of several outputs the one called ``out`` or ``logits`` counts, else the first.
+
+    Attributes:
+        channels: number of the output's channels, None where the file leaves it open.
+    """
+
+    def __init__(self, session: Any, device: torch.device) -> None:
+        self._session = session
+        self._device = device
+        self._input = session.get_inputs()[0]
+        outputs = session.get_outputs()
+        self._output = next((one for one in outputs if one.name in ("out", "logits")), outputs[0])
+        shape = self._output.shape
+        self.channels: int | None = shape[1] if len(shape) in (2, 4) and isinstance(shape[1], int) else None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Run float ``[N, 3, H, W]`` through the network; the output is on the device given."""
+        array = images.to("cpu", _INPUT_TYPES[self._input.type]).contiguous().numpy()
+        (output,) = self._session.run([self._output.name], {self._input.name: array})
+        return torch.from_numpy(output).to(self._device)
