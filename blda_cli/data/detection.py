@@ -273,7 +273,9 @@ def _check(samples: Samples, lookup: ClassLookup, classes: ClassSet, ignore: int
 
 def _colour_picture(samples: Samples, classes: ClassSet) -> BldaError:
     """The error for a colour map where class ids are expected."""
-    options = [class_colors(classes), *(encoding for encoding in ENCODINGS.values() if encoding.colors)]
+    distinct = len(set(classes.palette)) == len(classes)
+    own = [class_colors(classes)] if distinct else []
+    options = [*own, *(encoding for encoding in ENCODINGS.values() if encoding.colors)]
     total = sum(samples.colors.values())
     fitting = [
         option.name

@@ -227,8 +227,15 @@ def class_ids(classes: ClassSet) -> LabelEncoding:
 
 
 def class_colors(classes: ClassSet) -> LabelEncoding:
-    """Colours that are those of the segmenter's classes."""
-    return LabelEncoding("colors", colors={color: index for index, color in enumerate(classes.palette)})
+    """Colours that are those of the segmenter's classes.
+
+    Raises:
+        BldaError: two classes have the same colour.
+    """
+    colors: dict[Color, str | int] = {color: index for index, color in enumerate(classes.palette)}
+    if len(colors) < len(classes):
+        raise BldaError("two classes have the same colour, so labels cannot be read by colour: give a palette or masks")
+    return LabelEncoding("colors", colors=colors)
 
 
 def custom_encoding(mapping: Mapping[str, str], name: str = "mapping") -> LabelEncoding:

@@ -141,7 +141,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), path))
     except BldaError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
@@ -173,11 +173,9 @@ def unreadable(path: Path, error: Exception) -> BldaError:
     return BldaError(f"{path} cannot be read as an image ({reason}): is the file complete?")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
-        raise BldaError(
-            f"{getattr(image, 'filename', 'image')} holds floating-point values: save it with 8 or 16 bits a channel"
-        )
+        raise BldaError(f"{path} holds floating-point values: save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet, to_ids
+from blda_cli.data.classes import ClassSet, to_ids
 from blda_cli.data.images import unreadable
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
@@ -70,10 +70,10 @@ def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
         # Pillow stretches grey of fewer bits to 0..255.
         return RawLabel(values // {"L;2": 85, "L;4": 17}.get(rawmode, 1))
     if image.mode == "F" or image.mode.startswith("I"):
-        whole = values.astype(np.int64)
-        if not np.array_equal(whole, values) or whole.min(initial=0) < 0:
+        exact = values.astype(np.float64)
+        if not np.array_equal(exact, np.floor(exact)) or exact.min(initial=0) < 0 or exact.max(initial=0) >= 2**31:
             raise BldaError(f"{path} holds values that are not whole numbers from 0: labels must be ids or colours")
-        return RawLabel(whole)
+        return RawLabel(values.astype(np.int64))
     colors = np.asarray(image.convert("RGB"))
     grey = np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])
     return RawLabel(colors[..., 0] if grey else None, colors=colors)
@@ -121,10 +121,8 @@ def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, origin
     values = to_ids(labels, ids)
     image = Image.fromarray(values)
     if values.dtype == np.uint8:
-        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette = np.zeros((256, 3), dtype=np.uint8)  # pixels without a class stay black
         palette[list(ids)] = classes.palette
-        if IGNORE_INDEX not in ids:
-            palette[IGNORE_INDEX] = 0
         image.putpalette(palette.tobytes())
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")

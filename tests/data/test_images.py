@@ -1,0 +1,177 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from blda_cli.data.images import find_images, image_size, read_image
+from blda_cli.errors import BldaError
+
+
+def save(path: Path, array: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8) if array is None else array).save(path)
+    return path
+
+
+def gradient(height: int = 12, width: int = 20) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 12, y * 20, (x + y) * 7], axis=-1).astype(np.uint8)
+
+
+class TestFinding:
+    def test_a_folder_is_searched_and_keys_are_relative(self, tmp_path: Path) -> None:
+        for name in ("b/two.JPG", "a/one.png", "three.webp", ".hidden.png", "a/.thumbnails/x.png"):
+            save(tmp_path / name)
+        (tmp_path / "notes.txt").write_text("no image")
+        found = find_images(tmp_path)
+        assert [image.key for image in found] == ["a/one", "b/two", "three"]
+        assert found[1].path == tmp_path / "b/two.JPG"
+
+    def test_glob_keys_are_relative_to_its_plain_part(self, tmp_path: Path) -> None:
+        for name in ("x/a/1.png", "x/b/2.png", "y/3.png"):
+            save(tmp_path / name)
+        assert [image.key for image in find_images(f"{tmp_path}/x/*/*.png")] == ["a/1", "b/2"]
+        assert [image.key for image in find_images(f"{tmp_path}/**/*.png")] == ["x/a/1", "x/b/2", "y/3"]
+
+    def test_a_list_is_relative_to_itself_and_keys_never_leave_the_output(self, tmp_path: Path) -> None:
+        save(tmp_path / "pictures/a/1.png")
+        save(tmp_path / "pictures/b/2.png")
+        lists = tmp_path / "lists"
+        lists.mkdir()
+        (lists / "val.txt").write_text("# two of them\n../pictures/a/1.png\n\n../pictures/b/2.png\n")
+        assert [image.key for image in find_images(lists / "val.txt")] == ["a/1", "b/2"]
+
+    def test_a_listed_file_that_is_missing_is_named_with_its_line(self, tmp_path: Path) -> None:
+        (tmp_path / "val.txt").write_text("\nnowhere.png\n")
+        with pytest.raises(BldaError, match=r"val\.txt, line 2: .*nowhere\.png does not exist"):
+            find_images(tmp_path / "val.txt")
+
+    def test_one_image(self, tmp_path: Path) -> None:
+        assert [image.key for image in find_images(save(tmp_path / "only.png"))] == ["only"]
+
+    @pytest.mark.parametrize("source", ["", "nowhere", "*.png"])
+    def test_none_found(self, tmp_path: Path, source: str) -> None:
+        with pytest.raises(BldaError, match=r"holds no images|does not exist"):
+            find_images(tmp_path / source)
+
+    def test_two_images_of_one_key_are_refused(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png")
+        save(tmp_path / "a.jpg")
+        with pytest.raises(BldaError, match=r"a\.jpg and .*a\.png would both be called a"):
+            find_images(tmp_path)
+
+    def test_a_link_to_the_folder_above_ends(self, tmp_path: Path) -> None:
+        save(tmp_path / "in/a.png")
+        (tmp_path / "in/up").symlink_to(tmp_path, target_is_directory=True)
+        elsewhere = tmp_path.parent / f"{tmp_path.name}-linked"
+        save(elsewhere / "b.png")
+        (tmp_path / "linked").symlink_to(elsewhere, target_is_directory=True)
+        assert [image.key for image in find_images(tmp_path)] == ["in/a", "linked/b"]
+
+    def test_a_dot_within_the_name_stays(self, tmp_path: Path) -> None:
+        save(tmp_path / "x_foggy_beta_0.02.png")
+        assert find_images(tmp_path)[0].key == "x_foggy_beta_0.02"
+
+
+class TestReading:
+    @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
+    def test_lossless_formats(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(gradient()).save(path, lossless=True)  # for WebP; the others always are
+        np.testing.assert_array_equal(read_image(path), gradient())
+
+    def test_jpeg_is_close(self, tmp_path: Path) -> None:
+        Image.fromarray(gradient(64, 64) // 2).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+        difference = read_image(tmp_path / "a.jpg").astype(int) - gradient(64, 64) // 2
+        assert np.abs(difference).mean() < 4
+
+    def test_grey_palette_and_alpha(self, tmp_path: Path) -> None:
+        image = Image.fromarray(gradient())
+        grey = np.asarray(image.convert("L"))
+        image.convert("L").save(tmp_path / "grey.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2))
+        paletted = image.quantize(16)
+        paletted.save(tmp_path / "palette.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), np.asarray(paletted.convert("RGB")))
+        alpha = np.dstack([gradient(), np.full((12, 20), 7, np.uint8)])
+        Image.fromarray(alpha).save(tmp_path / "alpha.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), gradient())
+
+    @pytest.mark.parametrize("suffix", [".png", ".tif"])
+    def test_16_bit_grey_keeps_its_upper_byte(self, tmp_path: Path, suffix: str) -> None:
+        values = (np.arange(240, dtype=np.uint16) * 273).reshape(12, 20)
+        Image.fromarray(values).save(tmp_path / f"wide{suffix}")
+        read = read_image(tmp_path / f"wide{suffix}")
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read[..., 0], values >> 8)
+
+    def test_floating_point_is_refused(self, tmp_path: Path) -> None:
+        Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "f.tif")
+        with pytest.raises(BldaError, match=r"f\.tif holds floating-point"):
+            read_image(tmp_path / "f.tif")
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, tmp_path: Path, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(gradient()).save(tmp_path / "turned.png", exif=exif)
+        turned = {
+            1: gradient(),
+            2: gradient()[:, ::-1],
+            3: gradient()[::-1, ::-1],
+            4: gradient()[::-1],
+            5: gradient().transpose(1, 0, 2),
+            6: np.rot90(gradient(), -1),
+            7: np.rot90(gradient().transpose(1, 0, 2), 2),
+            8: np.rot90(gradient()),
+        }[orientation]
+        np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), turned)
+        assert image_size(tmp_path / "turned.png") == turned.shape[:2]
+
+    def test_what_is_no_image_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "text.png").write_text("not an image")
+        (tmp_path / "empty.png").touch()
+        for name in ("text.png", "empty.png"):
+            with pytest.raises(BldaError, match=rf"{name} is not an image"):
+                read_image(tmp_path / name)
+        with pytest.raises(BldaError, match=r"gone\.png does not exist"):
+            read_image(tmp_path / "gone.png")
+
+    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.data())
+    def test_a_damaged_file_is_read_or_named_in_one_line(self, tmp_path: Path, data: st.DataObject) -> None:
+        suffix = data.draw(st.sampled_from([".png", ".jpg", ".webp", ".tif", ".bmp"]))
+        path = tmp_path / f"damaged{suffix}"
+        Image.fromarray(gradient()).save(path)
+        whole = bytearray(path.read_bytes())
+        if data.draw(st.booleans()):
+            del whole[data.draw(st.integers(0, len(whole) - 1)) :]
+        else:
+            for _ in range(data.draw(st.integers(1, 4))):
+                whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(whole)
+        said = ""
+        try:
+            read = read_image(path)
+        except BldaError as error:
+            said = str(error)
+        assert (str(path) in said and "\n" not in said) if said else read.ndim == 3
+
+    def test_a_truncated_photo_is_an_error(self, tmp_path: Path) -> None:
+        for suffix in (".png", ".jpg"):
+            path = tmp_path / f"cut{suffix}"
+            noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(noise).save(path)
+            os.truncate(path, path.stat().st_size // 2)
+            with pytest.raises(BldaError, match=rf"cut\{suffix} cannot be read"):
+                read_image(path)
+
+    def test_real_frames(self, shared_data: Path) -> None:
+        images = find_images(shared_data / "camvid" / "dusk" / "images")
+        assert len(images) == 62
+        assert read_image(images[0].path).shape == (*image_size(images[0].path), 3) == (360, 480, 3)
