@@ -129,12 +129,12 @@ class LogitHistogram:
 
     def _cover(self, logits: Tensor) -> None:
         """Double the range until it holds every logit."""
-        if logits.numel() == 0:
-            return
-        largest = max(abs(float(extreme)) for extreme in torch.aminmax(logits))
+        # As float32, like the kernels bin them: a double just below a power of two rounds onto it.
+        low, high = torch.aminmax(logits)
+        largest = max(-float(low.float()), float(high.float()))
         if not math.isfinite(largest):
             raise ValueError("logits are not finite")
-        limit = max(self.limit, 2.0 ** (math.floor(math.log2(largest)) + 1)) if largest > 0 else self.limit
+        limit = max(self.limit, 2.0 ** math.frexp(largest)[1])
         self.counts = _widened(self.counts, self.limit, limit)
         self.limit = limit
 
