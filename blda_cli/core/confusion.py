@@ -83,4 +83,5 @@ class ConfusionMatrix:
 
     def iou_spread(self) -> float:
         """Population standard deviation of the present classes' IoU."""
-        return float(self.iou()[self.present].std(correction=0))
+        iou = self.iou()[self.present]
+        return float((iou - iou.mean()).square().mean().sqrt())

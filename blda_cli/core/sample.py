@@ -100,7 +100,7 @@ class PixelSample:
     def weights(self) -> Tensor:
         """Pixels each kept one stands for, float64 ``[S]``."""
         kept = torch.bincount(self.predicted, minlength=len(self.seen))
-        return (self.seen / kept.clamp(min=1))[self.predicted].double()
+        return (self.seen.double() / kept.clamp(min=1))[self.predicted]
 
     def _ceilings(self) -> Tensor:
         """Per class, the priority a pixel must stay below to enter; int64 ``[C]``."""

@@ -1,0 +1,115 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.sample import PixelSample
+
+C = 3
+KEYS = [f"street/{index}" for index in range(6)]
+
+
+def images(seed: int = 0, size: int = 20) -> tuple[Tensor, Tensor]:
+    """Logits whose last class is predicted rarely, and labels."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, C, size, size, generator=random)
+    logits[:, 2] -= 2.5
+    return logits, torch.randint(0, C, (6, size, size), generator=random)
+
+
+def sampled(logits: Tensor, labels: Tensor | None, keys: list[str]) -> PixelSample:
+    sample = PixelSample.empty(C, size=3 * 256)
+    sample.update(logits, logits.argmax(dim=1), labels, keys)
+    return sample
+
+
+def assert_same(first: PixelSample, second: PixelSample) -> None:
+    for name in ("seen", "logits", "predicted", "labels", "images", "priorities"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@settings(deadline=None, max_examples=30)
+@given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)), batch=st.integers(1, 3))
+def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int], batch: int) -> None:
+    logits, labels = images()
+    total = PixelSample.empty(C, size=3 * 256)
+    for start, stop in pairwise([0, *sorted(cuts), 6]):
+        shard = PixelSample.empty(C, size=3 * 256)
+        for first in range(start, stop, batch):
+            chosen = order[first : min(first + batch, stop)]
+            shard.update(logits[chosen], logits[chosen].argmax(dim=1), labels[chosen], [KEYS[i] for i in chosen])
+        total = shard + total
+    assert_same(total, sampled(logits, labels, KEYS))
+
+
+def test_every_class_is_kept_up_to_the_capacity() -> None:
+    logits, labels = images()
+    sample = sampled(logits, labels, KEYS)
+    predicted = torch.bincount(logits.argmax(dim=1).flatten(), minlength=C)
+    assert sample.capacity == 256
+    assert predicted[2] < 256 < predicted[:2].min()
+    assert torch.equal(sample.seen, predicted)
+    assert torch.bincount(sample.predicted).tolist() == [256, 256, int(predicted[2])]
+    assert len(sample) == 512 + int(predicted[2])
+
+
+def test_a_kept_pixel_keeps_its_logits_and_label_together() -> None:
+    logits, labels = images()
+    sample = sampled(logits, labels, KEYS)
+    assert torch.equal(sample.logits.argmax(dim=1), sample.predicted)
+    pixels = torch.cat([logits.movedim(1, -1).reshape(-1, C), labels.reshape(-1, 1).float()], dim=1)
+    kept = torch.cat([sample.logits, sample.labels[:, None].float()], dim=1)
+    assert set(map(tuple, kept.tolist())) <= set(map(tuple, pixels.tolist()))
+    assert len(set(map(tuple, kept.tolist()))) == len(sample)
+
+
+def test_weights_add_up_to_the_pixels_seen() -> None:
+    logits, labels = images()
+    sample = PixelSample.empty(C, size=3 * 300)  # one in 300 is no float32
+    sample.update(logits, logits.argmax(dim=1), labels, KEYS)
+    weights = sample.weights()
+    assert weights.dtype == torch.float64
+    torch.testing.assert_close(torch.bincount(sample.predicted, weights, C), sample.seen.double(), rtol=1e-13, atol=0)
+    assert (weights[sample.predicted == 2] == 1).all()
+
+
+def test_pixels_are_drawn_evenly_over_images_and_positions() -> None:
+    logits = torch.zeros(6, C, 40, 40)
+    logits[:, 0] = 1
+    logits[:, 1] = torch.linspace(-1, 0, 40 * 40).view(40, 40)  # tells the position
+    logits[:, 2] = -torch.arange(6.0)[:, None, None]  # tells the image
+    sample = sampled(logits, None, KEYS)
+    assert len(sample) == 256
+    per_image = torch.bincount(-sample.logits[:, 2].long(), minlength=6)
+    assert per_image.min() > 256 / 6 - 5 * 6  # five deviations of a binomial count
+    assert per_image.max() < 256 / 6 + 5 * 6
+    position = sample.logits[:, 1] + 1
+    assert float(position.mean()) == pytest.approx(0.5, abs=5 * 0.29 / 16)
+    assert torch.bincount(torch.unique(sample.images, return_inverse=True)[1]).sort()[0].tolist() == sorted(
+        per_image.tolist()
+    )
+
+
+def test_images_of_equal_content_are_drawn_from_differently() -> None:
+    logits, labels = images()
+    twins = logits[:1].expand(2, -1, -1, -1)
+    sample = sampled(twins, labels[:1].expand(2, -1, -1), KEYS[:2])
+    first = sample.images == sample.images[0]
+    assert sample.images.unique().numel() == 2
+    assert not torch.equal(sample.logits[first][:50], sample.logits[~first][:50])
+
+
+def test_without_labels_every_label_is_ignored() -> None:
+    sample = sampled(images()[0], None, KEYS)
+    assert (sample.labels == IGNORE_INDEX).all()
+
+
+def test_a_classifiers_logits_are_pixels_of_one_by_one_images() -> None:
+    logits, labels = images(size=1)
+    flat = sampled(logits[..., 0, 0], labels[..., 0, 0], KEYS)
+    assert len(flat) == 6
+    assert_same(flat, sampled(logits, labels, KEYS))
