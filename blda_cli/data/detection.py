@@ -17,7 +17,7 @@ from blda_cli.data.encodings import (
     encoding_names,
     resolve,
 )
-from blda_cli.data.label_files import RawLabel, read_label_file
+from blda_cli.data.label_files import RawLabel, packed, read_label_file
 from blda_cli.data.pairing import label_mark
 from blda_cli.errors import BldaError
 
@@ -64,13 +64,14 @@ class Samples:
     def _add(self, raw: RawLabel) -> None:
         self.wide_color |= raw.wide_color
         if raw.values is not None:
-            for value, count in zip(*np.unique(raw.values, return_counts=True), strict=True):
-                self.values[int(value)] = self.values.get(int(value), 0) + int(count)
+            values, counts = np.unique(raw.values, return_counts=True)
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                self.values[value] = self.values.get(value, 0) + count
         elif raw.colors is not None:
-            codes, counts = np.unique(raw.colors.reshape(-1, 3), axis=0, return_counts=True)
-            for (red, green, blue), count in zip(codes, counts, strict=True):
-                color = (int(red), int(green), int(blue))
-                self.colors[color] = self.colors.get(color, 0) + int(count)
+            codes, counts = np.unique(packed(raw.colors), return_counts=True)
+            for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+                color = (code >> 16, code >> 8 & 255, code & 255)
+                self.colors[color] = self.colors.get(color, 0) + count
 
     def without(self, ignore: int | None) -> dict[int, int]:
         """`values` but for the one declared to have no class."""

@@ -85,7 +85,8 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
         plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:plain])
         matches = root.glob(str(Path(*parts[plain:])))
-        paths = [path for path in matches if path.suffix.lower() in suffixes and path.is_file()]
+        shown = (path for path in matches if not any(part.startswith(".") for part in path.relative_to(root).parts))
+        paths = [path for path in shown if path.suffix.lower() in suffixes and path.is_file()]
     else:
         raise BldaError(f"{source} does not exist: give a folder of {what}, a glob or a .txt list")
     if not paths:
@@ -141,7 +142,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image), path))
+            return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
     except BldaError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
@@ -151,13 +152,17 @@ def read_image(path: Path) -> np.ndarray:
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image as `read_image` will return it, from its header alone.
 
+    An orientation that a PNG keeps after its pixels is not seen.
+
     Raises:
         BldaError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
+            # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
     except Exception as error:
         raise unreadable(path, error) from error
     return (width, height) if turned else (height, width)

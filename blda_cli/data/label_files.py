@@ -103,6 +103,13 @@ def _first_channel_of_16_bits(image: ImageFile.ImageFile, rawmode: str, path: Pa
     return values
 
 
+def packed(colors: np.ndarray) -> np.ndarray:
+    """RGB colours ``[..., 3]`` as one int32 each, ``0xRRGGBB``."""
+    wide = colors.astype(np.int32)
+    codes: np.ndarray = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return codes
+
+
 def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, original_ids: bool = False) -> None:
     """Write class ids as a PNG with the classes' palette, or as 16-bit grey where an id exceeds 255.
 

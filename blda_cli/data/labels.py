@@ -11,7 +11,7 @@ from blda_cli.data.classes import IGNORE_INDEX, ClassSet, plain_name
 from blda_cli.data.detection import choose_encoding
 from blda_cli.data.encodings import ENCODINGS, ClassLookup, LabelEncoding, as_array, class_ids, resolve, unknown_names
 from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
-from blda_cli.data.label_files import RawLabel, read_label_file
+from blda_cli.data.label_files import RawLabel, packed, read_label_file
 from blda_cli.data.pairing import pair_labels, strip_image
 from blda_cli.errors import BldaError
 
@@ -104,7 +104,7 @@ class _PictureReader:
         self.ignore = ignore
         values = {value: index for value, index in lookup.values.items() if value != ignore}
         self.by_value = as_array(values, max([IGNORE_INDEX, *values]) + 1, len(classes))
-        colors = sorted((_packed(np.array(color)), index) for color, index in lookup.colors.items())
+        colors = sorted((int(packed(np.array(color))), index) for color, index in lookup.colors.items())
         self.codes = np.array([code for code, _ in colors], dtype=np.int32)
         self.by_code = np.array([index for _, index in colors], dtype=self.by_value.dtype)
 
@@ -143,10 +143,10 @@ class _PictureReader:
         return labels
 
     def _of_colors(self, colors: np.ndarray) -> np.ndarray:
-        packed = _packed(colors)
-        place = np.searchsorted(self.codes, packed).clip(max=len(self.codes) - 1)
+        codes = packed(colors)
+        place = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
         labels: np.ndarray = self.by_code[place]
-        labels[self.codes[place] != packed] = IGNORE_INDEX
+        labels[self.codes[place] != codes] = IGNORE_INDEX
         return labels
 
     def _wrong_kind(self, raw: RawLabel, path: Path) -> BldaError:
@@ -176,12 +176,6 @@ class _PictureReader:
             f"{path} holds {'the value' if len(values) == 1 else 'the values'} {shown}, which the label encoding "
             f"{encoding.name} ({known[0]}..{known[-1]}) does not have; {hint}"
         )
-
-
-def _packed(colors: np.ndarray) -> np.ndarray:
-    wide = colors.astype(np.int32)
-    packed: np.ndarray = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-    return packed
 
 
 def _is_table(source: Path) -> bool:

@@ -89,20 +89,18 @@ def load_batches(
             except BldaError as error:
                 if on_error == "stop":
                     if batch:
-                        yield _stack(batch)
+                        yield _take(batch)
                     raise
                 if skipped is not None:
                     skipped.append(SkippedFile(file, str(error)))
                 continue
             if batch and _shape(sample) != _shape(batch[0]):
-                full, batch = _stack(batch), []
-                yield full
+                yield _take(batch)
             batch.append(sample)
             if len(batch) == batch_size:
-                full, batch = _stack(batch), []
-                yield full
+                yield _take(batch)
         if batch:
-            yield _stack(batch)
+            yield _take(batch)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -112,10 +110,12 @@ def _shape(sample: Sample) -> tuple[object, ...]:
     return (array.shape, array.dtype) + (() if label is None else (label.shape, label.dtype))
 
 
-def _stack(batch: list[Sample]) -> SampleBatch:
-    labels = [label for _, _, label in batch if label is not None]
-    return SampleBatch(
-        files=[file for file, _, _ in batch],
-        arrays=np.stack([array for _, array, _ in batch]),
-        labels=np.stack(labels) if labels else None,
-    )
+def _take(batch: list[Sample]) -> SampleBatch:
+    """Stack the samples and let go of them, so that only the consumer holds the batch that is out."""
+    files, arrays, labels = zip(*batch, strict=True)
+    batch.clear()
+    return SampleBatch(list(files), _stack(arrays), None if labels[0] is None else _stack(labels))
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]  # one is not copied: logits are large

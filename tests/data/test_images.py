@@ -32,7 +32,7 @@ class TestFinding:
         assert found[1].path == tmp_path / "b/two.JPG"
 
     def test_glob_keys_are_relative_to_its_plain_part(self, tmp_path: Path) -> None:
-        for name in ("x/a/1.png", "x/b/2.png", "y/3.png"):
+        for name in ("x/a/1.png", "x/b/2.png", "y/3.png", "x/a/._1.png", ".cache/4.png"):
             save(tmp_path / name)
         assert [image.key for image in find_images(f"{tmp_path}/x/*/*.png")] == ["a/1", "b/2"]
         assert [image.key for image in find_images(f"{tmp_path}/**/*.png")] == ["x/a/1", "x/b/2", "y/3"]
@@ -141,7 +141,7 @@ class TestReading:
         with pytest.raises(BldaError, match=r"gone\.png does not exist"):
             read_image(tmp_path / "gone.png")
 
-    @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+    @pytest.mark.filterwarnings("ignore:::PIL")
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.data())
     def test_a_damaged_file_is_read_or_named_in_one_line(self, tmp_path: Path, data: st.DataObject) -> None:
@@ -174,4 +174,5 @@ class TestReading:
     def test_real_frames(self, shared_data: Path) -> None:
         images = find_images(shared_data / "camvid" / "dusk" / "images")
         assert len(images) == 62
+        assert read_image(images[0].path).flags.writeable  # torch warns where not
         assert read_image(images[0].path).shape == (*image_size(images[0].path), 3) == (360, 480, 3)
