@@ -1,5 +1,6 @@
 """Corrections of logits: given a pixel's logits, debiased scores and the debiased class."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from blda_cli.core import kernels
 from blda_cli.core.logit_space import LogitSpace, to_space
+
+_LARGEST_SPAN = 64.0
 
 
 class Correction(Protocol):
@@ -77,6 +80,8 @@ class LocationCorrection:
         """See :class:`Correction`."""
         shifts = self.shifts
         values = torch.log_softmax(logits.float(), dim=1)
+        if not self._exponentiable:
+            return _scores_one_by_one(values, (_over_channels(row, logits) for row in shifts))
         largest = shifts.amax(dim=1, keepdim=True)
         sums = torch.einsum("cl,nl...->nc...", (shifts - largest).exp(), values.exp())
         own = shifts.diagonal() - largest.squeeze(1)
@@ -84,12 +89,18 @@ class LocationCorrection:
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
+        if not self._exponentiable:
+            return self.scores(logits).argmax(dim=1)
         ids = kernels.align_location(_flat(logits), self.shifts)
         return ids.view(logits.shape[0], *logits.shape[2:])
 
     def to(self, device: torch.device) -> "LocationCorrection":
         """See :class:`Correction`."""
         return replace(self, shifts=self.shifts.to(device))
+
+    @cached_property
+    def _exponentiable(self) -> bool:
+        return _exponentiable(self.shifts)
 
 
 @dataclass(frozen=True)
@@ -115,21 +126,23 @@ class QuantileCorrection:
         bins = self.shifts.shape[2]
         index = (values * (bins / (2 * self.limit))).floor_().long().add_(bins // 2).clamp_(0, bins - 1)
         channels = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
-        scores = torch.empty_like(values)
-        for hypothesis, table in enumerate(self.shifts):
-            shifted = values + table[channels, index]
-            scores[:, hypothesis] = shifted[:, hypothesis] - shifted.logsumexp(dim=1)
-        return scores
+        return _scores_one_by_one(values, (table[channels, index] for table in self.shifts))
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
+        if not self._exponentiable:
+            return self.scores(logits).argmax(dim=1)
         factors, own = self._tables
-        ids = kernels.align_quantile(_flat(to_space(logits, self.space)), factors, own, self.limit)
+        ids = kernels.align_quantile(_flat(to_space(logits.float(), self.space)), factors, own, self.limit)
         return ids.view(logits.shape[0], *logits.shape[2:])
 
     def to(self, device: torch.device) -> "QuantileCorrection":
         """See :class:`Correction`."""
         return replace(self, shifts=self.shifts.to(device))
+
+    @cached_property
+    def _exponentiable(self) -> bool:
+        return _exponentiable(self.shifts)
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
@@ -138,6 +151,25 @@ class QuantileCorrection:
         centred = self.shifts - self.shifts.mean(dim=(1, 2), keepdim=True)
         own = centred.diagonal(dim1=0, dim2=1).T.contiguous()
         return centred.permute(1, 2, 0).exp().contiguous(), own
+
+
+def _scores_one_by_one(values: Tensor, shifts: Iterable[Tensor]) -> Tensor:
+    """``log softmax_l(f_l + Δ[c, l])`` at ``l = c``, the shifts given hypothesis by hypothesis."""
+    scores = torch.empty_like(values)
+    for hypothesis, shift in enumerate(shifts):
+        shifted = values + shift
+        scores[:, hypothesis] = shifted[:, hypothesis] - shifted.logsumexp(dim=1)
+    return scores
+
+
+def _exponentiable(shifts: Tensor) -> bool:
+    """Whether ``Σ_l exp(f_l) · exp(Δ[c, l])`` loses nothing in float32 for shifts ``[C, ...]``.
+
+    ``exp(f_l)`` vanishes 87 below the largest logit; the shifts of one hypothesis must not differ by so much that
+    such a term would have counted.
+    """
+    of_hypothesis = shifts.flatten(1)
+    return bool((of_hypothesis.amax(dim=1) - of_hypothesis.amin(dim=1) <= _LARGEST_SPAN).all())
 
 
 def _flat(logits: Tensor) -> Tensor:

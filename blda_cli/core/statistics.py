@@ -75,7 +75,7 @@ class LogitStatistics:
             ValueError: a logit is not finite.
         """
         predicted = logits.argmax(dim=1)
-        values = to_space(logits, self.space)
+        values = to_space(logits.float(), self.space)
         for source, histogram in self.cells.items():
             match source:
                 case LabelSource.GROUND_TRUTH:
