@@ -77,7 +77,23 @@ def quantile_shifts(
     return shifts
 
 
-def location_shifts(means: Tensor, pixels: Tensor) -> Tensor:
+def pooled_means(means: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchors of the location form: ``m_p`` and ``m_n``, the means of all positive and of all negative cells.
+
+    Args:
+        means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
+        pixels: float64 ``[C]``, pixels of each label.
+
+    Returns:
+        Two scalars.
+    """
+    means = means.nan_to_num()
+    positive = (means.diagonal() * pixels).sum() / pixels.sum()
+    negative = ((means.sum(dim=1) - means.diagonal()) * pixels).sum() / (pixels.sum() * (len(pixels) - 1))
+    return positive, negative
+
+
+def location_shifts(means: Tensor, pixels: Tensor, anchors: tuple[Tensor, Tensor]) -> Tensor:
     """The location form: every cell replaced by its mean, the anchors by the pooled means.
 
     ``L[c, l] = m_p − μ[c, l]`` where ``c = l``, else ``m_n − μ[c, l]``; 0 for labels with too few pixels.
@@ -85,15 +101,13 @@ def location_shifts(means: Tensor, pixels: Tensor) -> Tensor:
     Args:
         means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
         pixels: float64 ``[C]``, pixels of each label.
+        anchors: ``m_p`` and ``m_n``, see :func:`pooled_means`.
 
     Returns:
         float64 ``[C, C]``.
     """
-    num_classes = len(pixels)
-    means = means.nan_to_num()
-    positive = (means.diagonal() * pixels).sum() / pixels.sum()
-    negative = ((means.sum(dim=1) - means.diagonal()) * pixels).sum() / (pixels.sum() * (num_classes - 1))
-    own = torch.eye(num_classes, dtype=torch.bool, device=means.device)
+    positive, negative = anchors
+    own = torch.eye(len(pixels), dtype=torch.bool, device=means.device)
     shifts = torch.where(own, positive, negative) - means
     return torch.where((pixels >= MINIMUM_PIXELS)[:, None], shifts, 0.0)
 

@@ -9,7 +9,7 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import to_space
 from blda_cli.core.methods.settings import AlignmentSettings, Density, Evidence, Shift
 from blda_cli.core.mixture import fit_mixtures
-from blda_cli.core.shifts import Anchors, balanced_centre, location_shifts, occupied, quantile_shifts
+from blda_cli.core.shifts import Anchors, balanced_centre, location_shifts, occupied, pooled_means, quantile_shifts
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
@@ -18,9 +18,7 @@ def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
         case Shift.QUANTILE:
             return _quantile(settings, evidence)
         case Shift.LOCATION:
-            cells = evidence.cells(settings.label_source)
-            means, pixels = cells.means(), cells.label_pixels()
-            return LocationCorrection((settings.tau * location_shifts(means, pixels)).float())
+            return LocationCorrection((settings.tau * _location(settings, evidence)).float())
         case Shift.BALANCED:
             return OffsetCorrection((-settings.tau * _balanced(evidence.cells(settings.label_source))).float())
         case Shift.TWO_PASS:
@@ -41,6 +39,12 @@ def _quantile(settings: AlignmentSettings, evidence: Evidence) -> QuantileCorrec
     return QuantileCorrection((settings.tau * shifts).float(), cells.limit, evidence.statistics.space)
 
 
+def _location(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
+    cells, pool = evidence.cells(settings.label_source), evidence.anchor_cells
+    anchors = pooled_means(pool.means(), pool.label_pixels())
+    return location_shifts(cells.means(), cells.label_pixels(), anchors)
+
+
 def _balanced(cells: LogitHistogram) -> Tensor:
     return balanced_centre(cells.means(), cells.label_pixels())
 
@@ -48,7 +52,7 @@ def _balanced(cells: LogitHistogram) -> Tensor:
 def _two_pass(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
     """``½ L + ½ mean over the hypotheses of L``, from labels that balanced centring gives the sampled pixels.
 
-    The sample takes the place of a second pass over the images.
+    The sample takes the place of a second pass over the images. The anchors are pooled from these labels too.
     """
     sample = evidence.statistics.sample
     logits = to_space(sample.logits.double(), evidence.statistics.space)
@@ -56,5 +60,5 @@ def _two_pass(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
     membership = torch.nn.functional.one_hot(labels, logits.shape[1]).double() * sample.weights()[:, None]
     pixels = membership.sum(dim=0)
     means = membership.T @ logits / pixels[:, None]
-    shifts = location_shifts(means, pixels)
+    shifts = location_shifts(means, pixels, pooled_means(means, pixels))
     return (shifts + shifts.mean(dim=0, keepdim=True)) / 2
