@@ -180,7 +180,7 @@ def _by_contents(
     ignore: int | None,
 ) -> LabelEncoding:
     """The encoding that the files' values mean, if there is but one."""
-    if samples.wide_color:
+    if samples.wide_color and ENCODINGS["synthia"] in options:
         return ENCODINGS["synthia"]
     if samples.colors:
         raise _colour_picture(samples, classes)
@@ -216,10 +216,17 @@ def _by_contents(
 
 
 def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
-    """Whether values may be of an encoding, and at least one has a class."""
-    if not all(map(lookup.knows, values)) or not any(value in lookup.values for value in values):
+    """Whether values may be of an encoding, and at least one has a class where any could."""
+    if not all(value == IGNORE_INDEX or lookup.knows(value) for value in values):
+        return False
+    if not any(value in lookup.values for value in values) and not _all_ignored(values):
         return False
     return not (_is_city_ids(lookup.encoding) and _like_train_ids(values, lookup.encoding))
+
+
+def _all_ignored(values: Mapping[int, int]) -> bool:
+    """Whether there is nothing to judge an encoding by, as with sparse labels."""
+    return set(values) <= {IGNORE_INDEX}
 
 
 def _painted(palette: np.ndarray, values: Mapping[int, int], lookup: ClassLookup, classes: ClassSet) -> bool:
@@ -260,15 +267,13 @@ def _check(samples: Samples, lookup: ClassLookup, classes: ClassSet, ignore: int
         )
     if samples.colors and not encoding.colors:
         raise _colour_picture(samples, classes)
-    known = {*lookup.values, *lookup.colors}
-    met = any(value in lookup.values for value in values) or any(color in lookup.colors for color in samples.colors)
     if encoding.colors and not encoding.values and samples.values:
         return  # a palette's colours, or grey ones: looked up when read
-    if not known or not met:
-        held = values or samples.colors
+    met = any(value in lookup.values for value in values) or any(color in lookup.colors for color in samples.colors)
+    if not met and not (_all_ignored(values) and not samples.colors):
         raise BldaError(
             f"no pixel of {where} has a class under the label encoding {encoding.name} "
-            f"(it holds {_listed(held)}): name another encoding or a mapping"
+            f"(it holds {_listed(values or samples.colors)}): name another encoding or a mapping"
         )
 
 

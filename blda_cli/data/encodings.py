@@ -54,8 +54,8 @@ def _colors_of_preset(name: str) -> dict[Color, str | int]:
 
 
 _CITYSCAPES_IDS = _of_preset("cityscapes")
-# Ids 0..33, of which 15 are not evaluated; 34 is GTA5's licence plate.
-_CITYSCAPES_VOID = frozenset(range(34)) - _CITYSCAPES_IDS.keys()
+# Ids 0..33, of which 15 are not evaluated; GTA5 has 34, the licence plate, too.
+_CITYSCAPES_VOID = frozenset(range(35)) - _CITYSCAPES_IDS.keys()
 
 _SYNTHIA_IDS: dict[int, str | int] = {
     3: "road",
@@ -150,7 +150,7 @@ ENCODINGS: dict[str, LabelEncoding] = {
             "gta5",
             values=_CITYSCAPES_IDS,
             colors=_colors_of_preset("cityscapes"),
-            void=_CITYSCAPES_VOID | {34},
+            void=_CITYSCAPES_VOID,
         ),
         LabelEncoding("synthia", values=_SYNTHIA_IDS, void=frozenset({0, 13, 14, 22})),
         LabelEncoding("mapillary", preset="mapillary", values=_of_preset("mapillary"), void=frozenset({65})),

@@ -166,7 +166,7 @@ class _PictureReader:
         shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
         known = sorted(encoding.values)
         city = ENCODINGS["cityscapes-ids"].values
-        if len(known) == len(city) and known[-1] == 18 and set(values) <= set(range(34)):
+        if len(known) == len(city) and known[-1] == 18 and set(values) <= set(range(35)):
             hint = "these look like Cityscapes label ids: give the label encoding cityscapes-ids"
         elif encoding.name == "ids" and values == [len(self.classes)] == [150]:
             hint = "ADE20K counts from 1: give the label encoding ade20k"

@@ -143,7 +143,6 @@ class TestOtherDataSets:
         values = np.where(LABEL_IDS == 3, 34, LABEL_IDS).astype(np.uint8)
         folders.add("00001.png", "00001.png", with_palette(values, ids))
         np.testing.assert_array_equal(folders.read(encoding="gta5"), SCENE)
-        folders.add("00001.png", "00001.png", with_palette(LABEL_IDS, ids))
         assert folders.reader().encoding == "cityscapes-ids"
         np.testing.assert_array_equal(folders.read(), SCENE)
         folders.add("00001.png", "00001.png", painted(SCENE, CITYSCAPES))
@@ -281,6 +280,12 @@ class TestIdsAndMappings:
         folders.add("a.png", "a.png", LABEL_IDS)
         classes = class_set([f"LABEL_{index}" for index in range(19)])
         np.testing.assert_array_equal(folders.read(classes), SCENE)
+
+    def test_labels_without_any_class_are_read_and_counted(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.full((2, 2), 255, np.uint8))
+        reader = folders.reader()
+        assert (reader(find_images(folders.images)[0]) == 255).all()
+        assert reader.ignored_share == 1
 
     def test_an_unknown_encoding_lists_the_known(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", LABEL_IDS)
