@@ -217,9 +217,9 @@ def _by_contents(
 
 def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
     """Whether values may be of an encoding, and at least one has a class where any could."""
-    if not all(value == IGNORE_INDEX or lookup.knows(value) for value in values):
-        return False
-    if not any(value in lookup.values for value in values) and not _all_ignored(values):
+    if _all_ignored(values):
+        return True
+    if not all(map(lookup.knows, values)) or not any(value in lookup.values for value in values):
         return False
     return not (_is_city_ids(lookup.encoding) and _like_train_ids(values, lookup.encoding))
 
