@@ -6,9 +6,10 @@ demand, ``scores.h5``. A classifier's folder holds ``predictions.csv`` instead o
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,7 @@ RECORD = "run.json"
 
 PREDICTIONS = "predictions"
 ARGMAX = "argmax"
+CLASSIFICATIONS = "predictions.csv"
 
 
 @dataclass
@@ -45,8 +47,8 @@ class RunRecord:
         images: key and path of each image, in order.
         pixels_before: pixels predicted as each class by argmax.
         pixels_after: pixels predicted as each class after alignment.
-        changed: share of pixels changed per image key.
-        complete: all images are there.
+        changed: share of pixels changed, per key of an image whose prediction is there.
+        classified: class ids before and after, per key; of a classifier only.
         provenance: command, versions.
     """
 
@@ -60,7 +62,7 @@ class RunRecord:
     pixels_before: list[int] = field(default_factory=list)
     pixels_after: list[int] = field(default_factory=list)
     changed: dict[str, float] = field(default_factory=dict)
-    complete: bool = False
+    classified: dict[str, list[int]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,24 +72,23 @@ class RunRecord:
         return ClassSet(tuple(self.classes), palette, tuple(self.ids))
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Write ``run.json``.
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record, ``run.json`` of a folder that is complete.
 
     Raises:
         BldaError: it cannot be written.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(record)}
-    with replacing(folder / RECORD) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> RunRecord:
-    """Read ``run.json``.
+def read_record(path: Path) -> RunRecord:
+    """Read a record, ``run.json`` of a folder that is complete.
 
     Raises:
         BldaError: there is none, or it is not one of ours.
     """
-    path = folder / RECORD
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
@@ -97,34 +98,61 @@ def read_record(folder: Path) -> RunRecord:
             raise BldaError(f"{path} has format version {version}, this blda reads up to {FORMAT_VERSION}: upgrade it")
         return RunRecord(**content)
     except FileNotFoundError as error:
-        raise BldaError(f"{folder} holds no {RECORD}; blda align makes such a folder") from error
+        raise BldaError(f"{path.parent} holds no {path.name}; blda align makes such a folder") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BldaError(f"{path} cannot be read as the record of blda align: {error}") from error
+
+
+def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
+    """The record of a folder that several processes wrote, each its own images."""
+    merged = replace(parts[0])
+    for part in parts[1:]:
+        merged = replace(
+            merged,
+            images={**merged.images, **part.images},
+            pixels_before=[sum(pair) for pair in zip(merged.pixels_before, part.pixels_before, strict=True)],
+            pixels_after=[sum(pair) for pair in zip(merged.pixels_after, part.pixels_after, strict=True)],
+            changed={**merged.changed, **part.changed},
+            classified={**merged.classified, **part.classified},
+        )
+    return merged
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is known of an image once its prediction is on disk."""
+
+    key: str
+    before: np.ndarray
+    after: np.ndarray
+    changed: float
 
 
 class PredictionWriter:
     """Writes predictions in threads, so that encoding stays off the critical path.
 
-    At most ``2 * threads`` pictures wait, so memory stays bounded. Used as a context manager; leaving it waits for
-    what is under way and raises what went wrong there.
+    At most ``2 * threads`` pictures wait, so memory stays bounded. Used as a context manager.
+
+    Attributes:
+        record: kept up to date: an image is in it once its prediction is on disk.
     """
 
-    def __init__(self, folder: Path, classes: ClassSet, *, original_ids: bool = False, scores: bool = False) -> None:
+    _THREADS = 2
+
+    def __init__(self, folder: Path, record: RunRecord, scores: Path | None = None) -> None:
         """Prepare a folder.
 
         Args:
             folder: the output folder.
-            classes: the classes.
-            original_ids: write the data set's original ids.
-            scores: also keep ``scores.h5``, opened for appending.
+            record: classes and the values they have in the PNG files; what is written is noted there.
+            scores: an HDF5 file to add scores to; None keeps none.
         """
+        self.record = record
         self._folder = folder
-        self._classes = classes
-        self._original_ids = original_ids
-        self._scores = h5py.File(folder / "scores.h5", "a") if scores else None
-        self._threads = 2
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="blda-write")
-        self._waiting: list[Future[None]] = []
+        self._classes = record.class_set
+        self._scores = h5py.File(scores, "a") if scores else None
+        self._executor = ThreadPoolExecutor(self._THREADS, thread_name_prefix="blda-write")
+        self._waiting: deque[Future[_Written]] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -135,39 +163,60 @@ class PredictionWriter:
         self._executor.shutdown(wait=True)
         if self._scores is not None:
             self._scores.close()
-        if kind is None:
-            for future in self._waiting:
-                future.result()
 
-    def write(
-        self, file: ImageFile, before: np.ndarray, after: np.ndarray, then: Callable[[], None], scores: Tensor | None
-    ) -> None:
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether scores are asked for."""
+        return self._scores is not None
+
+    def write(self, file: ImageFile, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> None:
         """Write an image's predictions.
 
         Args:
             file: the image.
-            before: integers ``[H, W]``, argmax.
-            after: integers ``[H, W]``, aligned.
-            then: called once they are on disk.
-            scores: ``[C, H, W]``, kept as float16; None where they are not asked for.
+            before: integers ``[H, W]``, argmax; ``[]`` of a classifier.
+            after: integers of the same shape, aligned.
+            scores: float16 ``[C, H, W]`` or ``[C]``; None where they are not asked for.
 
         Raises:
             BldaError: an earlier picture could not be written.
         """
-        while len(self._waiting) >= 2 * self._threads:
-            self._waiting.pop(0).result()
+        while len(self._waiting) >= 2 * self._THREADS:
+            self._note(self._waiting.popleft().result())
         if self._scores is not None and scores is not None:
             if file.key in self._scores:
                 del self._scores[file.key]
-            self._scores.create_dataset(file.key, data=scores.half().cpu().numpy(), compression="lzf", shuffle=True)
+            self._scores.create_dataset(file.key, data=scores.numpy(), compression="lzf" if scores.dim() > 1 else None)
+        self._waiting.append(self._executor.submit(self._encode, file.key, before, after))
+        if before.ndim == 0:
+            self.record.classified[file.key] = [int(before), int(after)]
 
-        def encode() -> None:
+    def flush(self) -> None:
+        """Wait until everything is on disk and noted in the record.
+
+        Raises:
+            BldaError: a picture could not be written.
+        """
+        while self._waiting:
+            self._note(self._waiting.popleft().result())
+
+    def _encode(self, key: str, before: np.ndarray, after: np.ndarray) -> _Written:
+        if before.ndim > 0:
             for kind, labels in ((ARGMAX, before), (PREDICTIONS, after)):
-                path = prediction_path(self._folder, file.key, kind)
-                write_label_png(path, labels, self._classes, original_ids=self._original_ids)
-            then()
+                write_label_png(prediction_path(self._folder, key, kind), labels, self._classes, original_ids=True)
+        count = len(self._classes)
+        return _Written(
+            key=key,
+            before=np.bincount(before.ravel(), minlength=count),
+            after=np.bincount(after.ravel(), minlength=count),
+            changed=float((before != after).mean()),
+        )
 
-        self._waiting.append(self._executor.submit(encode))
+    def _note(self, written: _Written) -> None:
+        record = self.record
+        record.pixels_before = (np.array(record.pixels_before) + written.before).tolist()
+        record.pixels_after = (np.array(record.pixels_after) + written.after).tolist()
+        record.changed[written.key] = written.changed
 
 
 def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
@@ -182,20 +231,15 @@ def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
     return path
 
 
-def write_classifications(
-    folder: Path, classes: ClassSet, rows: Sequence[tuple[str, int, int]], *, original_ids: bool = False
-) -> None:
+def write_classifications(folder: Path, record: RunRecord) -> None:
     """Write a classifier's predictions as ``predictions.csv``: key, argmax and aligned id and name.
 
-    Args:
-        folder: the output folder.
-        classes: the classes.
-        rows: key, class id before, class id after.
-        original_ids: write the data set's original ids.
+    Raises:
+        BldaError: it cannot be written.
     """
-    ids = classes.ids if original_ids else range(len(classes))
-    with replacing(folder / "predictions.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / CLASSIFICATIONS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["key", "argmax", "argmax_name", "prediction", "prediction_name"])
-        for key, before, after in rows:
-            table.writerow([key, ids[before], classes.names[before], ids[after], classes.names[after]])
+        for key, (before, after) in sorted(record.classified.items()):
+            names = record.classes
+            table.writerow([key, record.ids[before], names[before], record.ids[after], names[after]])

@@ -7,6 +7,8 @@ from blda_cli.core.corrections import Correction
 from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift
 from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method
 
+__all__ = ["METHODS", "AlignmentSettings", "Evidence", "Fit", "Method", "fit_correction"]
+
 METHODS: dict[Method, Fit] = {
     Method.BLDA: blda.fit,
     Method.LOGIT_ADJUST: logit_adjustment.fit,

@@ -1,0 +1,47 @@
+"""The command line: one module per subcommand.
+
+The modules import torch and all that needs it inside their functions, so that help and completion answer at once.
+"""
+
+from typing import Any
+
+import click
+
+from blda_cli import __version__
+from blda_cli.commands import align, collect_stats, merge
+from blda_cli.errors import BldaError
+
+
+class _Commands(click.Group):
+    """Lists commands in the order of their use; ends what a user can mend in one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BldaError as error:
+            if ctx.params["debug"]:
+                raise
+            click.echo(f"blda: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="blda")
+def cli(debug: bool) -> None:  # _Commands reads it
+    """See and correct the class bias of a pretrained segmenter on images it was not trained on.
+
+    \b
+    blda collect-stats --model MODEL --images DIR --output target.h5
+    blda align         --model MODEL --images DIR --stats target.h5 --output aligned/
+    blda report        --stats target.h5 --aligned aligned/ --output report/
+
+    Tab completion: eval "$(_BLDA_COMPLETE=bash_source blda)" in bash, likewise zsh_source and fish_source.
+    """
+
+
+for _module in (collect_stats, align, merge):
+    cli.add_command(_module.command)

@@ -1,0 +1,263 @@
+"""``blda align``."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from blda_cli.commands.options import (
+    FiniteFloat,
+    Subject,
+    images_option,
+    inference_from,
+    inference_options,
+    json_option,
+    load_subject,
+    model_options,
+    overwrite_option,
+    provenance,
+    quiet_option,
+)
+from blda_cli.errors import BldaError
+
+if TYPE_CHECKING:
+    from blda_cli.commands.console import ConsoleMonitor
+    from blda_cli.core.methods import AlignmentSettings
+    from blda_cli.pipelines.sharding import Shard
+    from blda_cli.segmenters.base import InferenceOptions
+    from blda_cli.store.predictions import RunRecord
+    from blda_cli.store.statistics import StatisticsFile
+
+
+@click.command("align")
+@model_options
+@images_option
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write the predictions."
+)
+@click.option(
+    "--stats",
+    type=click.Path(path_type=Path),
+    metavar="FILE.h5",
+    help="Statistics of these images, or of others like them.  [default: collect them first, as OUTPUT.h5]",
+)
+@click.option(
+    "--anchors",
+    type=click.Path(path_type=Path),
+    metavar="FILE.h5",
+    help="Statistics whose pooled cells are the anchors, e.g. the source domain's.  [default: those of --stats]",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["blda", "logit-adjust", "prior-shift", "class-confidence", "none"]),
+    help="What corrects the logits.  [default: blda]",
+)
+@click.option(
+    "--shift",
+    type=click.Choice(["quantile", "location", "balanced", "two-pass"]),
+    help="The form of BLDA's shift.  [default: two-pass]",
+)
+@click.option("--tau", type=FiniteFloat(), help="Strength of the correction; 0 leaves argmax.  [default: 1]")
+@click.option(
+    "--label-source",
+    type=click.Choice(["ground_truth", "pseudo", "soft"]),
+    help="The cells to use.  [default: pseudo]",
+)
+@click.option(
+    "--density",
+    type=click.Choice(["empirical", "mixture"]),
+    help="How the quantile form describes a cell.  [default: empirical]",
+)
+@click.option(
+    "--tails",
+    type=click.Choice(["constant", "clamp"]),
+    help="What the quantile form does with a cell's outermost hundredths.  [default: constant]",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["published"]),
+    help="Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
+)
+@click.option("--ids", "original_ids", is_flag=True, help="Write the data set's original ids in place of class ids.")
+@click.option("--save-scores", is_flag=True, help="Also write the scores of all classes: float16 logs, scores.h5.")
+@click.option("--force", is_flag=True, help="Use statistics of another model or preprocessing all the same.")
+@inference_options
+@overwrite_option
+@json_option
+@quiet_option
+def command(
+    model: str,
+    weights: Path | None,
+    images: str,
+    output: Path,
+    stats: Path | None,
+    anchors: Path | None,
+    preset: str | None,
+    original_ids: bool,
+    save_scores: bool,
+    force: bool,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    method: str | None,
+    shift: str | None,
+    tau: float | None,
+    label_source: str | None,
+    density: str | None,
+    tails: str | None,
+    **inference: Any,
+) -> None:
+    """Correct a segmenter's predictions.
+
+    Writes predictions/ (after) and argmax/ (before) as PNG class ids in the images' tree, and run.json. A run that
+    was stopped goes on where it was.
+    """
+    from blda_cli.commands.console import emit_json, monitored
+    from blda_cli.pipelines.align import align, check_statistics, fit_from_files
+    from blda_cli.pipelines.sharding import current_shard
+    from blda_cli.segmenters.weights import file_digest
+    from blda_cli.store.statistics import read_statistics
+
+    settings = _settings(preset, method, shift, tau, label_source, density, tails)
+    how = inference_from(**inference)
+    # Files are looked at before the network is loaded: a slip of the pen is answered at once.
+    held = {path: read_statistics(path) for path in (stats, anchors) if path is not None}
+    subject = load_subject(model, weights, images, device)
+    shard = current_shard()
+    with monitored(quiet=quiet or not shard.first) as monitor:
+        if stats is None:
+            stats = output.with_name(f"{output.name}.h5")
+            held[stats] = _collected(subject, stats, settings, how, images, overwrite, monitor, shard)
+        for path, content in held.items():
+            if not force:
+                check_statistics(subject.segmenter, how, content, path)
+        target = held[stats]
+        if settings.tau == 0 or str(settings.method) == "none":
+            monitor.say("nothing is corrected: the predictions are the network's argmax")
+        record = align(
+            subject.segmenter,
+            subject.files,
+            output,
+            fit_from_files(settings, target, held[anchors] if anchors else target),
+            settings=settings,
+            statistics={
+                "file": str(stats),
+                "sha256": file_digest(stats),
+                "anchors": str(anchors) if anchors else None,
+                "anchors_sha256": file_digest(anchors) if anchors else None,
+            },
+            inference=how,
+            original_ids=original_ids,
+            save_scores=save_scores,
+            provenance={**provenance(), "source": images},
+            overwrite=overwrite,
+            monitor=monitor,
+            shard=shard,
+        )
+        for note in subject.segmenter.notes:
+            monitor.say(note)
+        for key, reason in record.provenance.get("skipped", {}).items():
+            monitor.say(f"skipped {key}: {reason}")
+    if shard.first:
+        if as_json:
+            emit_json(_summary(record, output))
+        else:
+            _show(record, output)
+
+
+def _settings(
+    preset: str | None,
+    method: str | None,
+    shift: str | None,
+    tau: float | None,
+    label_source: str | None,
+    density: str | None,
+    tails: str | None,
+) -> "AlignmentSettings":
+    """The preset's settings, or the defaults, with what was said beside them."""
+    from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Method, Shift
+    from blda_cli.core.shifts import Tails
+    from blda_cli.core.statistics import LabelSource
+
+    said = {
+        "method": method and Method(method),
+        "shift": shift and Shift(shift),
+        "tau": tau,
+        "label_source": label_source and LabelSource(label_source),
+        "density": density and Density(density),
+        "tails": tails and Tails(tails),
+    }
+    changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    return replace(PUBLISHED if preset else AlignmentSettings(), **changes)
+
+
+def _collected(
+    subject: Subject,
+    path: Path,
+    settings: "AlignmentSettings",
+    inference: "InferenceOptions",
+    images: str,
+    overwrite: bool,
+    monitor: "ConsoleMonitor",
+    shard: "Shard",
+) -> "StatisticsFile":
+    """Statistics of the images themselves, kept from an earlier run or collected now."""
+    from blda_cli.core.statistics import LabelSource
+    from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+    from blda_cli.store.statistics import read_statistics
+
+    if settings.label_source is LabelSource.GROUND_TRUTH:
+        raise BldaError("--label-source ground_truth needs --stats collected with --labels")
+    if path.exists() and not overwrite:
+        monitor.say(f"no --stats given: {path} is used, which is there")
+        return read_statistics(path)
+    monitor.say(f"no --stats given: statistics are collected first, as {path}")
+    return collect_statistics(
+        subject.segmenter,
+        subject.files,
+        path,
+        counting=CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT)),
+        inference=inference,
+        labels=None,
+        provenance={**provenance(), "source": images},
+        overwrite=overwrite,
+        monitor=monitor,
+        shard=shard,
+    )
+
+
+def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
+    total = max(sum(record.pixels_before), 1)
+    return {
+        "output": str(output),
+        "images": len(record.changed),
+        "changed": sum(record.changed.values()) / max(len(record.changed), 1),
+        "classes": {
+            name: {"share_before": before / total, "share_after": after / total}
+            for name, before, after in zip(record.classes, record.pixels_before, record.pixels_after, strict=True)
+        },
+    }
+
+
+def _show(record: "RunRecord", output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = _summary(record, output)
+    table = Table(title="Share of the pixels predicted as each class", title_justify="left")
+    table.add_column("class")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right")
+    for name, shares in summary["classes"].items():
+        before, after = shares["share_before"], shares["share_after"]
+        change = f"×{after / before:.2f}" if before > 0 else ("new" if after > 0 else "n/a")
+        table.add_row(name, f"{before:.2%}", f"{after:.2%}", change)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{output}: {summary['images']} images, {summary['changed']:.1%} of the pixels changed",
+        highlight=False,
+        soft_wrap=True,
+    )

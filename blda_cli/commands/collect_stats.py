@@ -1,0 +1,130 @@
+"""``blda collect-stats``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from blda_cli.commands.options import (
+    images_option,
+    inference_from,
+    inference_options,
+    json_option,
+    label_options,
+    load_subject,
+    model_options,
+    overwrite_option,
+    provenance,
+    quiet_option,
+    read_labels,
+)
+
+
+@click.command("collect-stats")
+@model_options
+@images_option
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5", help="Where to write the statistics."
+)
+@label_options
+@click.option(
+    "--label-source",
+    "sources",
+    multiple=True,
+    type=click.Choice(["ground_truth", "pseudo", "soft"]),
+    help="Count each pixel under its label, under the network's argmax, or under every class by its probability; "
+    "repeatable.  [default: pseudo and soft, and ground_truth where --labels is given]",
+)
+@click.option(
+    "--logit-space",
+    type=click.Choice(["raw", "centred", "log-softmax"]),
+    default="raw",
+    show_default=True,
+    help="How a pixel's free constant is fixed before its logits are counted.",
+)
+@click.option("--bins", type=click.IntRange(4), default=1024, show_default=True, help="Bins per cell, a power of two.")
+@inference_options
+@overwrite_option
+@json_option
+@quiet_option
+def command(
+    model: str,
+    weights: Path | None,
+    images: str,
+    output: Path,
+    labels: str | None,
+    label_encoding: str | None,
+    ignore_label: int | None,
+    sources: tuple[str, ...],
+    logit_space: str,
+    bins: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **inference: Any,
+) -> None:
+    """Count a segmenter's logits over images.
+
+    Writes one HDF5 file with a histogram for every pair of label and class, from which blda align and blda report
+    work. Needs no labels. A run that was stopped goes on where it was.
+    """
+    from blda_cli.commands.console import emit_json, monitored
+    from blda_cli.core.logit_space import LogitSpace
+    from blda_cli.core.statistics import LabelSource
+    from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+    from blda_cli.pipelines.sharding import current_shard
+
+    if bins & (bins - 1):
+        raise click.UsageError(f"--bins {bins} is not a power of two; {1 << bins.bit_length()} is the next")
+    chosen = [LabelSource(source) for source in sources] or [LabelSource.PSEUDO, LabelSource.SOFT]
+    if labels and not sources:
+        chosen.insert(0, LabelSource.GROUND_TRUTH)
+    if LabelSource.GROUND_TRUTH in chosen and not labels:
+        raise click.UsageError("--label-source ground_truth needs --labels")
+    subject = load_subject(model, weights, images, device)
+    segmenter = subject.segmenter
+    reader = None
+    if labels:
+        reader = read_labels(subject.spec, subject.files, segmenter.classes, labels, label_encoding, ignore_label)
+    shard = current_shard()
+    with monitored(quiet=quiet or not shard.first) as monitor:
+        content = collect_statistics(
+            segmenter,
+            subject.files,
+            output,
+            counting=CountingOptions(tuple(dict.fromkeys(chosen)), LogitSpace(logit_space), bins),
+            inference=inference_from(**inference),
+            labels=reader,
+            provenance={**provenance(), "source": images},
+            overwrite=overwrite,
+            monitor=monitor,
+            shard=shard,
+        )
+        for note in segmenter.notes:
+            monitor.say(note)
+        for key, reason in content.provenance.get("skipped", {}).items():
+            monitor.say(f"skipped {key}: {reason}")
+        if reader is not None:
+            monitor.say(f"labels: {reader.encoding}; {reader.ignored_share:.1%} of the pixels have no class")
+    if not shard.first:
+        return
+    statistics = content.statistics
+    skipped = len(content.provenance.get("skipped", {}))
+    sources_counted = [str(source) for source in statistics.cells]
+    if as_json:
+        emit_json(
+            {
+                "output": str(output),
+                "images": statistics.images,
+                "pixels": statistics.pixels,
+                "skipped": skipped,
+                "label_sources": sources_counted,
+                "predicted_share": dict(zip(content.classes.names, statistics.predicted_share().tolist(), strict=True)),
+            }
+        )
+    else:
+        click.echo(
+            f"{output}: {statistics.images} images, {statistics.pixels:,} pixels, {skipped} skipped, "
+            f"{len(content.classes)} classes, labels from {', '.join(sources_counted)}"
+        )

@@ -1,0 +1,108 @@
+"""What a command says: results on stdout; progress, remarks and errors on stderr."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from blda_cli.pipelines.monitor import Interrupted
+
+_PLAIN_SECONDS = 10.0
+
+
+class ConsoleMonitor:
+    """Progress as a bar on a terminal and as plain lines elsewhere; Ctrl-C asks to stop after the batch at hand."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        """Prepare.
+
+        Args:
+            quiet: say nothing but errors.
+        """
+        self._quiet = quiet
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._what, self._total, self._done = "", 0, 0
+        self._said = 0.0
+        self._asked = False
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        self.stop()
+        self._what, self._total, self._done, self._said = what, total, done, time.monotonic()
+        if done:
+            self.say(f"{what}: going on after {done} of {total} images")
+        if self._console.is_terminal and not self._quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(what, total=total, completed=done)
+            self._bar.start()
+
+    def advance(self, count: int) -> None:
+        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
+        elif time.monotonic() - self._said > _PLAIN_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"{self._what}: {self._done} of {self._total} images")
+
+    def say(self, line: str) -> None:
+        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def check(self) -> None:
+        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        if self._asked:
+            raise Interrupted
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a signal handler's arguments
+        """Ask to stop; a second time, stop at once."""
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self.say("stopping after this batch (Ctrl-C again stops at once)")
+
+
+@contextmanager
+def monitored(*, quiet: bool) -> Iterator[ConsoleMonitor]:
+    """Run a pipeline under a :class:`ConsoleMonitor`; an interruption ends in one line and exit code 130."""
+    monitor = ConsoleMonitor(quiet=quiet)
+    before = signal.signal(signal.SIGINT, monitor.ask)
+    try:
+        yield monitor
+    except Interrupted:
+        monitor.stop()
+        click.echo("blda: interrupted; what was done is kept, the same command goes on from there", err=True)
+        sys.exit(130)
+    finally:
+        monitor.stop()
+        signal.signal(signal.SIGINT, before)
+
+
+def emit_json(value: Any) -> None:
+    """Print data for programs on stdout; NaN becomes null."""
+    click.echo(json.dumps(_finite(value), indent=1))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,268 @@
+"""Options that several commands share, and what they stand for."""
+
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from blda_cli import __version__
+
+if TYPE_CHECKING:  # these import torch, which --help and completion do without
+    from blda_cli.data.classes import ClassSet
+    from blda_cli.data.images import ImageFile
+    from blda_cli.data.labels import LabelReader
+    from blda_cli.segmenters.base import InferenceOptions, Segmenter
+    from blda_cli.segmenters.spec import SegmenterSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SizeType(click.ParamType[tuple[int, int]]):
+    """``HxW`` in pixels."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Parse ``512x1024``."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a size such as 512x1024 (height first)", param, ctx)
+        return int(parts[0]), int(parts[1])
+
+
+class ScalesType(click.ParamType[tuple[float, ...]]):
+    """Scales separated by commas."""
+
+    name = "S,S,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse ``0.5,1.0``."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            scales = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            scales = ()
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            self.fail(f"{value!r} is not a list of scales such as 0.5,0.75,1.0", param, ctx)
+        return scales
+
+
+class FiniteFloat(click.ParamType[float]):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse a number; NaN and infinities are refused."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_options = _together(
+    click.option(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="The segmenter: a TOML file, hf:NAME, a Hugging Face folder, net.pt2, net.ts, net.onnx, module:factory "
+        "or logits:DIR.",
+    ),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only.",
+    ),
+)
+"""``--model`` and ``--weights``."""
+
+images_option = click.option(
+    "--images",
+    required=True,
+    metavar="DIR",
+    help="The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
+)
+
+inference_options = _together(
+    click.option("--slide", type=SizeType(), help="Run window by window of this size; overlaps are averaged."),
+    click.option("--stride", type=SizeType(), help="Step between windows.  [default: two thirds of the window]"),
+    click.option(
+        "--scales", type=ScalesType(), default="1.0", show_default=True, help="Average over these image scales."
+    ),
+    click.option("--flip", is_flag=True, help="Average with the flipped image."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Images of one size to run together.",
+    ),
+    click.option("--amp", is_flag=True, help="Run the network in mixed precision."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="Where to run; auto takes a GPU where there is one.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images ahead."
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["stop", "skip"]),
+        default="stop",
+        show_default=True,
+        help="At an unreadable image: stop, or name it, count it and go on.",
+    ),
+)
+"""How images are run; :func:`inference_from` makes what they stand for."""
+
+label_options = _together(
+    click.option(
+        "--labels",
+        metavar="DIR",
+        help="Ground truth: a folder (paired with the images by relative path), a glob, or a .txt list; for a "
+        "classifier a .csv of key,class.",
+    ),
+    click.option(
+        "--label-encoding",
+        metavar="NAME",
+        help="What the values in the label files mean: cityscapes-ids, train-ids, camvid, ade20k, ids, colors, ...  "
+        "[default: the TOML's, else told by names and contents]",
+    ),
+    click.option(
+        "--ignore-label", type=int, metavar="VALUE", help="A label value that means no class, besides the encoding's."
+    ),
+)
+"""``--labels`` and what its files mean."""
+
+quiet_option = click.option("--quiet", is_flag=True, help="No progress and no remarks.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
+
+
+def inference_from(
+    *,
+    slide: tuple[int, int] | None,
+    stride: tuple[int, int] | None,
+    scales: tuple[float, ...],
+    flip: bool,
+    batch_size: int,
+    amp: bool,
+    workers: int,
+    on_error: Literal["stop", "skip"],
+) -> "InferenceOptions":
+    """What :data:`inference_options` stand for."""
+    from blda_cli.segmenters.base import InferenceOptions
+
+    if stride is not None and slide is None:
+        raise click.UsageError("--stride is the step between the windows of --slide; give that too")
+    if slide is not None and stride is None:
+        stride = (max(1, slide[0] * 2 // 3), max(1, slide[1] * 2 // 3))
+    return InferenceOptions(
+        batch_size=batch_size,
+        workers=workers,
+        slide=slide,
+        stride=stride,
+        scales=scales,
+        flip=flip,
+        amp=amp,
+        on_error=on_error,
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A segmenter and the images it is to run over."""
+
+    spec: "SegmenterSpec"
+    segmenter: "Segmenter"
+    files: "list[ImageFile]"
+
+
+def load_subject(model: str, weights: Path | None, images: str, device: str) -> Subject:
+    """Find the images and load the segmenter.
+
+    Raises:
+        BldaError: one of them cannot be.
+    """
+    from blda_cli.data.images import find_images
+    from blda_cli.pipelines.sharding import choose_device
+    from blda_cli.segmenters import load_segmenter
+    from blda_cli.segmenters.spec import parse_model
+    from blda_cli.segmenters.stored import find_logits
+
+    spec = parse_model(model, weights)
+    stored = spec.segmenter.path if spec.segmenter.kind == "logits" else None
+    own_folder = stored is not None and Path(images).is_dir() and Path(images).samefile(stored)
+    files = find_logits(images) if own_folder else find_images(images)
+    return Subject(spec, load_segmenter(spec, choose_device(device)), files)
+
+
+def read_labels(
+    spec: "SegmenterSpec",
+    files: "Sequence[ImageFile]",
+    classes: "ClassSet",
+    labels: str,
+    encoding: str | None,
+    ignore: int | None,
+) -> "LabelReader":
+    """Pair images with their labels, as :data:`label_options` and the model's TOML say.
+
+    Raises:
+        BldaError: an image has no label, or the encoding does not fit.
+    """
+    from blda_cli.data.encodings import custom_encoding
+    from blda_cli.data.labels import label_reader
+
+    chosen = encoding or spec.labels.encoding or "auto"
+    return label_reader(
+        files,
+        labels,
+        classes,
+        encoding=custom_encoding(spec.labels.mapping) if spec.labels.mapping and not encoding else chosen,
+        groups=spec.classes.groups or None,
+        ignore=ignore,
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """The exact command, the versions and the time, for what a command writes."""
+    import h5py
+    import numpy
+    import torch
+
+    return {
+        "command": shlex.join(["blda", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "blda": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "h5py": h5py.__version__,
+        },
+    }

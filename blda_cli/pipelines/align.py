@@ -1,0 +1,232 @@
+"""``blda align``: run the segmenter again and write corrected predictions."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.corrections import Correction
+from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction
+from blda_cli.data.images import ImageFile
+from blda_cli.data.loader import SkippedFile
+from blda_cli.errors import BldaError
+from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, model_identity
+from blda_cli.pipelines.monitor import Monitor
+from blda_cli.pipelines.sharding import Shard
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.store.predictions import (
+    ARGMAX,
+    CLASSIFICATIONS,
+    PREDICTIONS,
+    RECORD,
+    PredictionWriter,
+    RunRecord,
+    merge_records,
+    read_record,
+    write_classifications,
+    write_record,
+)
+from blda_cli.store.statistics import StatisticsFile, difference_of
+
+
+def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:
+    """Fit a correction to what files hold.
+
+    Args:
+        settings: method, form and strength.
+        target: statistics of the images to be corrected.
+        anchors: statistics whose pooled cells are the anchors; ``target`` itself where there are no others.
+
+    Returns:
+        The correction, on the CPU.
+
+    Raises:
+        BldaError: a file lacks the label source, or the two are of different classes or logit spaces.
+    """
+    source = settings.label_source
+    if anchors.classes.names != target.classes.names:
+        raise BldaError("the anchors are of other classes than the statistics: collect both with the same model")
+    if anchors.statistics.space != target.statistics.space:
+        raise BldaError(
+            f"the anchors hold {anchors.statistics.space} logits, the statistics {target.statistics.space} ones: "
+            "collect both with the same --logit-space"
+        )
+    for content in (target, anchors):
+        if source not in content.statistics.cells:
+            held = ", ".join(content.statistics.cells)
+            raise BldaError(f"--label-source {source}: the statistics hold only {held}; collect that source too")
+    fits = None
+    if source in target.mixtures and source in anchors.mixtures:
+        fits = (target.mixtures[source], anchors.mixtures[source])
+    return fit_correction(settings, Evidence(target.statistics, anchors.statistics.cells[source], fits))
+
+
+def check_statistics(segmenter: Segmenter, inference: InferenceOptions, content: StatisticsFile, path: Path) -> None:
+    """Refuse statistics that are not of this segmenter, run this way.
+
+    Raises:
+        BldaError: model, preprocessing, ways of running or classes differ; the message names the difference.
+    """
+    difference = difference_of(content.model, model_identity(segmenter, inference))
+    if difference is None and content.classes.names != segmenter.classes.names:
+        difference = "the classes"
+    if difference:
+        raise BldaError(
+            f"{path} was made with another model or preprocessing: it differs in {difference}; "
+            "collect statistics with this one, or --force"
+        )
+
+
+def align(
+    segmenter: Segmenter,
+    files: Sequence[ImageFile],
+    folder: Path,
+    correction: Correction,
+    *,
+    settings: AlignmentSettings,
+    statistics: Mapping[str, Any],
+    inference: InferenceOptions,
+    original_ids: bool,
+    save_scores: bool,
+    provenance: dict[str, Any],
+    overwrite: bool,
+    monitor: Monitor,
+    shard: Shard,
+) -> RunRecord:
+    """Write corrected predictions of images.
+
+    A folder that an earlier call left unfinished is completed.
+
+    Args:
+        segmenter: gives the logits.
+        files: the images.
+        folder: where to write, see :mod:`blda_cli.store.predictions`.
+        correction: what corrects them, as ``settings`` say.
+        settings: recorded.
+        statistics: recorded: file name and digest of the statistics.
+        inference: how images are run.
+        original_ids: write the data set's original ids in place of class ids.
+        save_scores: also keep the scores.
+        provenance: recorded: command, versions.
+        overwrite: write over a folder of predictions that is there.
+        monitor: is told the progress.
+        shard: this process among those of ``torchrun``.
+
+    Returns:
+        The record of the folder (in every process).
+
+    Raises:
+        BldaError: the folder holds other predictions or other things, an image cannot be read, or a file cannot
+            be written.
+        Interrupted: the user asked to stop.
+    """
+    classes = segmenter.classes
+    record = RunRecord(
+        classes=list(classes.names),
+        palette=[list(color) for color in classes.palette],
+        ids=list(classes.ids) if original_ids else list(range(len(classes))),
+        model=model_identity(segmenter, inference),
+        settings={**asdict(settings), "scores": save_scores},
+        statistics=dict(statistics),
+        images={file.key: os.fspath(file.path) for file in shard.of(files)},
+        pixels_before=[0] * len(classes),
+        pixels_after=[0] * len(classes),
+        provenance=provenance,
+    )
+    _make_room(folder, overwrite, shard)
+    part = shard.path(folder / RECORD)
+    if part.exists():
+        record = _resumed(part, record)
+    remaining = [file for file in shard.of(files) if file.key not in record.changed]
+    monitor.start("aligning", len(record.images), len(record.images) - len(remaining))
+    scores = folder / ("scores.h5" if shard.world == 1 else f"scores.{shard.rank}-of-{shard.world}.h5")
+    skipped: list[SkippedFile] = []
+    with PredictionWriter(folder, record, scores if save_scores else None) as writer:
+        _align(segmenter, remaining, correction.to(segmenter.device), writer, part, inference, monitor, skipped)
+    if skipped:
+        record.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
+    if shard.world > 1:
+        write_record(part, record)
+        shard.wait()
+        if shard.first:
+            record = merge_records([read_record(shard.path(folder / RECORD, rank)) for rank in range(shard.world)])
+    if shard.first:
+        if record.classified:
+            write_classifications(folder, record)
+        write_record(folder / RECORD, record)
+    shard.wait()
+    part.unlink(missing_ok=True)
+    return record if shard.first else read_record(folder / RECORD)
+
+
+def _align(
+    segmenter: Segmenter,
+    files: Sequence[ImageFile],
+    correction: Correction,
+    writer: PredictionWriter,
+    part: Path,
+    inference: InferenceOptions,
+    monitor: Monitor,
+    skipped: list[SkippedFile],
+) -> None:
+    """Write ``files``, keeping the record in ``part`` now and then and when something stops it."""
+    kept = time.monotonic()
+    try:
+        for batch in segmenter.stream(files, inference, None, skipped):
+            before, after = batch.logits.argmax(dim=1), correction.predict(batch.logits)
+            # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
+            dtype = torch.uint8 if batch.logits.shape[1] <= IGNORE_INDEX else torch.int16
+            scores = correction.scores(batch.logits).half().cpu() if writer.keeps_scores else None
+            ids = torch.stack([before, after], dim=1).to(dtype).cpu().numpy()
+            for index, file in enumerate(batch.files):
+                writer.write(file, ids[index, 0], ids[index, 1], None if scores is None else scores[index])
+            monitor.advance(len(batch.files))
+            monitor.check()
+            if time.monotonic() - kept > CHECKPOINT_SECONDS:
+                writer.flush()
+                write_record(part, writer.record)
+                kept = time.monotonic()
+    except Exception:  # Interrupted and BldaError
+        writer.flush()
+        if writer.record.changed:
+            write_record(part, writer.record)
+        raise
+    writer.flush()
+
+
+def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
+    """Make the folder, or empty it of earlier predictions where that is asked for."""
+    ours = {PREDICTIONS, ARGMAX, RECORD, CLASSIFICATIONS}
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = {name for name in held if name not in ours and not name.startswith((f"{RECORD}.", "scores."))}
+    if foreign:
+        raise BldaError(f"{folder} holds other things ({min(foreign)}): give a new or an empty folder")
+    if RECORD in held and not overwrite:
+        raise BldaError(f"{folder} holds predictions already: --overwrite replaces them")
+    shard.wait()  # nobody changes anything before everybody has looked
+    if shard.first:
+        try:
+            for path in list(folder.iterdir()) if overwrite and folder.is_dir() else []:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
+    shard.wait()
+
+
+def _resumed(part: Path, fresh: RunRecord) -> RunRecord:
+    """The record an earlier call left, if it was making the same predictions."""
+    kept = read_record(part)
+    for name in ("model", "settings", "statistics", "images", "ids"):
+        difference = difference_of(getattr(kept, name), getattr(fresh, name), name)
+        if difference:
+            raise BldaError(
+                f"{part.parent} holds an unfinished run that differs in {difference}: --overwrite starts anew"
+            )
+    return kept

@@ -1,0 +1,43 @@
+"""How long work tells that it goes on, and is asked to stop."""
+
+from typing import Protocol
+
+
+class Interrupted(Exception):  # noqa: N818  # a request, not an error
+    """The user asked to stop; what was done is kept, and the same command goes on from there."""
+
+
+class Monitor(Protocol):
+    """Watches a pipeline; a command's is a progress bar that listens for Ctrl-C."""
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """Announce ``total`` images, ``done`` of which were done by an earlier run."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more images are done."""
+
+    def say(self, line: str) -> None:
+        """A remark for the user."""
+
+    def check(self) -> None:
+        """Called between batches, when everything is consistent.
+
+        Raises:
+            Interrupted: the user asked to stop.
+        """
+
+
+class SilentMonitor:
+    """Says nothing and is never asked to stop."""
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        """See :class:`Monitor`."""
+
+    def advance(self, count: int) -> None:
+        """See :class:`Monitor`."""
+
+    def say(self, line: str) -> None:
+        """See :class:`Monitor`."""
+
+    def check(self) -> None:
+        """See :class:`Monitor`."""

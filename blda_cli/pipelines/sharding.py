@@ -1,0 +1,75 @@
+"""Dividing images over the processes of ``torchrun``; each writes its own part, the first puts them together."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from blda_cli.errors import BldaError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One process among ``world``.
+
+    Attributes:
+        rank: from 0.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that puts the parts together."""
+        return self.rank == 0
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """This process' share of the items."""
+        return items[self.rank :: self.world]
+
+    def path(self, path: Path, rank: int | None = None) -> Path:
+        """Where a process keeps its part of ``path``: beside it, hidden; ``path.partial`` for a process alone."""
+        rank = self.rank if rank is None else rank
+        part = "" if self.world == 1 else f".{rank}-of-{self.world}"
+        return path.with_name(f"{path.name}{part}.partial")
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo")
+            torch.distributed.barrier()
+
+
+def current_shard() -> Shard:
+    """The process that ``torchrun`` made this, or the only one."""
+    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Args:
+        name: ``auto`` (a GPU where there is one: under ``torchrun`` each process its own), ``cpu``, ``cuda``,
+            ``cuda:N`` or ``mps``.
+
+    Raises:
+        BldaError: there is no such device.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if name == "auto":
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BldaError(f"--device {name}: there is no such device here; --device cpu always works") from error
+    return device
