@@ -1,0 +1,131 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.inference import average_views, slide, window_starts
+from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
+from blda_cli.segmenters.spec import PreprocessingSection
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), window=st.integers(1, 40))
+def test_windows_cover_every_pixel_and_stay_inside(data: st.DataObject, window: int) -> None:
+    stride = data.draw(st.integers(1, window))
+    length = data.draw(st.integers(window, 120))
+    starts = window_starts(length, window, stride)
+    covered = np.zeros(length, dtype=int)
+    for start in starts:
+        assert 0 <= start <= length - window
+        covered[start : start + window] += 1
+    assert covered.min() >= 1
+    assert len(starts) == len(set(starts))
+
+
+def position_score(part: Tensor) -> Tensor:
+    """Two classes: the first channel, and where in its window a pixel lies."""
+    rows = torch.arange(part.shape[2], dtype=torch.float32)[None, None, :, None].expand(
+        part.shape[0], 1, *part.shape[2:]
+    )
+    return torch.cat([part[:, :1], rows], dim=1)
+
+
+@pytest.mark.parametrize("window", [(4, 5), (7, 11), (30, 30)])
+def test_overlaps_are_averaged(window: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, 11, 13)
+    stride = (3, 2)
+    got = slide(position_score, images, window, stride)
+
+    height, width = min(window[0], 11), min(window[1], 13)
+    total, times = torch.zeros(2, 2, 11, 13), torch.zeros(11, 13)
+    tops = sorted({min(top, 11 - height) for top in range(0, 11, stride[0])})
+    lefts = sorted({min(left, 13 - width) for left in range(0, 13, stride[1])})
+    for top in tops:
+        for left in lefts:
+            part = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
+            total[part] += position_score(images[part])
+            times[top : top + height, left : left + width] += 1
+    torch.testing.assert_close(got, total / times)
+    torch.testing.assert_close(got[:, 0], images[:, 0])
+
+
+def test_a_stride_that_leaves_gaps_is_refused() -> None:
+    with pytest.raises(BldaError, match="leaves gaps"):
+        slide(position_score, torch.zeros(1, 3, 20, 20), (8, 8), (9, 8))
+
+
+def test_windows_of_a_classifier_are_refused() -> None:
+    with pytest.raises(BldaError, match="one answer per image"):
+        slide(lambda part: part.mean(dim=(2, 3)), torch.zeros(1, 3, 20, 20), (8, 8), (8, 8))
+
+
+def pointwise(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    def logits(view: Tensor) -> Tensor:
+        return 3 * torch.nn.functional.interpolate(view, size, mode="bilinear", align_corners=False)
+
+    return logits
+
+
+def test_one_view_gives_the_logits_themselves() -> None:
+    images = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(average_views(pointwise((8, 8)), images, (1.0,), False), 3 * images)
+
+
+def test_views_average_probabilities() -> None:
+    images = torch.randn(1, 3, 12, 16)
+    uneven = torch.linspace(0, 1, 16)  # so that mirroring matters
+
+    def logits(view: Tensor) -> Tensor:
+        return pointwise((12, 16))(view) + uneven
+
+    got = average_views(logits, images, (0.5, 1.0), flip=True)
+    small = resize_images(images, (6, 8))
+    views = [logits(small), logits(small.flip(-1)).flip(-1), logits(images), logits(images.flip(-1)).flip(-1)]
+    expected = torch.stack([view.softmax(1) for view in views]).mean(0)
+    torch.testing.assert_close(got.exp(), expected)
+
+
+def test_views_of_a_classifier_are_averaged_too() -> None:
+    images = torch.randn(2, 3, 12, 16)
+    got = average_views(lambda view: view[..., 0].mean(-1), images, (1.0,), flip=True)
+    expected = (images[..., 0].mean(-1).softmax(1) + images[..., -1].mean(-1).softmax(1)) / 2
+    torch.testing.assert_close(got.exp(), expected)
+
+
+CPU = torch.device("cpu")
+
+
+def test_preprocessing_does_what_its_keys_say() -> None:
+    images = torch.randint(0, 256, (2, 3, 6, 7)).float()
+    assert torch.equal(Preprocessor(PreprocessingSection(), CPU)(images), images / 255)
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    got = Preprocessor(PreprocessingSection(mean=mean, std=std), CPU)(images)
+    for c in range(3):
+        torch.testing.assert_close(got[:, c], (images[:, c] / 255 - mean[c]) / std[c])
+
+    mean, std = (72.39, 82.91, 73.16), (45.32, 46.15, 44.91)
+    got = Preprocessor(PreprocessingSection("bgr", mean, std, 255.0), CPU)(images)
+    for c in range(3):
+        torch.testing.assert_close(got[:, c], (images[:, 2 - c] - mean[c]) / std[c] / 255)
+
+
+def test_shrinking_is_antialiased_as_pillow_does() -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((20, 13), Image.Resampling.BILINEAR)).astype(np.float32)
+    got = resize_images(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), (13, 20))[0].permute(1, 2, 0).numpy()
+    assert np.abs(got - expected).max() <= 1  # Pillow rounds to integers
+
+
+def test_padding_is_below_and_on_the_right() -> None:
+    padded = pad_to_multiple(torch.ones(1, 3, 5, 8), 4)
+    assert padded.shape == (1, 3, 8, 8)
+    assert padded.sum() == 3 * 40
+    assert padded[..., :5, :].min() == 1

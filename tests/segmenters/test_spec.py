@@ -1,0 +1,203 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.spec import (
+    ClassesSection,
+    LabelsSection,
+    NetworkSection,
+    PreprocessingSection,
+    SegmenterSpec,
+    parse_model,
+    to_toml,
+)
+
+FULL = """
+[segmenter]
+kind = "python"
+factory = "espnet:espnet"
+arguments = {p = 2, name = "x", nested = {deep = [1.5, true]}}
+weights = "espnet.pth"
+channels = 19
+
+[preprocessing]
+color = "bgr"
+mean = [72.39, 82.91, 73]
+std = [45.32, 46.15, 44.91]
+scale = 255.0
+size = [512, 1024]
+output = "probabilities"
+
+[classes]
+names = "cityscapes"
+palette = [[0, 0, 0], [1, 2, 255]]
+[classes.groups]
+sky = ["sky"]
+"any thing" = ["building", "wall"]
+
+[labels]
+encoding = "cityscapes"
+[labels.mapping]
+7 = "road"
+"128,64,128" = "road"
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "net.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    spec = parse_model(write(tmp_path, FULL))
+    assert spec == SegmenterSpec(
+        NetworkSection(
+            kind="python",
+            factory="espnet:espnet",
+            arguments={"p": 2, "name": "x", "nested": {"deep": [1.5, True]}},
+            weights=tmp_path / "espnet.pth",
+            channels=19,
+        ),
+        PreprocessingSection("bgr", (72.39, 82.91, 73.0), (45.32, 46.15, 44.91), 255.0, (512, 1024), "probabilities"),
+        ClassesSection("cityscapes", ((0, 0, 0), (1, 2, 255)), {"sky": ("sky",), "any thing": ("building", "wall")}),
+        LabelsSection("cityscapes", {"7": "road", "128,64,128": "road"}),
+        tmp_path,
+    )
+
+
+def test_weights_given_beside_replace_those_in_the_file(tmp_path: Path) -> None:
+    spec = parse_model(write(tmp_path, FULL), Path("other.safetensors"))
+    assert spec.segmenter.weights == Path("other.safetensors")
+
+
+def test_written_and_read_again_in_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "espnet.py").write_text("")
+    spec = parse_model(write(tmp_path, FULL))
+    run = tmp_path / "run" / "one"
+    run.mkdir(parents=True)
+    again = parse_model(write(run, to_toml(spec, run)))
+    assert again.segmenter.weights is not None
+    assert again.segmenter.weights.resolve() == tmp_path / "espnet.pth"
+    assert again.segmenter.factory == "../../espnet.py:espnet"
+    assert replace(again, segmenter=spec.segmenter, folder=spec.folder) == spec
+    assert to_toml(again, run) == to_toml(spec, run)
+
+
+text = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    groups=st.dictionaries(text, st.lists(text, min_size=1, max_size=3, unique=True).map(tuple), max_size=4),
+    names=st.none() | text | st.lists(text, min_size=1, unique=True).map(tuple),
+    scale=st.none() | st.floats(1e-6, 1e6),
+)
+def test_any_names_and_numbers_survive_writing(
+    tmp_path_factory: pytest.TempPathFactory,
+    groups: dict[str, tuple[str, ...]],
+    names: str | tuple[str, ...] | None,
+    scale: float | None,
+) -> None:
+    folder = tmp_path_factory.mktemp("spec")
+    spec = SegmenterSpec(
+        NetworkSection("huggingface", path="someone/some-model"),
+        PreprocessingSection(scale=scale),
+        ClassesSection(names, None, groups),
+        folder=folder,
+    )
+    assert parse_model(write(folder, to_toml(spec, folder))) == spec
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "where"),
+    [
+        ("hf:nvidia/segformer-b0", "huggingface", "nvidia/segformer-b0"),
+        ("hf:somewhere", "huggingface", "somewhere"),
+        ("folder", "huggingface", "folder"),
+        ("net.pt2", "exported", "net.pt2"),
+        ("sub/net.ts", "torchscript", "sub/net.ts"),
+        ("net.onnx", "onnx", "net.onnx"),
+        ("logits:folder", "logits", "folder"),
+        ("package.module:factory", "python", "package.module:factory"),
+        ("nets/espnet.py:factory", "python", "nets/espnet.py:factory"),
+    ],
+)
+def test_short_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, kind: str, where: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    spec = parse_model(model)
+    assert spec.segmenter.kind == kind
+    assert where in (spec.segmenter.path, spec.segmenter.factory)
+    assert spec.folder == tmp_path
+
+
+def test_paths_are_relative_to_the_file_and_hub_names_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    section = '[segmenter]\nkind = "huggingface"\npath = "{}"\n'
+    assert parse_model(write(tmp_path, section.format("mine"))).segmenter.path == str(tmp_path / "mine")
+    assert parse_model(write(tmp_path, section.format("hub/name"))).segmenter.path == "hub/name"
+    onnx = '[segmenter]\nkind = "onnx"\npath = "net.onnx"\n'
+    assert parse_model(write(tmp_path, onnx)).segmenter.path == str(tmp_path / "net.onnx")
+
+
+PYTHON = '[segmenter]\nkind = "python"\nfactory = "a:b"\n'
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (PYTHON + 'wieghts = "x"', "unknown key segmenter.wieghts; the nearest known one is segmenter.weights"),
+        (PYTHON + "[preprocesing]\nscale = 1", "unknown key preprocesing; the nearest known one is preprocessing"),
+        (PYTHON + "[classes]\nname = 1", "unknown key classes.name; the nearest known one is classes.names"),
+        (PYTHON + "[labels]\nencodings = 1", "the nearest known one is labels.encoding"),
+        (PYTHON + 'channels = "19"', 'segmenter.channels = "19" should be a positive whole number'),
+        (PYTHON + "channels = true", "a positive whole number"),
+        (PYTHON + "path = 'x'", "path means nothing for kind python"),
+        (PYTHON + '[preprocessing]\ncolor = "rbg"', "one of rgb, bgr"),
+        (PYTHON + "[preprocessing]\nmean = [1, 2]", "three numbers"),
+        (PYTHON + "[preprocessing]\nmean = [nan, 0, 0]", "three numbers"),
+        (PYTHON + "[preprocessing]\nstd = [1, 0, 1]", "three positive numbers"),
+        (PYTHON + "[preprocessing]\nscale = 0", "a positive number"),
+        (PYTHON + "[preprocessing]\nsize = 512", r"\[height, width\]"),
+        (PYTHON + "[preprocessing]\nmean = [123.7, 116.3, 103.5]", "add scale = 1.0"),
+        (PYTHON + '[classes]\nnames = ["a", "a"]', "different class names"),
+        (PYTHON + "[classes]\npalette = [[0, 0, 256]]", "colours in 0..255"),
+        (PYTHON + "[classes.groups]\nsky = 'sky'", "classes.groups.sky"),
+        ('[segmenter]\nkind = "pyhton"', "one of python"),
+        ("[segmenter]\nfactory = 'a:b'", "kind is missing"),
+        ("[segmenter]\nkind = 'onnx'", "path is missing"),
+        ("kind = onnx", "not TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, toml: str, message: str) -> None:
+    with pytest.raises(BldaError, match=message) as caught:
+        parse_model(write(tmp_path, toml))
+    assert "net.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("missing.toml", "no such file"),
+        ("net.pth", "weights and no network"),
+        ("empty", "no config.json"),
+        ("nothing", "no such file or folder"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BldaError, match=message):
+        parse_model(model)
+
+
+def test_weights_for_a_kind_that_has_its_own_are_refused() -> None:
+    with pytest.raises(BldaError, match="--weights: onnx models hold their weights themselves"):
+        parse_model("net.onnx", Path("w.pth"))
