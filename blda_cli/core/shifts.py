@@ -93,7 +93,7 @@ def pooled_means(means: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return positive, negative
 
 
-def location_shifts(means: Tensor, pixels: Tensor, anchors: tuple[Tensor, Tensor]) -> Tensor:
+def location_shifts(means: Tensor, pixels: Tensor, anchors: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """The location form: every cell replaced by its mean, the anchors by the pooled means.
 
     ``L[c, l] = m_p − μ[c, l]`` where ``c = l``, else ``m_n − μ[c, l]``; 0 for labels with too few pixels.
@@ -101,12 +101,12 @@ def location_shifts(means: Tensor, pixels: Tensor, anchors: tuple[Tensor, Tensor
     Args:
         means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
         pixels: float64 ``[C]``, pixels of each label.
-        anchors: ``m_p`` and ``m_n``, see :func:`pooled_means`.
+        anchors: ``m_p`` and ``m_n``; by default the :func:`pooled_means` of these very cells.
 
     Returns:
         float64 ``[C, C]``.
     """
-    positive, negative = anchors
+    positive, negative = anchors or pooled_means(means, pixels)
     own = torch.eye(len(pixels), dtype=torch.bool, device=means.device)
     shifts = torch.where(own, positive, negative) - means
     return torch.where((pixels >= MINIMUM_PIXELS)[:, None], shifts, 0.0)

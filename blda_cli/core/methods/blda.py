@@ -60,5 +60,5 @@ def _two_pass(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
     membership = torch.nn.functional.one_hot(labels, logits.shape[1]).double() * sample.weights()[:, None]
     pixels = membership.sum(dim=0)
     means = membership.T @ logits / pixels[:, None]
-    shifts = location_shifts(means, pixels, pooled_means(means, pixels))
+    shifts = location_shifts(means, pixels)
     return (shifts + shifts.mean(dim=0, keepdim=True)) / 2
