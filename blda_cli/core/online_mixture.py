@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blda_cli.core.mixture import MINIMUM_VARIANCE, GaussianMixture
+from blda_cli.core.mixture import COMPONENTS, MINIMUM_VARIANCE, GaussianMixture
 from blda_cli.core.shifts import MINIMUM_PIXELS
 
 DENSITY_FLOOR = 1e-7
@@ -17,7 +17,6 @@ DENSITY_FLOOR = 1e-7
 belongs to all of them alike, so that no component dies and a poor start is left within one step."""
 
 EM_ITERATIONS = 3
-COMPONENTS = 5
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,9 @@ def em_step(
 ) -> GaussianMixture:
     """One step of expectation maximisation on weighted values.
 
-    Samples are values of count one; a histogram's bins are values of their counts, and its bin width adds the
-    variance ``w² / 12`` of values spread evenly within a bin, which also keeps components from shrinking onto one.
+    Samples are values of count one; a histogram's bins are values of their counts. Rounding to bins adds
+    ``w² / 12`` to a variance (Sheppard's correction takes it out), and no component gets narrower than a bin: it
+    would stand for the rounding.
 
     Args:
         mixture: ``[..., K]``.
@@ -103,7 +103,7 @@ def em_step(
         density_floor: see :data:`DENSITY_FLOOR`.
 
     Returns:
-        Mixtures ``[..., K]``, variances at least :data:`~blda_cli.core.mixture.MINIMUM_VARIANCE`.
+        Mixtures ``[..., K]``, variances at least :data:`~blda_cli.core.mixture.MINIMUM_VARIANCE` and ``w² / 12``.
     """
     tiny = torch.finfo(values.dtype).tiny
     values = values.unsqueeze(-2)
@@ -117,7 +117,8 @@ def em_step(
     share = share.clamp(min=tiny)
     means = (mass * values).sum(dim=-1) / share
     spread = (mass * (values - means.unsqueeze(-1)).square_()).sum(dim=-1) / share
-    return GaussianMixture(weights, means, (spread + bin_width**2 / 12).clamp(min=MINIMUM_VARIANCE))
+    rounding = torch.as_tensor(bin_width**2 / 12, dtype=values.dtype, device=values.device)
+    return GaussianMixture(weights, means, (spread - rounding).maximum(rounding.clamp(min=MINIMUM_VARIANCE)))
 
 
 class OnlineMixture:

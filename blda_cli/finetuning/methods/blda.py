@@ -1,0 +1,182 @@
+"""BLDA (Li et al., ICML 2025): self-training with logits shifted onto shared distributions, and density regression."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.bias import estimated_bias
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.losses import ShiftTable, corrected_cross_entropy, cumulative_density_loss
+from blda_cli.core.mixture import GaussianMixture
+from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
+from blda_cli.finetuning.distributed import all_maximum, all_sum
+from blda_cli.finetuning.methods.base import Losses, Method, MethodContext, MixedTargets, OnlineMixtures, or_none
+from blda_cli.finetuning.pseudo_labels import PseudoLabels, confidence_weighted, debiased_labels
+from blda_cli.finetuning.student import Outputs
+
+_BINS = 256
+"""Of the histograms that EM runs on."""
+
+_TABLE_VALUES = 1 << 22
+"""Most values of the shift table: with many classes it gets coarser."""
+
+
+class Blda(Method):
+    """Source pixels are shifted by the source's cells, pseudo-labelled target pixels by the target's; both onto the
+    source's pooled cells.
+
+    Attributes:
+        source: cells of the source in row-major order, then the two anchors: ``[C² + 2, K]``.
+        target: cells of the target, ``[C², K]``, of the student's logits under the pseudo-labels.
+        target_pixels: pixels of each pseudo-label a step, as a moving average, ``[C]``.
+    """
+
+    uses_density = True
+
+    def __init__(self, context: MethodContext) -> None:
+        self.settings = context.settings.blda
+        self.confidence = context.settings.host.confidence
+        self.num_classes = num_classes = context.num_classes
+        momentum, warmup = self.settings.momentum, self.settings.warmup
+        self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=context.device)
+        self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=context.device)
+        self.target_pixels = torch.zeros(num_classes, device=context.device)
+        self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
+
+    def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
+        """Corrected cross-entropy and density regression, after the banks have taken the batch in."""
+        logits = outputs.logits.detach().float()
+        span = all_maximum(reach(logits))
+        self._update(self.source, logits, labels, span, anchors=True)
+        rows = torch.where(labels == IGNORE_INDEX, -1, labels)
+        table = self._table(span, target=False)
+        return self._losses("source", outputs, labels, rows, table, torch.ones((), device=logits.device))
+
+    def label_target(self, logits: Tensor) -> PseudoLabels:
+        """As DACS does; where asked for, labels by the location form from the target's cells."""
+        if not self.settings.debias_pseudo_labels:
+            return confidence_weighted(logits, self.confidence)
+        means = self.target.means().view(self.num_classes, self.num_classes)
+        labels = debiased_labels(logits, means, self._pixels())
+        return confidence_weighted(logits, self.confidence, labels)
+
+    def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
+        """The same on mixed images, weighted."""
+        logits, labels = outputs.logits.detach().float(), targets.labels
+        span = all_maximum(reach(logits))
+        own = torch.where(targets.from_source, IGNORE_INDEX, labels)
+        counts = self._update(self.target, logits, own, span, anchors=False)
+        self.target_pixels = torch.lerp(counts, self.target_pixels, self.settings.momentum)
+        rows = torch.where(targets.from_source, labels, labels + self.num_classes)
+        rows = torch.where(labels == IGNORE_INDEX, -1, rows)
+        return self._losses("mixed", outputs, labels, rows, self._table(span, target=True), targets.weights)
+
+    def metrics(self) -> dict[str, list[float | None]]:
+        """Mean logit of every class at its own pixels in both domains, and the target's estimated class bias."""
+        size = self.num_classes
+        positive = {
+            "source_positive_logit": (self.source.means(), self.source.fitted),
+            "target_positive_logit": (self.target.means(), self.target.fitted),
+        }
+        values = {
+            name: or_none(torch.where(fitted, means, torch.nan)[: size**2].view(size, size).diagonal())
+            for name, (means, fitted) in positive.items()
+        }
+        values["estimated_bias"] = or_none(estimated_bias(self._expected_cells()))
+        return values
+
+    def mixtures(self) -> OnlineMixtures:
+        """Of the target's cells, with the source's anchors."""
+        size = self.num_classes
+        cells, fitted = _cells(self.target, size)
+        anchors = _rows(self.source.mixture, slice(-2, None))
+        return OnlineMixtures(
+            cells=GaussianMixture(cells.weights.cpu(), cells.means.cpu(), cells.variances.cpu()),
+            fitted=fitted.cpu(),
+            anchors=GaussianMixture(
+                anchors.weights.double().cpu(), anchors.means.double().cpu(), anchors.variances.double().cpu()
+            ),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The banks."""
+        return {
+            "source": self.source.state_dict(),
+            "target": self.target.state_dict(),
+            "target_pixels": self.target_pixels,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Method`."""
+        self.source.load_state_dict(state["source"])
+        self.target.load_state_dict(state["target"])
+        self.target_pixels = state["target_pixels"].to(self.target_pixels.device)
+
+    def _update(self, bank: OnlineMixture, logits: Tensor, labels: Tensor, span: Tensor, *, anchors: bool) -> Tensor:
+        """Take the batch of all processes in; the pixels of each label, ``[C]``."""
+        grid = LogitGrid.spanning(span, _BINS)
+        counts = all_sum(count_cells(grid, logits, labels))
+        rows = counts.flatten(0, 1)
+        if anchors:
+            positive = counts.diagonal().sum(dim=1)
+            rows = torch.cat([rows, torch.stack([positive, rows.sum(dim=0) - positive])])
+        bank.update(grid.centers, rows, grid.width)
+        return counts[:, 0].sum(dim=1)
+
+    def _table(self, span: Tensor, *, target: bool) -> ShiftTable:
+        """The source's shifts, and below them the target's."""
+        cells, fitted = _cells(self.source, self.num_classes)
+        if target:
+            own, own_fitted = _cells(self.target, self.num_classes)
+            cells = GaussianMixture(
+                torch.cat([cells.weights, own.weights]),
+                torch.cat([cells.means, own.means]),
+                torch.cat([cells.variances, own.variances]),
+            )
+            fitted = torch.cat([fitted, own_fitted])
+        anchors = _rows(self.source.mixture, slice(-2, None))
+        return ShiftTable.build(cells, fitted, anchors, LogitGrid.spanning(span, self._table_bins))
+
+    def _expected_cells(self) -> LogitHistogram:
+        """The target's cells as the histogram that their mixtures make one expect; empty where never fitted."""
+        cells, fitted = _cells(self.target, self.num_classes)
+        reach = (cells.means.abs() + 4 * cells.variances.sqrt()).amax().log2().ceil().exp2()
+        histogram = LogitHistogram(self.num_classes, _BINS, self.target.staleness.device)
+        histogram.limit = float(reach)
+        mass = cells.cdf(histogram.edges).diff()
+        histogram.counts = torch.where(fitted.unsqueeze(-1), mass, 0.0) * self._pixels()[:, None, None]
+        return histogram
+
+    def _losses(
+        self, name: str, outputs: Outputs, labels: Tensor, rows: Tensor, table: ShiftTable, weights: Tensor
+    ) -> Losses:
+        assert outputs.density is not None
+        shift = table.shift(outputs.logits, rows)
+        density = cumulative_density_loss(outputs.density, table.density(outputs.logits, rows), labels)
+        return {
+            name: (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.settings.tau)).mean(),
+            f"{name}_density": self.settings.density_weight * (weights * density).mean(),
+        }
+
+    def _pixels(self) -> Tensor:
+        """Pixels of each pseudo-label, scaled so that every label whose cells are fitted counts as having enough."""
+        fitted = self.target.fitted.view(self.num_classes, self.num_classes).diagonal()
+        return torch.where(fitted, self.target_pixels.clamp(min=1) * 1e6, 0.0)
+
+
+def _rows(mixture: GaussianMixture, rows: slice) -> GaussianMixture:
+    return GaussianMixture(mixture.weights[rows], mixture.means[rows], mixture.variances[rows])
+
+
+def _cells(bank: OnlineMixture, size: int) -> tuple[GaussianMixture, Tensor]:
+    """A bank's cells ``[C, C, K]``, and which of them were ever updated."""
+    cells = _rows(bank.mixture, slice(size**2))
+    shape = (size, size)
+    return (
+        GaussianMixture(
+            cells.weights.unflatten(0, shape), cells.means.unflatten(0, shape), cells.variances.unflatten(0, shape)
+        ),
+        bank.fitted[: size**2].unflatten(0, shape),
+    )

@@ -1,0 +1,59 @@
+"""Rare-class sampling: source images and crops drawn so that rare classes are seen (Hoyer et al., CVPR 2022)."""
+
+import numpy as np
+
+CROP_TRIES = 10
+
+
+class RareClassSampler:
+    """Draws a class, and an image that holds it.
+
+    A class is drawn with ``softmax((1 − frequency) / temperature)`` over the classes that occur; then one of the
+    images with more than ``enough`` pixels of it, or where there is none, of those that hold it at all.
+
+    Attributes:
+        probabilities: of the classes, ``[C]``.
+    """
+
+    def __init__(self, class_pixels: np.ndarray, temperature: float, enough: int) -> None:
+        """Take in int ``[images, C]``: how many pixels of each class every image has."""
+        totals = class_pixels.sum(axis=0)
+        scores = np.where(totals > 0, (1 - totals / totals.sum()) / temperature, -np.inf)
+        weights = np.exp(scores - scores.max())
+        self.probabilities = weights / weights.sum()
+        self.enough = enough
+        self._images = [
+            np.flatnonzero(pixels > (enough if (pixels > enough).any() else 0)) for pixels in class_pixels.T
+        ]
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int]:
+        """A class, and the index of an image that holds it."""
+        drawn = int(generator.choice(len(self.probabilities), p=self.probabilities))
+        return drawn, int(generator.choice(self._images[drawn]))
+
+    def crop(
+        self, generator: np.random.Generator, labels: np.ndarray, wanted: int, size: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Where to crop so that the class drawn is in it.
+
+        Args:
+            generator: draws.
+            labels: ``[H, W]``, of the whole image.
+            wanted: the class.
+            size: (height, width) of the crop.
+
+        Returns:
+            The crop's top and left: the first of ten tries that keeps half of the class's pixels (half of
+            ``enough`` where there are more), or else the last.
+        """
+        needed = min(int(np.count_nonzero(labels == wanted)), self.enough) / 2
+        for _ in range(CROP_TRIES):
+            top, left = random_crop(generator, labels.shape, size)
+            if np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == wanted) >= needed:
+                break
+        return top, left
+
+
+def random_crop(generator: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of a random crop of an image ``[H, W, ...]``."""
+    return int(generator.integers(shape[0] - size[0] + 1)), int(generator.integers(shape[1] - size[1] + 1))

@@ -1,0 +1,191 @@
+"""The folder of a run: settings, metrics, checkpoint, pictures and the trained model."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from blda_cli.data.classes import IGNORE_INDEX, ClassSet
+from blda_cli.errors import BldaError, require_extra
+from blda_cli.files import replacing
+from blda_cli.finetuning.settings import Settings
+from blda_cli.segmenters.spec import SegmenterSpec, to_toml
+
+
+class RunFolder:
+    """Where a run leaves everything.
+
+    ``config.toml``, ``run.json`` (command, versions, the initial model), ``metrics.jsonl``, ``checkpoint.pth``,
+    ``source_classes.npz`` (pixels of each class in the source images), ``model.toml`` and its weights,
+    ``statistics.h5``; ``tensorboard/`` and ``pictures/`` on request.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        """The settings, resolved."""
+        return self.path / "config.toml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.path / "checkpoint.pth"
+
+    @property
+    def model(self) -> Path:
+        """The trained model's description."""
+        return self.path / "model.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def start(self, settings: Settings, record: dict[str, Any]) -> None:
+        """Write down what the run is.
+
+        Raises:
+            BldaError: the folder cannot be written.
+        """
+        _write_text(self.config, settings.to_toml())
+        _write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint; the old one stays until the new one is on disk.
+
+        Raises:
+            BldaError: it cannot be written; the old one is still there.
+        """
+        with replacing(self.checkpoint) as temporary:
+            try:
+                with temporary.open("wb") as stream:
+                    torch.save(state, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise BldaError(f"{self.checkpoint} cannot be written: {error}; the last one is kept") from error
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The last checkpoint, on the CPU.
+
+        Raises:
+            BldaError: there is none, or it cannot be read.
+        """
+        if not self.checkpoint.is_file():
+            raise BldaError(f"{self.path} holds no checkpoint to go on from; leave out --resume to start")
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling raises anything on a damaged file
+            raise BldaError(f"{self.checkpoint} cannot be read as a checkpoint: is it complete?") from error
+        return state
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what was logged after ``step``."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["iteration"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError):  # a line that was being written
+                continue
+        _write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Add a line to the metrics.
+
+        Raises:
+            BldaError: it cannot be written.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise BldaError(f"{self.metrics} cannot be written: {error.strerror or error}") from error
+
+    def save_pictures(self, step: int, images: Tensor, labels: Tensor, classes: ClassSet) -> None:
+        """Save mixed images beside their labels.
+
+        Args:
+            step: names the file.
+            images: float ``[N, 3, h, w]`` in 0..255.
+            labels: ``[N, h, w]``.
+            classes: for the colours.
+        """
+        colors = np.zeros((IGNORE_INDEX + 1, 3), dtype=np.uint8)
+        colors[: len(classes)] = classes.palette[: len(colors)]
+        pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
+        rows = [np.concatenate(pair, axis=1) for pair in zip(pixels, colors[labels.cpu().numpy()], strict=True)]
+        with replacing(self.path / "pictures" / f"{step:06}.png") as temporary:
+            Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+
+    def export(self, spec: SegmenterSpec, network: nn.Module) -> SegmenterSpec:
+        """Write the model: ``weights.safetensors``, or ``weights.pth`` where safetensors is not installed.
+
+        Returns:
+            The description written to ``model.toml``.
+        """
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+        try:
+            from safetensors.torch import save_file
+        except ModuleNotFoundError:
+            weights = self.path / "weights.pth"
+            with replacing(weights) as temporary:
+                torch.save(state, temporary)
+        else:
+            weights = self.path / "weights.safetensors"
+            with replacing(weights) as temporary:
+                save_file(state, temporary)
+        trained = replace(spec, segmenter=replace(spec.segmenter, weights=weights))
+        _write_text(self.model, to_toml(trained, self.path))
+        return trained
+
+
+class EventLog:
+    """TensorBoard events of what goes into ``metrics.jsonl``."""
+
+    def __init__(self, path: Path, class_names: tuple[str, ...], step: int) -> None:
+        """Open a log; events after ``step`` of an earlier run are dropped.
+
+        Raises:
+            BldaError: tensorboard is not installed.
+        """
+        require_extra("tensorboard", "tensorboard", "for --tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._names = class_names
+        self._writer = SummaryWriter(str(path), purge_step=step + 1)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Add an entry; lists are by class."""
+        self._add("", entry, entry["iteration"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+    def _add(self, name: str, value: Any, step: int) -> None:
+        if isinstance(value, list):
+            value = dict(zip(self._names, value, strict=True))
+        if isinstance(value, dict):
+            for key, one in value.items():
+                self._add(f"{name}/{key}" if name else key, one, step)
+        elif isinstance(value, int | float) and name != "iteration":
+            self._writer.add_scalar(name, value, step)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,245 @@
+"""Drawing training samples: what is read, cropped and drawn for one source and one target crop, and batches of them."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blda_cli.data.classes import IGNORE_INDEX
+from blda_cli.data.images import ImageFile, image_size, read_image
+from blda_cli.errors import BldaError
+from blda_cli.files import replacing
+from blda_cli.finetuning.augmentation import Augmentation
+from blda_cli.finetuning.mixing import block_mask, class_mask
+from blda_cli.finetuning.rare_classes import RareClassSampler, random_crop
+from blda_cli.finetuning.settings import Settings
+
+_CACHE_BYTES = 1 << 30
+
+
+@dataclass
+class Batch:
+    """N source and N target crops, and all that was drawn for them, on the device.
+
+    Attributes:
+        source_images: float32 ``[N, 3, h, w]``, RGB in 0..255.
+        source_labels: int64 ``[N, h, w]``.
+        target_images: float32 ``[N, 3, h, w]``.
+        target_rows: float32 ``[N, h]``, 0 in the rows whose pseudo-labels have no weight.
+        pasted: bool ``[N, h, w]``, where ClassMix takes the source.
+        color, contrast, blur: of the mixed images' augmentation, see `augment`.
+        kept: bool ``[N, h, w]``, where masked images stay.
+        masked_color, masked_contrast, masked_blur: of the masked images' augmentation.
+        files: the images the crops are from, source and target.
+    """
+
+    source_images: Tensor
+    source_labels: Tensor
+    target_images: Tensor
+    target_rows: Tensor
+    pasted: Tensor
+    color: Tensor
+    contrast: Tensor
+    blur: Tensor
+    kept: Tensor
+    masked_color: Tensor
+    masked_contrast: Tensor
+    masked_blur: Tensor
+    files: list[str]
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device; from pinned memory without waiting, on CUDA."""
+        moved = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, Tensor):
+                value = (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+                if one.name.endswith("_images"):
+                    value = value.permute(0, 3, 1, 2).float()
+                elif one.name.endswith("_labels"):
+                    value = value.long()
+            moved[one.name] = value
+        return Batch(**moved)
+
+
+class Sampler:
+    """Draws samples; each is a function of the seed and its number alone, so nothing needs to be remembered.
+
+    Attributes:
+        class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[ImageFile],
+        labels: Callable[[ImageFile], np.ndarray],
+        target: Sequence[ImageFile],
+        class_pixels: np.ndarray,
+        settings: Settings,
+    ) -> None:
+        self.class_pixels = class_pixels
+        self._source, self._target = source, target
+        self._settings = settings
+        host = settings.host
+        self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_pixels)
+        cache = _Cache(_CACHE_BYTES)
+        self._image = cache.reading(lambda file: read_image(file.path))
+        self._labels = cache.reading(labels)
+
+    def draw(self, number: int) -> dict[str, np.ndarray | list[str]]:
+        """The fields of one crop pair's `Batch`, without the batch dimension."""
+        settings, host = self._settings, self._settings.host
+        generator = np.random.default_rng([settings.training.seed, number])
+        crop = settings.training.crop
+        if host.rare_class_sampling:
+            wanted, index = self._rare.draw(generator)
+            labels = self._labels(self._source[index])
+            top, left = self._rare.crop(generator, labels, wanted, crop)
+        else:
+            index = int(generator.integers(len(self._source)))
+            labels = self._labels(self._source[index])
+            top, left = random_crop(generator, labels.shape, crop)
+        window = np.s_[top : top + crop[0], left : left + crop[1]]
+        source_image, source_labels = self._image(self._source[index])[window], labels[window]
+        if generator.random() < host.flip:
+            source_image, source_labels = source_image[:, ::-1], source_labels[:, ::-1]
+
+        target_file = self._target[int(generator.integers(len(self._target)))]
+        whole = self._image(target_file)
+        top, left = random_crop(generator, whole.shape, crop)
+        target_image = whole[top : top + crop[0], left : left + crop[1]]
+        if generator.random() < host.flip:
+            target_image = target_image[:, ::-1]
+        row = np.arange(top, top + crop[0])
+        weighed = (row >= host.ignore_rows[0]) & (row < whole.shape[0] - host.ignore_rows[1])
+
+        mixed = Augmentation.draw(generator, host)
+        masked = Augmentation.draw(generator, host)
+        pasted = class_mask(generator, source_labels) if host.classmix else np.zeros(crop, dtype=bool)
+        return {
+            "source_images": source_image,
+            "source_labels": source_labels,
+            "target_images": target_image,
+            "target_rows": weighed.astype(np.float32),
+            "pasted": pasted,
+            "color": mixed.color,
+            "contrast": np.float32(mixed.contrast),  # type: ignore[dict-item]
+            "blur": mixed.blur,
+            "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),
+            "masked_color": masked.color,
+            "masked_contrast": np.float32(masked.contrast),  # type: ignore[dict-item]
+            "masked_blur": masked.blur,
+            "files": [str(self._source[index].path), str(target_file.path)],
+        }
+
+    def batches(self, numbers: Iterator[list[int]], workers: int) -> Iterator[Batch]:
+        """Batches on the CPU, drawn ahead by threads.
+
+        Args:
+            numbers: the samples of each batch.
+            workers: threads.
+        """
+        executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-draw")
+        ahead: deque[list[Future[dict[str, np.ndarray | list[str]]]]] = deque()
+        try:
+            for batch in numbers:
+                ahead.append([executor.submit(self.draw, number) for number in batch])
+                if len(ahead) > 1 + max(workers, 1) // len(batch):
+                    yield _collate([future.result() for future in ahead.popleft()])
+            while ahead:
+                yield _collate([future.result() for future in ahead.popleft()])
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def count_class_pixels(
+    files: Sequence[ImageFile],
+    labels: Callable[[ImageFile], np.ndarray],
+    num_classes: int,
+    workers: int,
+    cache: Path | None = None,
+) -> np.ndarray:
+    """How many pixels of each class every image has; read through once, in threads.
+
+    Args:
+        files: the images.
+        labels: reads a label.
+        num_classes: C.
+        workers: threads.
+        cache: file that keeps the counts for the next time.
+
+    Returns:
+        int64 ``[images, C]``.
+
+    Raises:
+        BldaError: a label cannot be read.
+    """
+    keys = np.array([file.key for file in files])
+    if cache is not None and cache.is_file():
+        with np.load(cache, allow_pickle=False) as kept:
+            if np.array_equal(kept["keys"], keys) and kept["pixels"].shape == (len(keys), num_classes):
+                return np.asarray(kept["pixels"])
+
+    def count(file: ImageFile) -> np.ndarray:
+        values = labels(file)
+        return np.bincount(values[values != IGNORE_INDEX].ravel(), minlength=num_classes)
+
+    with ThreadPoolExecutor(max(workers, 1)) as executor:
+        pixels = np.stack(list(executor.map(count, files)))
+    if cache is not None:
+        with replacing(cache) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, keys=keys, pixels=pixels)
+    return pixels
+
+
+def check_crop(files: Sequence[ImageFile], crop: tuple[int, int]) -> None:
+    """Refuse a crop that does not fit into every image.
+
+    Raises:
+        BldaError: it is larger than one; the message names the image and the largest crop that fits all.
+    """
+    sizes = [image_size(file.path) for file in files]
+    for file, (height, width) in zip(files, sizes, strict=True):
+        if height < crop[0] or width < crop[1]:
+            largest = min(min(size) for size in sizes)
+            raise BldaError(
+                f"a crop of {crop[0]}x{crop[1]} is larger than {file.path} ({height}x{width}, height x width): "
+                f"--crop {largest} fits all"
+            )
+
+
+class _Cache:
+    """Keeps what was read until it holds so many bytes; what comes later is read again each time."""
+
+    def __init__(self, capacity: int) -> None:
+        self._room = capacity
+        self._lock = threading.Lock()
+
+    def reading(self, read: Callable[[ImageFile], np.ndarray]) -> Callable[[ImageFile], np.ndarray]:
+        """``read`` with a memory of its own, in the shared room."""
+        kept: dict[ImageFile, np.ndarray] = {}
+
+        def cached(file: ImageFile) -> np.ndarray:
+            values = kept.get(file)
+            if values is None:
+                values = read(file)
+                with self._lock:
+                    if values.nbytes <= self._room and file not in kept:
+                        self._room -= values.nbytes
+                        kept[file] = values
+            return values
+
+        return cached
+
+
+def _collate(samples: list[dict[str, np.ndarray | list[str]]]) -> Batch:
+    values: dict[str, Tensor | list[str]] = {"files": [name for sample in samples for name in sample["files"]]}
+    for name in samples[0].keys() - {"files"}:
+        values[name] = torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
+    return Batch(**values)  # type: ignore[arg-type]

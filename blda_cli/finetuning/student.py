@@ -1,0 +1,244 @@
+"""The network in training: finding its classifier and its encoder, tapping their features, and what heads are added."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.network import NetworkSegmenter
+
+_ENCODER_NAMES = ("encoder", "backbone")
+
+
+@dataclass
+class Outputs:
+    """What a forward pass of the student leaves.
+
+    Attributes:
+        logits: ``[N, C, h, w]`` at the images' size.
+        density: ``[N, h, w]`` in (0, 1), where there is a density head.
+        encoder_features: ``[N, D, h', w']``, the encoder's last, where they are tapped.
+        encoder_inputs: what the encoder was called with, for its frozen copy.
+    """
+
+    logits: Tensor
+    density: Tensor | None
+    encoder_features: Tensor | None
+    encoder_inputs: tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class _Tapped:
+    """What hooks saw in the last forward pass."""
+
+    classifier_input: Tensor | None = None
+    encoder_output: Any = None
+    encoder_inputs: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((), {}))
+
+
+class DensityHead(nn.Module):
+    """Predicts the cumulative density of a pixel's own logit from the features that feed the classifier."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = min(channels, 64)
+        self.layers = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 1, 1))
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[N, *size]`` in (0, 1) from features ``[N, D, h, w]``."""
+        logits = F.interpolate(self.layers(features), size, mode="bilinear", align_corners=False)
+        return logits.squeeze(1).float().sigmoid()
+
+
+class Student(nn.Module):
+    """A segmenter's network with taps and a density head.
+
+    Attributes:
+        network: the network itself.
+        density_head: None where no method needs it.
+        classifier: name of the layer whose input the density head reads; None without one.
+        encoder: name of the encoder; None where the network has no part that can be called so.
+    """
+
+    def __init__(
+        self, segmenter: NetworkSegmenter, *, density: bool, feature_layer: str | None, crop: tuple[int, int]
+    ) -> None:
+        """Find the parts by running a grey image of the crop's size.
+
+        Raises:
+            BldaError: the network cannot be trained, has no such feature layer, or none can be found.
+        """
+        super().__init__()
+        self.network = segmenter.module
+        self._tapped = _Tapped()
+        trace = _trace(segmenter, self.network, crop)
+        self.encoder = encoder_of(self.network)
+        self.classifier = _feature_layer(self.network, trace, feature_layer)
+        self.density_head: DensityHead | None = None
+        if density:
+            features = trace.inputs.get(self.classifier or "")
+            if features is None or features.dim() != 4:
+                raise BldaError(
+                    f"{f'the input of {feature_layer}' if feature_layer else 'what feeds the classifier'} is no map of "
+                    "features [N, D, h, w]: name the layer that takes one with --feature-layer, or use --method dacs"
+                )
+            self.density_head = DensityHead(features.shape[1]).to(segmenter.device)
+            assert self.classifier is not None
+            self.network.get_submodule(self.classifier).register_forward_pre_hook(self._see_features)
+        if self.encoder is not None:
+            self.network.get_submodule(self.encoder).register_forward_hook(self._see_encoder, with_kwargs=True)
+
+    def forward(self, images: Tensor, size: tuple[int, int]) -> tuple[Any, Tensor | None, Any]:
+        """What the network returns, the density ``[N, *size]`` and the encoder's output."""
+        output = self.network(images)
+        density = None
+        if self.density_head is not None:
+            assert self._tapped.classifier_input is not None
+            density = self.density_head(self._tapped.classifier_input, size)
+        return output, density, self._tapped.encoder_output
+
+    def parameter_groups(self, learning_rate: float, head_factor: float) -> list[dict[str, Any]]:
+        """The encoder's parameters and the others, with their learning rates.
+
+        The encoder is what `encoder_of` finds; where it finds nothing, all but the classifier layer.
+        """
+        if self.encoder is not None:
+            slow = set(self.network.get_submodule(self.encoder).parameters())
+        else:
+            head = set(self.network.get_submodule(self.classifier).parameters()) if self.classifier else set()
+            slow = set(self.network.parameters()) - head
+        trained = [one for one in self.parameters() if one.requires_grad]
+        groups = [
+            {"params": [one for one in trained if one in slow], "lr": learning_rate},
+            {"params": [one for one in trained if one not in slow], "lr": learning_rate * head_factor},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def _see_features(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._tapped.classifier_input = inputs[0]
+
+    def _see_encoder(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._tapped.encoder_output = last_features(output)
+        self._tapped.encoder_inputs = (args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Student":
+        raise TypeError("copy the network, not the student: hooks would stay with the original")
+
+
+def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable[..., Any], images: Tensor) -> Outputs:
+    """A forward pass at the images' size.
+
+    Args:
+        segmenter: prepares the images and reads the logits.
+        student: the student.
+        forward: the student itself or what wraps it (DistributedDataParallel).
+        images: float ``[N, 3, h, w]``, RGB in 0..255.
+    """
+    size = (images.shape[2], images.shape[3])
+    seen: dict[str, Any] = {}
+
+    def network(inputs: Tensor) -> Any:
+        output, seen["density"], seen["features"] = forward(inputs, size)
+        return output
+
+    logits = segmenter.forward_logits(images, size, network)
+    return Outputs(logits, seen["density"], seen["features"], student._tapped.encoder_inputs)
+
+
+def encoder_of(network: nn.Module) -> str | None:
+    """Name of the part that can be called the encoder.
+
+    A child called ``encoder`` or ``backbone``, or else the first child if it holds more than half of the
+    parameters; looked for inside where a network has only one child.
+    """
+    prefix = ""
+    while True:
+        children = {
+            name: child for name, child in network.named_children() if next(child.parameters(), None) is not None
+        }
+        if len(children) != 1:
+            break
+        name, network = next(iter(children.items()))
+        prefix += f"{name}."
+    for name in _ENCODER_NAMES:
+        if name in children:
+            return prefix + name
+    total = sum(one.numel() for one in network.parameters())
+    for name, child in children.items():
+        if not isinstance(network, nn.Sequential) and sum(one.numel() for one in child.parameters()) > total / 2:
+            return prefix + name
+        break
+    return None
+
+
+def last_features(output: Any) -> Tensor | None:
+    """The last map of features ``[N, D, h, w]`` in what an encoder returns."""
+    if isinstance(output, Tensor):
+        return output if output.dim() == 4 else None
+    values = output.values() if hasattr(output, "values") else output if isinstance(output, list | tuple) else ()
+    found = [one for one in map(last_features, values) if one is not None]
+    return found[-1] if found else None
+
+
+@dataclass
+class _Trace:
+    """Layers with a weight matrix in the order they ran: their inputs, and the channels of their outputs."""
+
+    inputs: dict[str, Tensor]
+    channels: dict[str, int]
+    classes: int
+
+
+def _trace(segmenter: NetworkSegmenter, network: nn.Module, crop: tuple[int, int]) -> _Trace:
+    trace = _Trace({}, {}, 0)
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                trace.inputs.pop(name, None)
+                trace.channels.pop(name, None)
+                trace.inputs[name] = inputs[0]
+                trace.channels[name] = output.shape[1] if output.dim() == 4 else output.shape[-1]
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules() if name]
+    was_training = network.training
+    network.eval()
+
+    def run(images: Tensor) -> Any:
+        output = network(images)
+        trace.classes = segmenter.port.read(output).shape[1]
+        return output
+
+    try:
+        with torch.no_grad():
+            grey = torch.full((1, 3, *crop), 127.0, device=segmenter.device)
+            logits = segmenter.forward_logits(grey, crop, run)
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+    if logits.dim() != 4:
+        raise BldaError("finetune trains segmenters; this model gives one answer per image")
+    return trace
+
+
+def _feature_layer(network: nn.Module, trace: _Trace, asked: str | None) -> str | None:
+    if asked is not None:
+        if asked not in trace.inputs:
+            raise BldaError(
+                f"--feature-layer {asked}: the network runs no such layer; its last ones are "
+                f"{', '.join(list(trace.inputs)[-5:])}"
+            )
+        return asked
+    matrices = [
+        name
+        for name, channels in trace.channels.items()
+        if channels == trace.classes and getattr(network.get_submodule(name), "weight", torch.empty(0)).dim() >= 2
+    ]
+    return matrices[-1] if matrices else None

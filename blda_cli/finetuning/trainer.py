@@ -1,0 +1,231 @@
+"""One training step of online self-training, whatever the method; and the state that makes a run go on."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from blda_cli.errors import BldaError
+from blda_cli.finetuning import distributed
+from blda_cli.finetuning.augmentation import augment
+from blda_cli.finetuning.feature_distance import FeatureDistance
+from blda_cli.finetuning.methods import METHODS
+from blda_cli.finetuning.methods.base import Losses, MethodContext, MixedTargets
+from blda_cli.finetuning.methods.source import cross_entropy
+from blda_cli.finetuning.mixing import paste
+from blda_cli.finetuning.samples import Batch
+from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.student import Outputs, Student, run_student
+from blda_cli.finetuning.teacher import Teacher
+from blda_cli.segmenters.network import NetworkSegmenter
+
+
+@dataclass
+class StepReport:
+    """What a step did, still on the device.
+
+    Attributes:
+        losses: scalars by name, averaged over the batches of the step.
+        labelled: pixels of each pseudo-label, ``[C]``.
+        kept: of those the confident ones, ``[C]``.
+        mixed: the last batch's mixed images ``[N, 3, h, w]`` and labels; None where the target is not used.
+    """
+
+    losses: Losses
+    labelled: Tensor
+    kept: Tensor
+    mixed: tuple[Tensor, Tensor] | None = None
+
+
+class Trainer:
+    """Networks, method and optimiser.
+
+    Attributes:
+        segmenter: prepares images and reads logits; its network is the student's.
+        student: the network in training.
+        teacher: its moving average.
+        method: how target pixels get labels, and what the losses are.
+        step: optimiser steps made.
+    """
+
+    def __init__(self, segmenter: NetworkSegmenter, settings: Settings) -> None:
+        """Set up from the segmenter's present weights.
+
+        Raises:
+            BldaError: the network cannot be trained as asked, or there is no such method.
+        """
+        training = settings.training
+        if training.method not in METHODS:
+            raise BldaError(f"there is no method {training.method!r}: one of {', '.join(METHODS)}")
+        self.segmenter = segmenter
+        self.settings = settings
+        self.step = 0
+        self._device = segmenter.device
+        self._classes = len(segmenter.classes)
+        self.method = METHODS[training.method](MethodContext(settings, self._classes, self._device))
+        network = segmenter.module
+        self.teacher = Teacher(network, settings.host.teacher_momentum)
+        if distributed.world_size() > 1 and self._device.type == "cuda":
+            segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.student = Student(
+            segmenter, density=self.method.uses_density, feature_layer=training.feature_layer, crop=training.crop
+        )
+        self._feature_distance: FeatureDistance | None = None
+        if settings.host.feature_distance > 0:
+            self._feature_distance = FeatureDistance(self.student, segmenter.classes.names, settings.host.thing_classes)
+        if training.activation_checkpointing:
+            _checkpoint_activations(self.student.network)
+        self.student.train()
+        self._forward: Any = self.student
+        if distributed.world_size() > 1:
+            self._forward = DistributedDataParallel(self.student, find_unused_parameters=True)
+        self._optimizer = torch.optim.AdamW(
+            self.student.parameter_groups(training.learning_rate, training.head_factor),
+            weight_decay=training.weight_decay,
+        )
+        for group in self._optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        # bfloat16 has the range of float32; float16 needs its gradients scaled.
+        self._half = torch.bfloat16
+        if self._device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            self._half = torch.float16
+        scaled = training.amp and self._half is torch.float16
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
+
+    @property
+    def learning_rate(self) -> float:
+        """The encoder's in the next step: linear warm-up, then linear decay to zero."""
+        training = self.settings.training
+        warm = min((self.step + 1) / max(training.warmup, 1), 1.0)
+        return training.learning_rate * warm * (1 - self.step / training.iterations)
+
+    def train_step(self, batches: Sequence[Batch]) -> StepReport:
+        """One optimiser step over the batches whose gradients are averaged."""
+        training = self.settings.training
+        torch.manual_seed(self._seed())
+        factor = self.learning_rate / training.learning_rate if training.learning_rate else 0.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self._optimizer.zero_grad(set_to_none=True)
+        total = StepReport({}, *torch.zeros(2, self._classes, device=self._device))
+        for batch in batches:
+            report = self._learn(batch, 1 / len(batches))
+            for name, value in report.losses.items():
+                total.losses[name] = total.losses.get(name, 0) + value
+            total.labelled += report.labelled
+            total.kept += report.kept
+            total.mixed = report.mixed
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.step += 1
+        self.teacher.follow(self.student.network, self.step)
+        return total
+
+    def exported(self) -> NetworkSegmenter:
+        """The segmenter with a copy of the teacher or the student, as the settings say, ready to be run."""
+        network = self.teacher.network if self.settings.run.export == "teacher" else self.student.network
+        # A new one in evaluation mode, without hooks, whose running does not disturb the training.
+        frozen = copy.deepcopy(self.teacher.network)
+        frozen.load_state_dict(network.state_dict())
+        return replace(self.segmenter, network=frozen.eval())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on bit for bit; randomness is a function of seed and step."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.step = state["step"]
+        self.student.load_state_dict(state["student"])
+        self.teacher.network.load_state_dict(state["teacher"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.method.load_state_dict(state["method"])
+
+    def _learn(self, batch: Batch, share: float) -> StepReport:
+        """Gradients of one batch, added to what is there with weight ``share``."""
+        host = self.settings.host
+        outputs = self._run(batch.source_images)
+        losses = self.method.source_losses(outputs, batch.source_labels)
+        if self._feature_distance is not None:
+            distance = self._feature_distance.loss(outputs, batch.source_labels)
+            losses["feature_distance"] = host.feature_distance * distance
+        report = StepReport({}, *torch.zeros(2, self._classes, device=self._device))
+        self._backward(losses, share, report)
+        if not self.method.uses_target:
+            return report
+
+        with torch.no_grad(), self._autocast():
+            size = (batch.target_images.shape[2], batch.target_images.shape[3])
+            teacher_logits = self.segmenter.forward_logits(batch.target_images, size, self.teacher.network)
+        pseudo = self.method.label_target(teacher_logits)
+        weights = pseudo.weights * batch.target_rows.unsqueeze(2)
+        report.labelled.index_add_(0, pseudo.labels.flatten(), torch.ones_like(pseudo.weights).flatten())
+        report.kept.index_add_(0, pseudo.labels.flatten(), pseudo.kept.float().flatten())
+
+        targets = MixedTargets(
+            labels=paste(batch.pasted, batch.source_labels, pseudo.labels),
+            weights=weights.masked_fill(batch.pasted, 1.0),
+            from_source=batch.pasted,
+        )
+        mixed = paste(batch.pasted, batch.source_images, batch.target_images)
+        mixed = augment(mixed, batch.color, batch.contrast, batch.blur)
+        report.mixed = mixed, targets.labels
+        self._backward(self.method.mixed_losses(self._run(mixed), targets), share, report)
+
+        if host.masked_consistency > 0:
+            images = augment(batch.target_images, batch.masked_color, batch.masked_contrast, batch.masked_blur)
+            blank = images.mean(dim=(2, 3), keepdim=True)  # about what preprocessing turns into zero
+            outputs = self._run(torch.where(batch.kept.unsqueeze(1), images, blank))
+            loss = (weights * cross_entropy(outputs.logits, pseudo.labels)).mean()
+            self._backward({"masked": host.masked_consistency * loss}, share, report)
+        return report
+
+    def _run(self, images: Tensor) -> Outputs:
+        with self._autocast():
+            return run_student(self.segmenter, self.student, self._forward, images)
+
+    def _backward(self, losses: Losses, share: float, report: StepReport) -> None:
+        self._scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()
+        report.losses.update({name: value.detach() * share for name, value in losses.items()})
+
+    def _autocast(self) -> Any:
+        if not self.settings.training.amp:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._half)
+
+    def _seed(self) -> int:
+        entropy = [self.settings.training.seed, self.step, distributed.rank()]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _checkpoint_activations(network: torch.nn.Module) -> None:
+    """Ask the network to recompute its activations, in the ways of Hugging Face and of timm.
+
+    Raises:
+        BldaError: it offers neither.
+    """
+    for module in network.modules():
+        if hasattr(module, "gradient_checkpointing_enable"):
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            return
+        if hasattr(module, "set_grad_checkpointing"):
+            module.set_grad_checkpointing(True)
+            return
+    raise BldaError(
+        "--activation-checkpointing: the network offers neither gradient_checkpointing_enable (Hugging Face) nor "
+        "set_grad_checkpointing (timm); use --amp, a smaller --crop, or --batch-size 1 --accumulate 2"
+    )
