@@ -2,12 +2,11 @@
 
 
 def reason(error: BaseException) -> str:
-    """The line of an exception's message that tells most, after its type."""
+    """The type of an exception and the line of its message that tells most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    # TorchScript and Hugging Face's hub begin with where it happened; TorchScript ends with what it was.
-    line = (
-        lines[-1] if lines[0].startswith("The following operation failed in the TorchScript interpreter") else lines[0]
-    )
-    return f"{type(error).__name__}: {line}"
+    # TorchScript begins with a trace and ends with the type and message of what happened.
+    if lines[0].startswith("The following operation failed in the TorchScript interpreter"):
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -97,7 +97,7 @@ def test_a_file_from_a_gpu_says_how_to_move_it(tmp_path: Path, tiny_net: nn.Modu
             if record.filename.endswith("weights_config.json"):
                 content = json.dumps(json.loads(content)).replace('"type": "cpu"', '"type": "cuda"').encode()
             target.writestr(record.filename.replace("cpu/", "gpu/"), content)
-    with pytest.raises(BldaError, match="exported on a GPU.*move_to_device_pass"):
+    with pytest.raises(BldaError, match=r"exported on a GPU.*move_to_device_pass"):
         load(str(tmp_path / "gpu.pt2"))
 
 

@@ -253,7 +253,7 @@ def test_it_can_be_trained_and_the_weights_loaded_again(tmp_path: Path, pixels: 
     with torch.no_grad():
         for parameter in segmenter.module.parameters():
             assert parameter.grad is not None
-            parameter += 0.01
+            parameter.add_(0.01)
     torch.save({"state_dict": segmenter.module.state_dict()}, tmp_path / "w.pth")
     again = load(folder, tmp_path / "w.pth")
     torch.testing.assert_close(again.logits(pixels), segmenter.logits(pixels))
@@ -261,7 +261,7 @@ def test_it_can_be_trained_and_the_weights_loaded_again(tmp_path: Path, pixels: 
 
 
 def test_models_that_will_not_do_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BldaError, match="no image processor.*give mean and std"):
+    with pytest.raises(BldaError, match=r"no image processor.*give mean and std"):
         load(save(segformer(), tmp_path / "bare", None))
     classifier = hf.SegformerForImageClassification(segformer().config)
     with pytest.raises(BldaError, match="is a SegformerForImageClassification"):
@@ -269,7 +269,7 @@ def test_models_that_will_not_do_are_named(tmp_path: Path, monkeypatch: pytest.M
     config = json.loads((tmp_path / "classifier" / "config.json").read_text())
     config["architectures"] = ["SegformerForSemanticSegmentation"]
     (tmp_path / "classifier" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BldaError, match="lacks weights of the model.*decode_head"):
+    with pytest.raises(BldaError, match=r"lacks weights of the model.*decode_head"):
         load(str(tmp_path / "classifier"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")

@@ -20,11 +20,11 @@ onnx = pytest.importorskip("onnx")
 
 Reference = Callable[[nn.Module, Tensor], Tensor]
 # Across runtimes the order of summation differs.
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def export(net: nn.Module, file: Path, shape: tuple[int, ...] = (2, 3, 32, 48), dynamic: Any = None) -> str:
-    torch.onnx.export(net, (torch.randn(shape),), file, dynamic_shapes=dynamic, dynamo=True, verbose=False)
+    torch.onnx.export(net.eval(), (torch.randn(shape),), file, dynamic_shapes=dynamic, dynamo=True, verbose=False)
     return str(file)
 
 
