@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blda_cli.core.bias import estimated_bias, win_probabilities
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.histogram import LogitHistogram
+
+C = 4
+
+
+def independent(pixels: int = 60_000, absent: int | None = None) -> tuple[Tensor, Tensor]:
+    """Channels independent given the label; class 3 hardly rises where it is the label, class 0 rises everywhere."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, C, (1, pixels), generator=random)
+    if absent is not None:
+        labels[labels == absent] = (absent + 1) % C
+    logits = torch.randn(1, C, pixels, generator=random)
+    logits += torch.nn.functional.one_hot(labels, C).movedim(-1, 1) * torch.tensor([2.0, 2, 2, 0.8])[:, None]
+    logits[:, 0] += 0.7
+    return logits, labels
+
+
+def counted(logits: Tensor, labels: Tensor) -> LogitHistogram:
+    histogram = LogitHistogram(C)
+    histogram.update(logits, labels)
+    return histogram
+
+
+def test_of_independent_channels_the_estimate_is_the_true_bias() -> None:
+    logits, labels = independent()
+    confusion = ConfusionMatrix(C)
+    confusion.update(labels, logits.argmax(dim=1))
+    cells = counted(logits, labels)
+    np.testing.assert_allclose(win_probabilities(cells), confusion.rates(), atol=0.01)
+    np.testing.assert_allclose(estimated_bias(cells), confusion.bias(), atol=0.01)
+    bias = estimated_bias(cells)
+    assert bias[0] > 0.1  # over-predicted
+    assert bias[3] < -0.1  # under-predicted
+    assert float(bias.sum()) == pytest.approx(0)
+
+
+def test_the_integral_over_the_bins() -> None:
+    counts = torch.zeros(2, 2, 4, dtype=torch.float64)
+    counts[0, 0] = torch.tensor([0.0, 100, 300, 200])
+    counts[0, 1] = torch.tensor([300.0, 200, 100, 0])
+    counts[1] = counts[0].flip(0)
+    below = [[0, 300, 500, 600], [0, 0, 100, 400]]  # pixels of the other channel in lower bins
+    first, second = counts[0].tolist()
+    wins = [
+        sum(first[b] * (below[0][b] + second[b] / 2) for b in range(4)),
+        sum(second[b] * (below[1][b] + first[b] / 2) for b in range(4)),
+    ]
+    assert sum(wins) == 600 * 600
+    expected = torch.tensor([wins, wins[::-1]], dtype=torch.float64) / 600**2
+    cells = LogitHistogram.from_counts(counts, 2.0)
+    torch.testing.assert_close(win_probabilities(cells), expected)
+    torch.testing.assert_close(estimated_bias(cells), torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_class_with_too_few_pixels_is_nan_and_left_out_of_the_mean() -> None:
+    logits, labels = independent(absent=2)
+    labels[0, :100] = 2
+    cells = counted(logits, labels)
+    rates, bias = win_probabilities(cells), estimated_bias(cells)
+    assert rates[2].isnan().all()
+    assert bias.isnan().tolist() == [False, False, True, False]
+    torch.testing.assert_close(bias[[0, 1, 3]], rates[[0, 1, 3]][:, [0, 1, 3]].mean(dim=0) - 1 / 3)
+
+
+def test_permuting_the_classes_permutes_the_bias() -> None:
+    cells = counted(*independent(20_000))
+    order = [3, 1, 0, 2]
+    permuted = LogitHistogram.from_counts(cells.counts[order][:, order], cells.limit)
+    torch.testing.assert_close(estimated_bias(permuted), estimated_bias(cells)[order])
+
+
+def test_without_pixels_there_is_no_bias() -> None:
+    assert estimated_bias(LogitHistogram(C)).isnan().all()

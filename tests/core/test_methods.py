@@ -1,0 +1,223 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.corrections import LocationCorrection, OffsetCorrection
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.logit_space import LogitSpace
+from blda_cli.core.methods import METHODS, fit_correction
+from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Evidence, Method, Shift
+from blda_cli.core.mixture import fit_mixtures
+from blda_cli.core.self_training import class_thresholds
+from blda_cli.core.shifts import Tails
+from blda_cli.core.statistics import LabelSource, LogitStatistics
+
+C = 4
+FREQUENCIES = [0.55, 0.25, 0.15, 0.05]
+
+BLDA = [
+    AlignmentSettings(shift=shift, density=density)
+    for shift, density in [
+        (Shift.QUANTILE, Density.EMPIRICAL),
+        (Shift.QUANTILE, Density.MIXTURE),
+        (Shift.LOCATION, Density.EMPIRICAL),
+        (Shift.BALANCED, Density.EMPIRICAL),
+        (Shift.TWO_PASS, Density.EMPIRICAL),
+    ]
+]
+EVERY = [*BLDA, PUBLISHED, *(AlignmentSettings(method=method) for method in Method if method is not Method.BLDA)]
+
+
+def name(settings: AlignmentSettings) -> str:
+    return "-".join([settings.method, settings.shift, settings.density, settings.tails])
+
+
+def scene(seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
+    """Logits of a network that favours the frequent classes, as far as it takes them for frequent, and labels."""
+    random = torch.Generator().manual_seed(seed)
+    frequencies = torch.tensor(FREQUENCIES)
+    labels = torch.multinomial(frequencies, 2 * size * size, replacement=True, generator=random).view(2, size, size)
+    evidence = torch.randn(2, C, size, size, generator=random) * 1.2
+    evidence += 2.5 * torch.nn.functional.one_hot(labels, C).movedim(-1, 1)
+    return evidence + 1.5 * frequencies.log().view(-1, 1, 1), labels
+
+
+def evidence_of(logits: Tensor, labels: Tensor, space: LogitSpace = LogitSpace.RAW) -> Evidence:
+    statistics = LogitStatistics.empty(C, LabelSource, space=space)
+    statistics.update(logits, labels, ["left", "right"])
+    return Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
+
+
+def test_every_method_is_listed() -> None:
+    assert set(METHODS) == set(Method)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=name)
+def test_no_strength_leaves_the_argmax(settings: AlignmentSettings) -> None:
+    logits, labels = scene()
+    correction = fit_correction(replace(settings, tau=0.0), evidence_of(logits, labels))
+    assert torch.equal(correction.predict(logits), logits.argmax(dim=1))
+
+
+@pytest.mark.parametrize("settings", [s for s in EVERY if s.method is not Method.NONE], ids=name)
+@pytest.mark.parametrize("space", LogitSpace)
+def test_permuting_the_classes_permutes_the_result(settings: AlignmentSettings, space: LogitSpace) -> None:
+    logits, labels = scene(size=64)
+    order = torch.tensor([2, 0, 3, 1])
+    plain = fit_correction(settings, evidence_of(logits, labels, space))
+    permuted = fit_correction(settings, evidence_of(logits[:, order], order.argsort()[labels], space))
+    scores = plain.scores(logits)
+    back = permuted.scores(logits[:, order])[:, order.argsort()]
+    # Bins: in the spaces without constants a sum's order may tip a logit over an edge.
+    assert ((scores - back).abs() < 1e-3).double().mean() > 0.999
+    assert (scores - logits.log_softmax(dim=1)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("settings", BLDA, ids=name)
+def test_blda_lets_the_rare_classes_gain(settings: AlignmentSettings) -> None:
+    logits, labels = scene()
+    before, after = ConfusionMatrix(C), ConfusionMatrix(C)
+    before.update(labels, logits.argmax(dim=1))
+    after.update(labels, fit_correction(settings, evidence_of(logits, labels)).predict(logits))
+    assert after.accuracy()[3] > before.accuracy()[3] + 0.1
+    assert after.mean_accuracy() > before.mean_accuracy() + 0.02
+    assert after.bias().abs().sum() < before.bias().abs().sum()
+
+
+@pytest.mark.parametrize("settings", [s for s in BLDA if s.shift is Shift.QUANTILE], ids=name)
+@pytest.mark.parametrize("tails", Tails)
+def test_cells_equal_to_the_anchors_change_nothing(settings: AlignmentSettings, tails: Tails) -> None:
+    logits, labels = scene()
+    statistics = evidence_of(logits, labels).statistics
+    cells = statistics.cells[LabelSource.PSEUDO]
+    one = cells.negative()
+    same = LogitHistogram.from_counts(one.expand(C, C, -1).clone(), cells.limit)
+    statistics.cells[LabelSource.PSEUDO] = same
+    correction = fit_correction(replace(settings, tails=tails), Evidence(statistics, same))
+    cumulative = one.cumsum(0) / one.sum()
+    low, high = (float(cells.centers[int(torch.searchsorted(cumulative, q))]) for q in (0.02, 0.98))
+    inside = logits.clamp(low, high) if tails is Tails.CLAMP else logits
+    assert (correction.scores(inside) - inside.log_softmax(dim=1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("settings", [s for s in BLDA if s.shift is not Shift.TWO_PASS], ids=name)
+def test_labels_without_enough_pixels_are_left_as_they_are(settings: AlignmentSettings) -> None:
+    logits, labels = scene(size=16)
+    logits[:, 1:] -= 2  # fewer than 500 pixels of every class but the first
+    correction = fit_correction(settings, evidence_of(logits, labels))
+    scores = correction.scores(logits)
+    assert scores.isfinite().all()
+    if settings.shift is not Shift.BALANCED:
+        torch.testing.assert_close(scores[:, 1:], logits.log_softmax(dim=1)[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_two_pass_form_by_hand() -> None:
+    logits, labels = scene(size=36)  # few enough pixels that the sample holds them all
+    evidence = evidence_of(logits, labels)
+    values, cells = logits.double(), evidence.cells(LabelSource.PSEUDO)
+    assert len(evidence.statistics.sample) == 2 * 36 * 36
+    pixels = values.movedim(1, -1).reshape(-1, C).numpy()
+    first = pixels.argmax(axis=1)
+    means = np.stack([pixels[first == c].mean(axis=0) for c in range(C)])
+    centre = means[[c for c in range(C) if (first == c).sum() >= 500]].mean(axis=0)
+    np.testing.assert_allclose(cells.means(), means, atol=cells.limit / cells.bins)
+    second = (pixels - centre).argmax(axis=1)
+    count = np.bincount(second, minlength=C)
+    mu = np.stack([pixels[second == c].mean(axis=0) for c in range(C)])
+    positive = (np.diag(mu) * count).sum() / count.sum()
+    negative = ((mu.sum(axis=1) - np.diag(mu)) * count).sum() / (count.sum() * (C - 1))
+    shifts = np.where(np.eye(C) > 0, positive, negative) - mu
+    shifts[count < 500] = 0
+    expected = 0.7 * (shifts / 2 + shifts.mean(axis=0) / 2)
+    correction = fit_correction(AlignmentSettings(tau=0.7), evidence)
+    assert isinstance(correction, LocationCorrection)
+    assert (count >= 500).sum() == 2
+    np.testing.assert_allclose(correction.shifts, expected, atol=0.01)
+
+
+def test_a_sample_of_the_pixels_serves_the_two_pass_form_like_all_of_them() -> None:
+    logits, labels = scene(size=256)
+    evidence = evidence_of(logits, labels)
+    kept = len(evidence.statistics.sample)
+    assert kept < 2 * 256 * 256 / 2
+    whole = LogitStatistics.empty(C, [LabelSource.PSEUDO])
+    whole.sample.capacity = 2 * 256 * 256
+    whole.update(logits, None, ["left", "right"])
+    settings = AlignmentSettings()
+    sampled = fit_correction(settings, evidence)
+    complete = fit_correction(settings, Evidence(whole, whole.cells[LabelSource.PSEUDO]))
+    assert isinstance(sampled, LocationCorrection)
+    assert isinstance(complete, LocationCorrection)
+    torch.testing.assert_close(sampled.shifts, complete.shifts, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("settings", [s for s in BLDA if s.shift in (Shift.QUANTILE, Shift.LOCATION)], ids=name)
+def test_anchors_come_from_where_they_are_asked_from(settings: AlignmentSettings) -> None:
+    logits, labels = scene(size=64)
+    evidence = evidence_of(logits, labels)
+    positives = torch.nn.functional.one_hot(logits.argmax(dim=1), C).movedim(-1, 1)
+    source = evidence_of(logits + 3 * positives, labels)  # its positive logits lie 3 higher, its predictions the same
+    own = fit_correction(settings, evidence).scores(logits)
+    others = fit_correction(settings, replace(evidence, anchor_cells=source.anchor_cells)).scores(logits)
+    odds = (others.exp().logit() - own.exp().logit())[(own > -3) & (own < -0.1)]
+    assert float(odds.median()) == pytest.approx(3, abs=0.3)
+
+
+def test_fitted_mixtures_are_used_where_they_are_given() -> None:
+    logits, labels = scene(size=64)
+    evidence = evidence_of(logits, labels)
+    fits = fit_mixtures(evidence.anchor_cells)
+    settings = AlignmentSettings(shift=Shift.QUANTILE, density=Density.MIXTURE)
+    plain = fit_correction(settings, evidence).scores(logits)
+    assert torch.equal(fit_correction(settings, replace(evidence, mixtures=(fits, fits))).scores(logits), plain)
+    moved = replace(fits, anchors=replace(fits.anchors, means=fits.anchors.means * torch.tensor([[2.0], [1]])))
+    assert not torch.equal(fit_correction(settings, replace(evidence, mixtures=(fits, moved))).scores(logits), plain)
+
+
+@pytest.mark.parametrize("source", LabelSource)
+def test_logit_adjustment_subtracts_the_log_of_the_shares(source: LabelSource) -> None:
+    logits, labels = scene()
+    correction = fit_correction(
+        AlignmentSettings(method=Method.LOGIT_ADJUST, tau=0.6, label_source=source), evidence_of(logits, labels)
+    )
+    shares = {
+        LabelSource.GROUND_TRUTH: torch.bincount(labels.flatten()) / labels.numel(),
+        LabelSource.PSEUDO: torch.bincount(logits.argmax(dim=1).flatten()) / labels.numel(),
+        LabelSource.SOFT: logits.softmax(dim=1).mean(dim=(0, 2, 3)),
+    }[source]
+    assert isinstance(correction, OffsetCorrection)
+    torch.testing.assert_close(correction.offsets, -0.6 * shares.log(), rtol=1e-3, atol=1e-3)
+
+
+def test_class_confidence_divides_by_the_confidence_of_the_top_fifth() -> None:
+    logits, labels = scene(size=40)
+    correction = fit_correction(AlignmentSettings(method=Method.CLASS_CONFIDENCE), evidence_of(logits, labels))
+    confidence, predicted = logits.double().softmax(dim=1).amax(dim=1).flatten(), logits.argmax(dim=1).flatten()
+    thresholds = class_thresholds(confidence, predicted, C, 0.2)
+    expected = (logits.double().softmax(dim=1) / thresholds.view(-1, 1, 1)).argmax(dim=1)
+    assert (expected != logits.argmax(dim=1)).any()
+    assert torch.equal(correction.predict(logits), expected)
+
+
+def test_prior_shift_finds_the_fixed_point_of_the_mean_posterior() -> None:
+    logits, labels = scene(size=40)
+    correction = fit_correction(AlignmentSettings(method=Method.PRIOR_SHIFT), evidence_of(logits, labels))
+    assert isinstance(correction, OffsetCorrection)
+    priors = correction.offsets.double().softmax(dim=0)
+    posteriors = (logits.double().softmax(dim=1) * priors.view(-1, 1, 1)).movedim(1, -1).reshape(-1, C)
+    mean = (posteriors / posteriors.sum(dim=1, keepdim=True)).mean(dim=0)
+    torch.testing.assert_close(mean, priors, rtol=0, atol=5e-3)
+    assert priors.argmax() == 0
+
+
+def test_cells_that_were_not_counted_are_missed_by_name() -> None:
+    logits, _ = scene(size=16)
+    statistics = LogitStatistics.empty(C, [LabelSource.PSEUDO])
+    statistics.update(logits, None, ["left", "right"])
+    evidence = Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
+    with pytest.raises(ValueError, match=r"no soft cells \(only pseudo\)"):
+        fit_correction(AlignmentSettings(label_source=LabelSource.SOFT), evidence)
