@@ -1,6 +1,7 @@
 """Kind ``exported``: a ``.pt2`` file of ``torch.export.save``. Loading it can run code: use files you trust."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     if image.device.type != device.type:
         notes.append(f"{path.name} was exported for {image.device.type}: it is moved to {device.type}")
     network = move_to_device_pass(program, str(device)).module()
-    divisors = {_divisor(side) for side in (height, width)}
+    multiple = max(_divisor(height), _divisor(width))
+    if multiple > 1:
+        preprocessing = replace(preprocessing, multiple_of=multiple)
     return network_segmenter(
         spec,
         network,
         device,
         {"kind": "exported", "path": path.name, "weights": file_digest(path)},
-        port=Port(divisor=max(divisors), batch=batch if isinstance(batch, int) else None),
+        port=Port(batch=batch if isinstance(batch, int) else None),
         preprocessing=preprocessing,
         notes=notes,
     )

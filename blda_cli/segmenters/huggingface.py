@@ -72,7 +72,6 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
         port=Port(
             read=_mask_scores if masks else first_tensor,
             probabilities=masks,
-            divisor=config.patch_size if config.model_type in _PATCHED else 1,
         ),
         preprocessing=preprocessing,
         own=_classes(config),
@@ -145,6 +144,8 @@ def _preprocessing(
         processor = None
     if section.mean is None and section.std is None and section.scale is None:
         section = replace(section, **_normalisation(processor))
+    if section.multiple_of is None and config.model_type in _PATCHED:
+        section = replace(section, multiple_of=config.patch_size)
     notes: list[str] = []
     size = getattr(processor, "size", None) or {}
     if section.size is None and config.model_type in _SQUARE:

@@ -38,13 +38,11 @@ class Port:
     Attributes:
         read: finds the scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returns.
         probabilities: the scores are probabilities, whatever ``[preprocessing] output`` says.
-        divisor: the sides of the input must be multiples of it; images are padded, and the scores cut.
         batch: the network takes exactly so many images at a time.
     """
 
     read: Callable[[Any], Tensor] = first_tensor
     probabilities: bool = False
-    divisor: int = 1
     batch: int | None = None
 
 
@@ -159,7 +157,7 @@ class NetworkSegmenter(Segmenter):
     def _scores(self, images: Tensor, size: Sequence[int] | None, network: Network) -> Tensor:
         """Scores of the outputs that are kept, resized to ``size`` where it is given."""
         resized = self.preprocessor(images)
-        padded = pad_to_multiple(resized, self.port.divisor)
+        padded = pad_to_multiple(resized, self.preprocessor.section.multiple_of or 1)
         scores = self.port.read(self._run(network, padded))
         check_scores(scores, self.outputs, self.cut)
         scores = scores[:, : self.outputs]
@@ -169,7 +167,7 @@ class NetworkSegmenter(Segmenter):
         if size is None or scores.ndim == 2:
             return scores
         covered = (padded.shape[2], padded.shape[3])
-        if self.port.divisor == 1:
+        if self.preprocessor.section.multiple_of is None:
             covered = padded_size((scores.shape[2], scores.shape[3]), covered)
             if covered != tuple(padded.shape[2:]):
                 self._note(
@@ -305,7 +303,7 @@ def _count_channels(segmenter: NetworkSegmenter) -> int:
     grey = torch.full((1, 3, 256, 256), 127.0, device=segmenter.device)
     try:
         with torch.no_grad():
-            padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.port.divisor)
+            padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.preprocessor.section.multiple_of or 1)
             scores = segmenter.port.read(segmenter._run(segmenter.network, padded))
     except BldaError as error:
         raise BldaError(f"cannot count the classes: {error}; or name them under [classes]") from error

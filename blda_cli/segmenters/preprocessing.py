@@ -11,7 +11,8 @@ class Preprocessor:
     """Makes a network's input from pixels; differentiable.
 
     In this order: resize to ``section.size``; order the colours; divide by 255 unless ``section.scale`` is given;
-    subtract ``mean``; divide by ``std``; divide by ``scale``.
+    subtract ``mean``; divide by ``std``; divide by ``scale``. Padding to ``section.multiple_of`` is a step of its own
+    (`pad_to_multiple`), as what is added has to be cut off again.
 
     Attributes:
         section: what it does.

@@ -55,6 +55,8 @@ class PreprocessingSection:
         scale: what the result is then divided by. Where it is given the pixels are in 0..255 before ``mean`` is
             subtracted, else in 0..1.
         size: (height, width) the image is resized to before; the logits are resized back.
+        multiple_of: the network takes sides that are multiples of this: the normalised image is padded with zeros
+            below and on the right, and the logits are cut.
         output: what the network gives.
     """
 
@@ -63,6 +65,7 @@ class PreprocessingSection:
     std: tuple[float, ...] | None = None
     scale: float | None = None
     size: tuple[int, int] | None = None
+    multiple_of: int | None = None
     output: Literal["logits", "probabilities"] = "logits"
 
 
@@ -231,6 +234,7 @@ def _read_toml(file: Path) -> SegmenterSpec:
             std=preprocessing.take("std", _positive_three),
             scale=preprocessing.take("scale", _positive_number),
             size=preprocessing.take("size", _size),
+            multiple_of=preprocessing.take("multiple_of", _positive_integer),
             output=cast(
                 Literal["logits", "probabilities"],
                 preprocessing.take("output", _one_of("logits", "probabilities"), "logits"),

@@ -224,6 +224,16 @@ def test_padding_the_network_leaves_in_is_cut(
     assert any("64x96" in note and "cut" in note for note in segmenter.notes)
 
 
+def test_sides_are_made_multiples_and_the_logits_cut(
+    tmp_path: Path, tiny_net: nn.Module, weights: Path, pixels: Tensor
+) -> None:
+    segmenter = load(description(tmp_path, "[preprocessing]\nmultiple_of = 32"), weights)
+    with torch.no_grad():
+        out = tiny_net(F.pad(pixels.permute(0, 3, 1, 2).float() / 255, (0, 26, 0, 14)))
+    expected = F.interpolate(out, (64, 96), mode="bilinear")[..., :50, :70]
+    torch.testing.assert_close(segmenter.logits(pixels), expected)
+
+
 def test_a_classifiers_logits_pass_through(tmp_path: Path, images: list[ImageFile], pixels: Tensor) -> None:
     segmenter = load(description(tmp_path, "", "tiny:Wrapped", "x.mean(dim=(2, 3))"))
     assert segmenter.logits(pixels).shape == (2, 5)

@@ -30,6 +30,7 @@ mean = [72.39, 82.91, 73]
 std = [45.32, 46.15, 44.91]
 scale = 255.0
 size = [512, 1024]
+multiple_of = 32
 output = "probabilities"
 
 [classes]
@@ -63,7 +64,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             weights=tmp_path / "espnet.pth",
             channels=19,
         ),
-        PreprocessingSection("bgr", (72.39, 82.91, 73.0), (45.32, 46.15, 44.91), 255.0, (512, 1024), "probabilities"),
+        PreprocessingSection(
+            "bgr", (72.39, 82.91, 73.0), (45.32, 46.15, 44.91), 255.0, (512, 1024), 32, "probabilities"
+        ),
         ClassesSection("cityscapes", ((0, 0, 0), (1, 2, 255)), {"sky": ("sky",), "any thing": ("building", "wall")}),
         LabelsSection("cityscapes", {"7": "road", "128,64,128": "road"}),
         tmp_path,
