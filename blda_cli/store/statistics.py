@@ -1,7 +1,7 @@
 """Statistics as HDF5: self-describing, versioned, readable with nothing but h5py."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from blda_cli.core.sample import PixelSample
 from blda_cli.core.statistics import LabelSource, LogitStatistics
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
+from blda_cli.store.hdf5 import writing
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 1
@@ -68,7 +68,7 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
         BldaError: it cannot be written.
     """
     statistics = content.statistics
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with writing(path) as file:
         file.attrs.update(
             format=FORMAT,
             format_version=FORMAT_VERSION,
@@ -82,8 +82,8 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             images=statistics.images,
             pixels=statistics.pixels,
             complete=content.complete,
-            provenance=json.dumps(content.provenance),
         )
+        file["provenance"] = json.dumps(content.provenance)  # no attribute: those are limited to 64 KiB
         limit = max((cells.limit for cells in statistics.cells.values()), default=1.0)
         for source, cells in statistics.cells.items():
             assert cells.limit == limit  # every source counts the same logits
@@ -136,17 +136,25 @@ def read_statistics(path: Path) -> StatisticsFile:
         limit = float(file["edges"][-1]) if "edges" in file else 1.0
         for name, group in file.get("cells", {}).items():
             counts = group["counts"][...]
-            if counts.shape != (count, count, file["edges"].shape[0] - 1) or not np.isfinite(counts).all():
-                raise BldaError(f"{path}: cells/{name}/counts do not fit {count} classes and the bin edges")
-            cells[LabelSource(name)] = LogitHistogram.from_counts(torch.from_numpy(counts), limit)
-        sample = file["sample"]
+            histogram = LogitHistogram.from_counts(torch.from_numpy(counts), limit)
+            fits = counts.shape == (count, count, file["edges"].shape[0] - 1)
+            if not fits or not np.isfinite(counts).all() or counts.min() < 0:
+                raise ValueError(f"cells/{name}/counts do not fit {count} classes and the bin edges")
+            if not np.array_equal(file["edges"][...], histogram.edges):
+                raise ValueError("the bin edges are not evenly spaced")
+            cells[LabelSource(name)] = histogram
+        sample, pixels = file["sample"], file["sample/priorities"].shape[0]
+        shapes = {"seen": (count,), "logits": (pixels, count)}
+        sampled = {name: _tensor(sample[name], *shapes.get(name, (pixels,))) for name in _SAMPLE_FIELDS}
+        if bool(((sampled["predicted"] < 0) | (sampled["predicted"] >= count)).any()):
+            raise ValueError(f"sample/predicted holds more than {count} classes")
         statistics = LogitStatistics(
             space=LogitSpace(file.attrs["logit_space"]),
             cells=cells,
-            confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"])) if "confusion" in file else None,
-            sample=PixelSample(
-                capacity=int(sample.attrs["capacity"]), **{name: _tensor(sample[name]) for name in _SAMPLE_FIELDS}
-            ),
+            confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"], count, count))
+            if "confusion" in file
+            else None,
+            sample=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
             images=int(file.attrs["images"]),
             pixels=int(file.attrs["pixels"]),
         )
@@ -156,19 +164,22 @@ def read_statistics(path: Path) -> StatisticsFile:
             model=json.loads(file.attrs["model"]),
             images=[key.decode() for key in file["progress/images"][...]],
             complete=bool(file.attrs["complete"]),
-            provenance=json.loads(file.attrs["provenance"]),
+            provenance=json.loads(file["provenance"][()]),
             mixtures={
-                LabelSource(name): MixtureFits(*_read_mixture(group), *_read_mixture(file[f"anchors/{name}"]))
+                LabelSource(name): MixtureFits(
+                    *_read_mixture(group, count, count), *_read_mixture(file[f"anchors/{name}"], 2)
+                )
                 for name, group in file.get("mixtures", {}).items()
             },
         )
 
 
-def merge_statistics(parts: Mapping[Path, StatisticsFile]) -> StatisticsFile:
+def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> StatisticsFile:
     """Add statistics of one model over different images up.
 
     Args:
-        parts: the files, by the names to call them in messages.
+        parts: at least one file, each with the name to call it in messages; taken one by one, so that no more than
+            two need to be in memory.
 
     Returns:
         The whole; mixtures are not carried over, as they do not add up.
@@ -176,31 +187,33 @@ def merge_statistics(parts: Mapping[Path, StatisticsFile]) -> StatisticsFile:
     Raises:
         BldaError: two files are of different models, classes or ways of counting, or count the same image.
     """
-    (first_path, first), *others = parts.items()
-    statistics, images = first.statistics, list(first.images)
-    seen = dict.fromkeys(first.images, first_path)
-    for path, other in others:
+    remaining = iter(parts)
+    first_path, first = next(remaining)
+    statistics, complete, provenances = first.statistics, first.complete, [first.provenance]
+    owners = dict.fromkeys(first.images, first_path)
+    for path, other in remaining:
         difference = difference_of(first.model, other.model)
         if first.classes != other.classes:
             difference = difference or "the classes"
         if difference:
             raise BldaError(f"{first_path} and {path} do not add up: they differ in {difference}")
-        twice = next((key for key in other.images if key in seen), None)
+        twice = next((key for key in other.images if key in owners), None)
         if twice is not None:
-            raise BldaError(f"{seen[twice]} and {path} both count image {twice}: merge files of different images")
+            raise BldaError(f"{owners[twice]} and {path} both count image {twice}: merge files of different images")
         try:
             statistics = statistics + other.statistics
         except ValueError as error:
             raise BldaError(f"{first_path} and {path} do not add up: {error}") from error
-        images += other.images
-        seen.update(dict.fromkeys(other.images, path))
+        complete = complete and other.complete
+        provenances.append(other.provenance)
+        owners.update(dict.fromkeys(other.images, path))
     return StatisticsFile(
         statistics=statistics,
         classes=first.classes,
         model=first.model,
-        images=images,
-        complete=all(part.complete for part in parts.values()),
-        provenance={"merged": [part.provenance for part in parts.values()]},
+        images=list(owners),
+        complete=complete,
+        provenance={"merged": provenances},
     )
 
 
@@ -247,12 +260,17 @@ def _write_mixture(group: h5py.Group, mixture: GaussianMixture, distance: Tensor
     _dataset(group, "mixture_distance", distance.numpy())
 
 
-def _read_mixture(group: h5py.Group) -> tuple[GaussianMixture, Tensor]:
-    weights, means, variances = (_tensor(group[f"mixture_{name}"]) for name in ("weights", "means", "variances"))
-    return GaussianMixture(weights, means, variances), _tensor(group["mixture_distance"])
+def _read_mixture(group: h5py.Group, *shape: int) -> tuple[GaussianMixture, Tensor]:
+    components = group["mixture_weights"].shape[-1]
+    weights, means, variances = (
+        _tensor(group[f"mixture_{name}"], *shape, components) for name in ("weights", "means", "variances")
+    )
+    return GaussianMixture(weights, means, variances), _tensor(group["mixture_distance"], *shape)
 
 
-def _tensor(dataset: h5py.Dataset) -> Tensor:
+def _tensor(dataset: h5py.Dataset, *shape: int) -> Tensor:
+    if dataset.shape != shape:
+        raise ValueError(f"{dataset.name} is of shape {list(dataset.shape)}, not {list(shape)}")
     return torch.from_numpy(dataset[...])
 
 
@@ -261,6 +279,6 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        # h5py raises any of these for files that are cut or were never HDF5.
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        # h5py raises any of these for files that are cut, were never HDF5 or hold one kind of object for another.
         raise BldaError(f"{path} cannot be read as statistics; it may be cut or no HDF5 file: {error}") from error
