@@ -1,6 +1,7 @@
 """Files that appear under their name only when they are complete."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,5 +30,27 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def claim(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before long work, a file that could not be written after it.
+
+    Args:
+        path: the file to be; its folder is made.
+        overwrite: a file that is there may be replaced.
+
+    Raises:
+        BldaError: it exists, or it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise BldaError(f"{path} is no file but a folder or a device: give the name of a file to write")
+    if path.exists() and not overwrite:
+        raise BldaError(f"{path} exists already: --overwrite replaces it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -84,9 +84,10 @@ def command(
         raise click.UsageError("--label-source ground_truth needs --labels")
     subject = load_subject(model, weights, images, device)
     segmenter = subject.segmenter
-    reader = None
+    reader, labelled = None, None
     if labels:
         reader = read_labels(subject.spec, subject.files, segmenter.classes, labels, label_encoding, ignore_label)
+        labelled = {"source": labels, "encoding": reader.encoding, "ignore": ignore_label}
     shard = current_shard()
     with monitored(quiet=quiet or not shard.first) as monitor:
         content = collect_statistics(
@@ -96,7 +97,7 @@ def command(
             counting=CountingOptions(tuple(dict.fromkeys(chosen)), LogitSpace(logit_space), bins),
             inference=inference_from(**inference),
             labels=reader,
-            provenance={**provenance(), "source": images},
+            provenance={**provenance(), "source": images, "labels": labelled},
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,
@@ -105,8 +106,10 @@ def command(
             monitor.say(note)
         for key, reason in content.provenance.get("skipped", {}).items():
             monitor.say(f"skipped {key}: {reason}")
-        if reader is not None:
-            monitor.say(f"labels: {reader.encoding}; {reader.ignored_share:.1%} of the pixels have no class")
+        confusion = content.statistics.confusion
+        if reader is not None and confusion is not None:
+            ignored = 1 - int(confusion.counts.sum()) / content.statistics.pixels
+            monitor.say(f"labels: {reader.encoding}; {ignored:.1%} of the pixels have no class")
     if not shard.first:
         return
     statistics = content.statistics

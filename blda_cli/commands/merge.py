@@ -19,13 +19,13 @@ def command(files: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     """
     from blda_cli.core.mixture import fit_mixtures
     from blda_cli.errors import BldaError
+    from blda_cli.files import claim
     from blda_cli.store.statistics import merge_statistics, read_statistics, write_statistics
 
-    if output.exists() and not overwrite:
-        raise BldaError(f"{output} exists already: --overwrite replaces it")
+    claim(output, overwrite=overwrite)
     if len({path.resolve() for path in files}) < len(files):
         raise BldaError("a file is named twice: every image would count twice")
-    whole = merge_statistics({path: read_statistics(path) for path in files})
+    whole = merge_statistics((path, read_statistics(path)) for path in files)
     whole.provenance = {**provenance(), **whole.provenance}
     whole.mixtures = {source: fit_mixtures(cells) for source, cells in whole.statistics.cells.items()}
     write_statistics(output, whole)

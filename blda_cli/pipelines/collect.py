@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.monitor import Monitor
+from blda_cli.files import claim
+from blda_cli.pipelines.monitor import Interrupted, Monitor
 from blda_cli.pipelines.sharding import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.statistics import (
@@ -81,7 +82,7 @@ def collect_statistics(
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
-        provenance: what to note on how the file came to be.
+        provenance: what to note on how the file came to be; ``source`` and ``labels`` in it say what is counted.
         overwrite: replace ``output`` and forget what an earlier call kept.
         monitor: is told the progress.
         shard: this process among those of ``torchrun``.
@@ -90,11 +91,11 @@ def collect_statistics(
         The content of ``output`` (in every process).
 
     Raises:
-        BldaError: ``output`` exists, an image cannot be read, or what an earlier call kept is of another model.
+        BldaError: ``output`` exists or cannot be written, an image cannot be read, or what an earlier call kept is
+            of another model or of other images.
         Interrupted: the user asked to stop.
     """
-    if output.exists() and not overwrite:
-        raise BldaError(f"{output} exists already: --overwrite replaces it")
+    claim(output, overwrite=overwrite or _being_replaced(output, shard))
     part = shard.path(output)
     content = StatisticsFile(
         statistics=LogitStatistics.empty(
@@ -110,7 +111,7 @@ def collect_statistics(
     )
     shard.wait()  # nobody writes before everybody has looked
     if part.exists() and not overwrite:
-        content = _resumed(part, content, output)
+        content = _resumed(part, content, files, output)
     mine = shard.of(files)
     done = set(content.images)
     remaining = [file for file in mine if file.key not in done]
@@ -125,12 +126,11 @@ def collect_statistics(
         shard.wait()
         if shard.first:
             parts = [shard.path(output, rank) for rank in range(shard.world)]
-            content = merge_statistics({path: read_statistics(path) for path in parts})
-            order = {file.key: index for index, file in enumerate(files)}
-            content.images.sort(key=lambda key: order[key])
+            content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, files)
     if shard.first:
         if content.statistics.images == 0:
-            raise BldaError("no image could be read, so there is nothing to count")
+            reason = next(iter(content.provenance["skipped"].values()))
+            raise BldaError(f"no image could be read, so there is nothing to count; the first: {reason}")
         content.mixtures = {source: fit_mixtures(cells) for source, cells in content.statistics.cells.items()}
         write_statistics(output, content)
     shard.wait()
@@ -160,13 +160,21 @@ def _count(
             if time.monotonic() - kept > CHECKPOINT_SECONDS:
                 write_statistics(part, content)
                 kept = time.monotonic()
-    except Exception:  # Interrupted and BldaError: what is counted is whole batches
+    except (BldaError, Interrupted):  # raised between batches: what is counted is whole
         if content.images:
             write_statistics(part, content)
         raise
 
 
-def _resumed(part: Path, fresh: StatisticsFile, output: Path) -> StatisticsFile:
+def _being_replaced(output: Path, shard: Shard) -> bool:
+    """Whether what an earlier call kept is newer than ``output``: only a call with ``overwrite`` leaves that."""
+    parts = [shard.path(output, rank) for rank in range(shard.world)]
+    return output.is_file() and any(
+        part.exists() and part.stat().st_mtime_ns >= output.stat().st_mtime_ns for part in parts
+    )
+
+
+def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], output: Path) -> StatisticsFile:
     """What an earlier call kept, if it is of the same model and counts the same."""
     kept = read_statistics(part)
     one, other = kept.statistics, fresh.statistics
@@ -175,6 +183,10 @@ def _resumed(part: Path, fresh: StatisticsFile, output: Path) -> StatisticsFile:
         difference = difference or "the classes"
     if list(one.cells) != list(other.cells) or one.space != other.space or _bins(one) != _bins(other):
         difference = difference or "what is counted"
+    for name in ("source", "labels"):
+        difference = difference or difference_of(kept.provenance.get(name), fresh.provenance.get(name), name)
+    if not set(kept.images) <= {file.key for file in files}:
+        difference = difference or "the images"
     if difference:
         raise BldaError(
             f"{part} keeps what an earlier run for {output.name} counted, but it differs in {difference}: "
@@ -182,7 +194,20 @@ def _resumed(part: Path, fresh: StatisticsFile, output: Path) -> StatisticsFile:
         )
     for source, cells in one.cells.items():
         cells.counts = cells.counts.to(other.cells[source].counts.device)
-    return kept
+    return replace(kept, provenance=fresh.provenance, complete=False)
+
+
+def _whole(merged: StatisticsFile, provenance: dict[str, Any], files: Sequence[ImageFile]) -> StatisticsFile:
+    """What one process would have counted, from what several did."""
+    order = {file.key: index for index, file in enumerate(files)}
+    skipped: dict[str, str] = {}
+    for part in merged.provenance["merged"]:
+        skipped.update(part.get("skipped", {}))
+    return replace(
+        merged,
+        images=sorted(merged.images, key=lambda key: order[key]),
+        provenance={**provenance, "skipped": skipped} if skipped else provenance,
+    )
 
 
 def _bins(statistics: LogitStatistics) -> list[int]:
