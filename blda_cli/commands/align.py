@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     help="Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
 )
 @click.option("--ids", "original_ids", is_flag=True, help="Write the data set's original ids in place of class ids.")
-@click.option("--save-scores", is_flag=True, help="Also write the scores of all classes: float16 logs, scores.h5.")
+@click.option("--save-scores", is_flag=True, help="Also write the scores of all classes: float16 logs, scores/*.h5.")
 @click.option("--force", is_flag=True, help="Use statistics of another model or preprocessing all the same.")
 @inference_options
 @overwrite_option
@@ -121,6 +121,7 @@ def command(
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
+    _refuse_unused(settings, anchors, density or tails)
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     held = {path: read_statistics(path) for path in (stats, anchors) if path is not None}
@@ -131,8 +132,9 @@ def command(
             stats = output.with_name(f"{output.name}.h5")
             held[stats] = _collected(subject, stats, settings, how, images, overwrite, monitor, shard)
         for path, content in held.items():
-            if not force:
-                check_statistics(subject.segmenter, how, content, path)
+            check_statistics(subject.segmenter, how, content, path, force=force)
+            if not content.complete:
+                monitor.say(f"{path} is of a run that was stopped: it counts {content.statistics.images} images")
         target = held[stats]
         if settings.tau == 0 or str(settings.method) == "none":
             monitor.say("nothing is corrected: the predictions are the network's argmax")
@@ -158,7 +160,7 @@ def command(
         )
         for note in subject.segmenter.notes:
             monitor.say(note)
-        for key, reason in record.provenance.get("skipped", {}).items():
+        for key, reason in record.skipped.items():
             monitor.say(f"skipped {key}: {reason}")
     if shard.first:
         if as_json:
@@ -193,6 +195,17 @@ def _settings(
     return replace(PUBLISHED if preset else AlignmentSettings(), **changes)
 
 
+def _refuse_unused(settings: "AlignmentSettings", anchors: Path | None, detail: str | None) -> None:
+    """Refuse options that would change nothing."""
+    from blda_cli.core.methods.settings import Method, Shift
+
+    shift = settings.shift if settings.method is Method.BLDA else None
+    if detail and shift is not Shift.QUANTILE:
+        raise click.UsageError("--density and --tails describe the quantile form: give --shift quantile too")
+    if anchors and shift not in (Shift.QUANTILE, Shift.LOCATION):
+        raise click.UsageError("--anchors are those of the quantile and location forms: give --shift quantile too")
+
+
 def _collected(
     subject: Subject,
     path: Path,
@@ -210,7 +223,7 @@ def _collected(
 
     if settings.label_source is LabelSource.GROUND_TRUTH:
         raise BldaError("--label-source ground_truth needs --stats collected with --labels")
-    if path.exists() and not overwrite:
+    if path.exists() and not shard.path(path).exists() and not overwrite:
         monitor.say(f"no --stats given: {path} is used, which is there")
         return read_statistics(path)
     monitor.say(f"no --stats given: statistics are collected first, as {path}")
@@ -229,11 +242,11 @@ def _collected(
 
 
 def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
-    total = max(sum(record.pixels_before), 1)
+    total = sum(record.pixels_before)
     return {
         "output": str(output),
         "images": len(record.changed),
-        "changed": sum(record.changed.values()) / max(len(record.changed), 1),
+        "changed": record.pixels_changed / total,
         "classes": {
             name: {"share_before": before / total, "share_after": after / total}
             for name, before, after in zip(record.classes, record.pixels_before, record.pixels_after, strict=True)

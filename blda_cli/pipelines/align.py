@@ -1,6 +1,7 @@
 """``blda align``: run the segmenter again and write corrected predictions."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, model_identity
-from blda_cli.pipelines.monitor import Monitor
+from blda_cli.pipelines.monitor import Interrupted, Monitor
 from blda_cli.pipelines.sharding import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.predictions import (
@@ -25,6 +26,7 @@ from blda_cli.store.predictions import (
     CLASSIFICATIONS,
     PREDICTIONS,
     RECORD,
+    SCORES,
     PredictionWriter,
     RunRecord,
     merge_records,
@@ -33,6 +35,10 @@ from blda_cli.store.predictions import (
     write_record,
 )
 from blda_cli.store.statistics import StatisticsFile, difference_of
+
+_OURS = {PREDICTIONS, ARGMAX, SCORES, RECORD, CLASSIFICATIONS}
+_PARTIAL_RECORD = re.compile(re.escape(RECORD) + r"(\.\d+-of-\d+)?\.partial")
+_LEFT_OVER = re.compile(r"\..*\.part")
 
 
 def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:
@@ -67,12 +73,28 @@ def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors:
     return fit_correction(settings, Evidence(target.statistics, anchors.statistics.cells[source], fits))
 
 
-def check_statistics(segmenter: Segmenter, inference: InferenceOptions, content: StatisticsFile, path: Path) -> None:
+def check_statistics(
+    segmenter: Segmenter, inference: InferenceOptions, content: StatisticsFile, path: Path, *, force: bool
+) -> None:
     """Refuse statistics that are not of this segmenter, run this way.
+
+    Args:
+        segmenter: the segmenter.
+        inference: how it is run.
+        content: the statistics.
+        path: what to call them.
+        force: accept all that can be used at all.
 
     Raises:
         BldaError: model, preprocessing, ways of running or classes differ; the message names the difference.
     """
+    if len(content.classes) != len(segmenter.classes):
+        raise BldaError(
+            f"{path} is of {len(content.classes)} classes, the model has {len(segmenter.classes)}: "
+            "collect statistics with this model"
+        )
+    if force:
+        return
     difference = difference_of(content.model, model_identity(segmenter, inference))
     if difference is None and content.classes.names != segmenter.classes.names:
         difference = "the classes"
@@ -143,11 +165,11 @@ def align(
     part = shard.path(folder / RECORD)
     if part.exists():
         record = _resumed(part, record)
+    write_record(part, record)  # from now on the folder is known to be ours
     remaining = [file for file in shard.of(files) if file.key not in record.changed]
     monitor.start("aligning", len(record.images), len(record.images) - len(remaining))
-    scores = folder / ("scores.h5" if shard.world == 1 else f"scores.{shard.rank}-of-{shard.world}.h5")
     skipped: list[SkippedFile] = []
-    with PredictionWriter(folder, record, scores if save_scores else None) as writer:
+    with PredictionWriter(folder, record, keeps_scores=save_scores) as writer:
         _align(segmenter, remaining, correction.to(segmenter.device), writer, part, inference, monitor, skipped)
     if skipped:
         record.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
@@ -157,6 +179,10 @@ def align(
         if shard.first:
             record = merge_records([read_record(shard.path(folder / RECORD, rank)) for rank in range(shard.world)])
     if shard.first:
+        if not record.changed:
+            _leave(folder, part)
+            reason = next(iter(record.skipped.values()))
+            raise BldaError(f"no image could be read, so there is nothing to write; the first: {reason}")
         if record.classified:
             write_classifications(folder, record)
         write_record(folder / RECORD, record)
@@ -192,19 +218,25 @@ def _align(
                 writer.flush()
                 write_record(part, writer.record)
                 kept = time.monotonic()
-    except Exception:  # Interrupted and BldaError
         writer.flush()
-        if writer.record.changed:
-            write_record(part, writer.record)
+    except (BldaError, Interrupted):  # raised between batches
+        try:
+            writer.flush()
+        finally:
+            if writer.record.changed:
+                write_record(part, writer.record)
+            else:
+                _leave(part.parent, part)
         raise
-    writer.flush()
 
 
 def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
     """Make the folder, or empty it of earlier predictions where that is asked for."""
-    ours = {PREDICTIONS, ARGMAX, RECORD, CLASSIFICATIONS}
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = {name for name in held if name not in ours and not name.startswith((f"{RECORD}.", "scores."))}
+    held = {name for name in held if not _LEFT_OVER.fullmatch(name)}
+    foreign = {name for name in held if name not in _OURS and not _PARTIAL_RECORD.fullmatch(name)}
+    if not any(name == RECORD or _PARTIAL_RECORD.fullmatch(name) for name in held):
+        foreign = held  # whoever made folders of these names, it was not an earlier call
     if foreign:
         raise BldaError(f"{folder} holds other things ({min(foreign)}): give a new or an empty folder")
     if RECORD in held and not overwrite:
@@ -215,18 +247,33 @@ def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
             for path in list(folder.iterdir()) if overwrite and folder.is_dir() else []:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.rglob(".*.part"):  # of a process that was killed while it wrote them
+                path.unlink()
+            usable = {shard.path(folder / RECORD, rank) for rank in range(shard.world)}
+            for path in set(folder.glob(f"{RECORD}.*")) - usable:  # of another number of processes
+                path.unlink()
         except OSError as error:
             raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
     shard.wait()
 
 
+def _leave(folder: Path, part: Path) -> None:
+    """Leave nothing behind where nothing was written."""
+    if [*folder.iterdir()] == [part]:
+        part.unlink()
+        folder.rmdir()
+
+
 def _resumed(part: Path, fresh: RunRecord) -> RunRecord:
     """The record an earlier call left, if it was making the same predictions."""
     kept = read_record(part)
+    if not kept.changed:
+        return fresh
     for name in ("model", "settings", "statistics", "images", "ids"):
         difference = difference_of(getattr(kept, name), getattr(fresh, name), name)
         if difference:
             raise BldaError(
                 f"{part.parent} holds an unfinished run that differs in {difference}: --overwrite starts anew"
             )
+    kept.provenance = fresh.provenance
     return kept

@@ -1,7 +1,8 @@
 """Predictions on disk: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
 
 An output folder holds ``predictions/KEY.png`` (after alignment), ``argmax/KEY.png`` (before), ``run.json`` and, on
-demand, ``scores.h5``. A classifier's folder holds ``predictions.csv`` instead of pictures.
+demand, ``scores/KEY.h5``. A classifier's folder holds ``predictions.csv`` instead of pictures. Scores have a file per
+image, so that each appears complete or not at all, and several processes can write them.
 """
 
 import csv
@@ -14,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import h5py
 import numpy as np
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import write_label_png
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
+from blda_cli.store.hdf5 import writing
 
 FORMAT = "blda-predictions"
 FORMAT_VERSION = 1
@@ -30,6 +31,7 @@ RECORD = "run.json"
 
 PREDICTIONS = "predictions"
 ARGMAX = "argmax"
+SCORES = "scores"
 CLASSIFICATIONS = "predictions.csv"
 
 
@@ -47,6 +49,7 @@ class RunRecord:
         images: key and path of each image, in order.
         pixels_before: pixels predicted as each class by argmax.
         pixels_after: pixels predicted as each class after alignment.
+        pixels_changed: pixels predicted as another class than by argmax.
         changed: share of pixels changed, per key of an image whose prediction is there.
         classified: class ids before and after, per key; of a classifier only.
         provenance: command, versions.
@@ -61,6 +64,7 @@ class RunRecord:
     images: dict[str, str]
     pixels_before: list[int] = field(default_factory=list)
     pixels_after: list[int] = field(default_factory=list)
+    pixels_changed: int = 0
     changed: dict[str, float] = field(default_factory=dict)
     classified: dict[str, list[int]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +74,11 @@ class RunRecord:
         """The classes of the predictions, with the values of the PNG files."""
         palette = tuple((red, green, blue) for red, green, blue in self.palette)
         return ClassSet(tuple(self.classes), palette, tuple(self.ids))
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each image that was passed over could not be read, per key."""
+        return self.provenance.get("skipped") or {}
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -112,8 +121,10 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
             images={**merged.images, **part.images},
             pixels_before=[sum(pair) for pair in zip(merged.pixels_before, part.pixels_before, strict=True)],
             pixels_after=[sum(pair) for pair in zip(merged.pixels_after, part.pixels_after, strict=True)],
+            pixels_changed=merged.pixels_changed + part.pixels_changed,
             changed={**merged.changed, **part.changed},
             classified={**merged.classified, **part.classified},
+            provenance={**merged.provenance, "skipped": {**merged.skipped, **part.skipped}},
         )
     return merged
 
@@ -125,7 +136,7 @@ class _Written:
     key: str
     before: np.ndarray
     after: np.ndarray
-    changed: float
+    changed: int
 
 
 class PredictionWriter:
@@ -135,22 +146,23 @@ class PredictionWriter:
 
     Attributes:
         record: kept up to date: an image is in it once its prediction is on disk.
+        keeps_scores: whether scores are asked for.
     """
 
     _THREADS = 2
 
-    def __init__(self, folder: Path, record: RunRecord, scores: Path | None = None) -> None:
-        """Prepare a folder.
+    def __init__(self, folder: Path, record: RunRecord, *, keeps_scores: bool) -> None:
+        """Start the threads.
 
         Args:
             folder: the output folder.
             record: classes and the values they have in the PNG files; what is written is noted there.
-            scores: an HDF5 file to add scores to; None keeps none.
+            keeps_scores: also write scores.
         """
         self.record = record
+        self.keeps_scores = keeps_scores
         self._folder = folder
         self._classes = record.class_set
-        self._scores = h5py.File(scores, "a") if scores else None
         self._executor = ThreadPoolExecutor(self._THREADS, thread_name_prefix="blda-write")
         self._waiting: deque[Future[_Written]] = deque()
 
@@ -161,13 +173,6 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(wait=True)
-        if self._scores is not None:
-            self._scores.close()
-
-    @property
-    def keeps_scores(self) -> bool:
-        """Whether scores are asked for."""
-        return self._scores is not None
 
     def write(self, file: ImageFile, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> None:
         """Write an image's predictions.
@@ -183,11 +188,7 @@ class PredictionWriter:
         """
         while len(self._waiting) >= 2 * self._THREADS:
             self._note(self._waiting.popleft().result())
-        if self._scores is not None and scores is not None:
-            if file.key in self._scores:
-                del self._scores[file.key]
-            self._scores.create_dataset(file.key, data=scores.numpy(), compression="lzf" if scores.dim() > 1 else None)
-        self._waiting.append(self._executor.submit(self._encode, file.key, before, after))
+        self._waiting.append(self._executor.submit(self._encode, file.key, before, after, scores))
         if before.ndim == 0:
             self.record.classified[file.key] = [int(before), int(after)]
 
@@ -195,12 +196,22 @@ class PredictionWriter:
         """Wait until everything is on disk and noted in the record.
 
         Raises:
-            BldaError: a picture could not be written.
+            BldaError: a picture could not be written; the others are noted.
         """
+        failed: BldaError | None = None
         while self._waiting:
-            self._note(self._waiting.popleft().result())
+            try:
+                self._note(self._waiting.popleft().result())
+            except BldaError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
-    def _encode(self, key: str, before: np.ndarray, after: np.ndarray) -> _Written:
+    def _encode(self, key: str, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> _Written:
+        if scores is not None:
+            with writing(prediction_path(self._folder, key, SCORES)) as file:
+                file.create_dataset("scores", data=scores.numpy(), compression="lzf" if scores.dim() > 1 else None)
+                file.attrs["classes"] = list(self._classes.names)
         if before.ndim > 0:
             for kind, labels in ((ARGMAX, before), (PREDICTIONS, after)):
                 write_label_png(prediction_path(self._folder, key, kind), labels, self._classes, original_ids=True)
@@ -209,23 +220,24 @@ class PredictionWriter:
             key=key,
             before=np.bincount(before.ravel(), minlength=count),
             after=np.bincount(after.ravel(), minlength=count),
-            changed=float((before != after).mean()),
+            changed=int((before != after).sum()),
         )
 
     def _note(self, written: _Written) -> None:
         record = self.record
         record.pixels_before = (np.array(record.pixels_before) + written.before).tolist()
         record.pixels_after = (np.array(record.pixels_after) + written.after).tolist()
-        record.changed[written.key] = written.changed
+        record.pixels_changed += written.changed
+        record.changed[written.key] = written.changed / int(written.before.sum())
 
 
 def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
-    """Where an image's prediction lies: ``kind`` is :data:`PREDICTIONS` or :data:`ARGMAX`.
+    """Where an image's prediction lies: ``kind`` is :data:`PREDICTIONS`, :data:`ARGMAX` or :data:`SCORES`.
 
     Raises:
         BldaError: the key would lead out of the folder.
     """
-    path = folder / kind / f"{key}.png"
+    path = folder / kind / f"{key}{'.h5' if kind == SCORES else '.png'}"
     if not path.resolve().is_relative_to((folder / kind).resolve()):
         raise BldaError(f"{key}: this name leads out of {folder}")
     return path
