@@ -21,11 +21,16 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BldaError as error:
+        except BrokenPipeError:
+            raise  # nobody reads on, which click ends quietly
+        except (BldaError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"blda: {error}", err=True)
+            click.echo(f"blda: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("blda: stopped", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,6 +1,7 @@
 """What a command says: results on stdout; progress, remarks and errors on stderr."""
 
 import json
+import math
 import signal
 import sys
 import time
@@ -88,7 +89,10 @@ def monitored(*, quiet: bool) -> Iterator[ConsoleMonitor]:
         yield monitor
     except Interrupted:
         monitor.stop()
-        click.echo("blda: interrupted; what was done is kept, the same command goes on from there", err=True)
+        click.echo(
+            "blda: interrupted; what was done is kept: the same command, without --overwrite, goes on from there",
+            err=True,
+        )
         sys.exit(130)
     finally:
         monitor.stop()
@@ -96,7 +100,7 @@ def monitored(*, quiet: bool) -> Iterator[ConsoleMonitor]:
 
 
 def emit_json(value: Any) -> None:
-    """Print data for programs on stdout; NaN becomes null."""
+    """Print data for programs on stdout; NaN and infinities become null."""
     click.echo(json.dumps(_finite(value), indent=1))
 
 
@@ -105,4 +109,4 @@ def _finite(value: Any) -> Any:
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -86,6 +86,7 @@ model_options = _together(
     click.option(
         "--model",
         required=True,
+        type=click.Path(),  # most often one, and so completed as one
         metavar="MODEL",
         help="The segmenter: a TOML file, hf:NAME, a Hugging Face folder, net.pt2, net.ts, net.onnx, module:factory "
         "or logits:DIR.",
@@ -101,6 +102,7 @@ model_options = _together(
 images_option = click.option(
     "--images",
     required=True,
+    type=click.Path(),
     metavar="DIR",
     help="The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
 )
@@ -143,6 +145,7 @@ inference_options = _together(
 label_options = _together(
     click.option(
         "--labels",
+        type=click.Path(),
         metavar="DIR",
         help="Ground truth: a folder (paired with the images by relative path), a glob, or a .txt list; for a "
         "classifier a .csv of key,class.",
@@ -217,7 +220,7 @@ def load_subject(model: str, weights: Path | None, images: str, device: str) -> 
 
     spec = parse_model(model, weights)
     stored = spec.segmenter.path if spec.segmenter.kind == "logits" else None
-    own_folder = stored is not None and Path(images).is_dir() and Path(images).samefile(stored)
+    own_folder = stored is not None and Path(images).is_dir() and Path(images).resolve() == Path(stored).resolve()
     files = find_logits(images) if own_folder else find_images(images)
     return Subject(spec, load_segmenter(spec, choose_device(device)), files)
 
