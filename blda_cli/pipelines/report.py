@@ -1,0 +1,310 @@
+"""``blda report``: put statistics, predictions and labels together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import torch
+
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.data.classes import ClassSet
+from blda_cli.data.images import ImageFile
+from blda_cli.data.label_files import read_label_file
+from blda_cli.data.labels import LabelReader, label_reader
+from blda_cli.errors import BldaError
+from blda_cli.files import replacing
+from blda_cli.pipelines.align import fit_from_files
+from blda_cli.pipelines.monitor import Monitor
+from blda_cli.reporting.build import build_report, picture_source
+from blda_cli.reporting.comparison import compare_methods
+from blda_cli.reporting.data_files import to_csv, to_json
+from blda_cli.reporting.densities import Densities, densities
+from blda_cli.reporting.gallery import Frame, choose_frames, make_gallery
+from blda_cli.reporting.html import to_html
+from blda_cli.reporting.report import Report
+from blda_cli.segmenters.weights import file_digest
+from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, RunRecord, prediction_path, read_record
+from blda_cli.store.statistics import StatisticsFile, read_statistics
+
+
+@dataclass(frozen=True)
+class AlignedFolder:
+    """A folder of corrected predictions.
+
+    Attributes:
+        path: where it lies.
+        record: how it was made.
+    """
+
+    path: Path
+    record: RunRecord
+
+    @property
+    def files(self) -> list[ImageFile]:
+        """The images it holds predictions of."""
+        return [ImageFile(Path(path), key) for key, path in self.record.images.items() if key in self.record.changed]
+
+    def read(self, key: str, kind: str) -> np.ndarray:
+        """The class ids of an image.
+
+        Args:
+            key: the image's.
+            kind: ``ARGMAX`` (before) or ``PREDICTIONS`` (after).
+
+        Returns:
+            int64 ``[H, W]``; ``[]`` of a classifier.
+
+        Raises:
+            BldaError: they cannot be read, or are not of the record's classes.
+        """
+        if self.record.classified:
+            return np.array(self.record.classified[key][kind == PREDICTIONS])
+        path = prediction_path(self.path, key, kind)
+        values = read_label_file(path).values
+        if values is None:
+            raise BldaError(f"{path} is a colour picture, not class ids: run blda align again")
+        table = np.full(max(*self.record.ids, int(values.max(initial=0))) + 1, -1, dtype=np.int64)
+        table[self.record.ids] = np.arange(len(self.record.ids))
+        labels: np.ndarray = table[values]
+        if bool((labels < 0).any()):
+            raise BldaError(f"{path} holds values that are no class of {RECORD}: run blda align again")
+        return labels
+
+
+def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:
+    """Read the records of folders of predictions that are to stand side by side.
+
+    Args:
+        paths: the folders.
+        statistics: for the messages.
+        classes: of the statistics.
+
+    Returns:
+        The folders.
+
+    Raises:
+        BldaError: one is not a folder of predictions, they are of other classes than the statistics, or they do not
+            correct the same predictions of the same images.
+    """
+    folders = [AlignedFolder(path, read_record(path / RECORD)) for path in paths]
+    for folder in folders:
+        first = folders[0]
+        if folder.record.classes != list(classes.names):
+            raise BldaError(f"{folder.path} is of other classes than {statistics}: report each with its own statistics")
+        if folder.record.changed.keys() != first.record.changed.keys():
+            raise BldaError(f"{first.path} and {folder.path} are of different images: report them one by one")
+        if folder.record.pixels_before != first.record.pixels_before:
+            raise BldaError(f"{first.path} and {folder.path} correct different predictions: report them one by one")
+    return folders
+
+
+def read_run_labels(
+    folders: Sequence[AlignedFolder], labels: str, encoding: str | None, ignore: int | None
+) -> LabelReader:
+    """Pair the images of folders of predictions with their labels.
+
+    Args:
+        folders: what is to be scored.
+        labels: folder, glob or list of label files.
+        encoding: what their values mean; None tells it by names and contents.
+        ignore: a value that means no class.
+
+    Returns:
+        The reader.
+
+    Raises:
+        BldaError: there are no predictions to score, an image has no label, or the encoding does not fit.
+    """
+    if not folders:
+        raise BldaError(
+            "--labels scores the predictions of --aligned folders: give one, or collect the statistics with --labels"
+        )
+    record = folders[0].record
+    return label_reader(
+        folders[0].files,
+        labels,
+        record.class_set,
+        encoding=encoding or "auto",
+        groups=record.model.get("groups") or None,
+        ignore=ignore,
+    )
+
+
+def make_report(
+    statistics: Path,
+    content: StatisticsFile,
+    folders: Sequence[AlignedFolder],
+    *,
+    labels: LabelReader | None,
+    compare: bool,
+    provenance: Mapping[str, Any],
+    monitor: Monitor,
+) -> Report:
+    """Make the report's numbers.
+
+    Args:
+        statistics: where the statistics lie.
+        content: the statistics.
+        folders: corrected predictions, see :func:`open_folders`.
+        labels: ground truth of the folders' images.
+        compare: also try every method on the sampled pixels.
+        provenance: command and versions, recorded.
+        monitor: is told the progress.
+
+    Returns:
+        The report.
+
+    Raises:
+        BldaError: predictions or labels cannot be read or do not fit each other.
+        Interrupted: the user asked to stop.
+    """
+    digest = file_digest(statistics)
+    remarks = [
+        f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
+        for folder in folders
+        if folder.record.statistics["sha256"] != digest
+    ]
+    confusions = _confusions(folders, labels, len(content.classes), monitor) if labels and folders else None
+    made: dict[str, Any] = {
+        **provenance,
+        "statistics": {
+            "file": str(statistics),
+            "sha256": digest,
+            "logit_space": str(content.statistics.space),
+            "model": content.model,
+            "provenance": content.provenance,
+        },
+    }
+    if labels:
+        made["labels"] = {"encoding": labels.encoding, "ignored_share": labels.ignored_share}
+    return build_report(
+        content,
+        [(str(folder.path), folder.record) for folder in folders],
+        confusions,
+        compare_methods(content.statistics) if compare else [],
+        made,
+        remarks,
+    )
+
+
+def _confusions(
+    folders: Sequence[AlignedFolder], labels: LabelReader, num_classes: int, monitor: Monitor
+) -> tuple[ConfusionMatrix, list[ConfusionMatrix]]:
+    """Count all folders' predictions against the labels, image by image; before, and after for each folder."""
+    files = folders[0].files
+    before = ConfusionMatrix(num_classes)
+    after = [ConfusionMatrix(num_classes) for _ in folders]
+    monitor.start("scoring", len(files))
+    for file in files:
+        truth = labels(file)
+        _count(before, truth, folders[0], file.key, ARGMAX)
+        for confusion, folder in zip(after, folders, strict=True):
+            _count(confusion, truth, folder, file.key, PREDICTIONS)
+        monitor.advance(1)
+        monitor.check()
+    return before, after
+
+
+def _count(confusion: ConfusionMatrix, truth: np.ndarray, folder: AlignedFolder, key: str, kind: str) -> None:
+    predicted = folder.read(key, kind)
+    if predicted.shape != truth.shape:
+        raise BldaError(
+            f"{folder.path}: the prediction of {key} is {_size(predicted)}, its label {_size(truth)} "
+            "(width x height): they must be of one size"
+        )
+    confusion.update(torch.from_numpy(truth), torch.from_numpy(predicted))
+
+
+def _size(labels: np.ndarray) -> str:
+    return "x".join(map(str, reversed(labels.shape))) or "one class"
+
+
+OUTPUTS = ("report.html", "report.json", "report.csv")
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a report unless that is asked for.
+
+    Raises:
+        BldaError: there is one, or the folder is a file.
+    """
+    if output.is_file():
+        raise BldaError(f"{output} is a file: give a folder")
+    present = [name for name in OUTPUTS if (output / name).exists()]
+    if present and not overwrite:
+        raise BldaError(f"{output / present[0]} exists already: --overwrite replaces it")
+
+
+def write_report(report: Report, content: StatisticsFile, folders: Sequence[AlignedFolder], output: Path) -> None:
+    """Write ``report.html``, ``report.json`` and ``report.csv``.
+
+    Args:
+        report: the numbers.
+        content: the statistics, for the distributions.
+        folders: corrected predictions, for the gallery.
+        output: the folder to write to.
+
+    Raises:
+        BldaError: a prediction or an image cannot be read, or a file cannot be written.
+    """
+    page = to_html(report, _densities(content, folders), _gallery(report, content.classes, folders))
+    for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
+        with replacing(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Densities:
+    """The distributions of the statistics, and as the first folder's correction moves them."""
+    source = picture_source(content.statistics)
+    cells = content.statistics.cells[source]
+    files = _fitted_from(folders[0].record) if folders else None
+    if files is None:
+        return densities(cells, cells, None)
+    settings = recorded_settings(folders[0].record.settings)
+    target, anchors = files
+    return densities(cells, anchors.statistics.cells.get(source, cells), fit_from_files(settings, target, anchors))
+
+
+def _fitted_from(record: RunRecord) -> tuple[StatisticsFile, StatisticsFile] | None:
+    """The statistics a correction was fitted to, the target's and the anchors'; None if they are not as they were."""
+    used = record.statistics
+    target = Path(used["file"])
+    anchors = Path(used["anchors"]) if used["anchors"] else target
+    digests = (used["sha256"], used["anchors_sha256"] or used["sha256"])
+    for path, digest in zip((target, anchors), digests, strict=True):
+        if not path.is_file() or file_digest(path) != digest:
+            return None
+    own = read_statistics(target)
+    return own, own if anchors == target else read_statistics(anchors)
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> AlignmentSettings:
+    """The settings that a record holds as JSON."""
+    types = get_type_hints(AlignmentSettings)
+    values = {field.name: recorded[field.name] for field in fields(AlignmentSettings)}
+    return AlignmentSettings(
+        **{
+            name: types[name](value) if isinstance(types[name], type) and issubclass(types[name], StrEnum) else value
+            for name, value in values.items()
+        }
+    )
+
+
+def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]) -> list[Frame]:
+    """The frames that the first folder's correction changed most; none of a classifier."""
+    if not folders or folders[0].record.classified:
+        return []
+    record = folders[0].record
+    changed = {key: record.changed[key] for key in record.images if key in record.changed}
+    return make_gallery(
+        choose_frames(changed),
+        record.images,
+        partial(folders[0].read, kind=ARGMAX),
+        {run.name: partial(folder.read, kind=PREDICTIONS) for run, folder in zip(report.runs, folders, strict=True)},
+        classes,
+    )

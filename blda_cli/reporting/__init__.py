@@ -1,0 +1,1 @@
+"""The report: one set of numbers, shown on the terminal, as a page and as data."""

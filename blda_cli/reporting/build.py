@@ -1,0 +1,165 @@
+"""From statistics and counted predictions to the numbers of a report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from blda_cli.core.bias import bias_interval, estimated_bias
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.shifts import location_shifts, occupied
+from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.reporting.report import Candidate, Estimate, Predictions, Report, Run, scores_of, shares
+from blda_cli.store.predictions import RunRecord
+from blda_cli.store.statistics import StatisticsFile
+
+_FEWEST_TO_RANK = 3
+
+
+def build_report(
+    content: StatisticsFile,
+    runs: Sequence[tuple[str, RunRecord]],
+    confusions: tuple[ConfusionMatrix, Sequence[ConfusionMatrix]] | None,
+    candidates: Sequence[Candidate],
+    made: Mapping[str, Any],
+    remarks: Sequence[str],
+) -> Report:
+    """Put the numbers together.
+
+    Args:
+        content: the statistics.
+        runs: folder and record of each folder of corrected predictions, all of the same images.
+        confusions: of the network's own predictions and of each run's, where there are labels; None without runs
+            takes what the statistics counted.
+        candidates: corrections compared on the sampled pixels.
+        made: how the report was made.
+        remarks: what the reader should know of the input.
+
+    Returns:
+        The report.
+    """
+    statistics = content.statistics
+    source = estimate_source(statistics)
+    shown = picture_source(statistics)
+    remarks = [*remarks, *_remarks(content, source)]
+    before_confusion = confusions[0] if confusions else (None if runs else statistics.confusion)
+    before = Predictions(
+        share=shares(runs[0][1].pixels_before) if runs else statistics.predicted_share().tolist(),
+        scores=scores_of(before_confusion) if before_confusion is not None else None,
+    )
+    estimates = _estimates(statistics, source)
+    return Report(
+        classes=content.classes,
+        images=statistics.images,
+        pixels=statistics.pixels,
+        source=str(source),
+        estimates=estimates,
+        mean_shifts=mean_shifts(statistics.cells[shown]),
+        shift_source=str(shown),
+        before=before,
+        runs=[
+            _run(name, folder, record, confusions[1][index] if confusions else None)
+            for index, (name, (folder, record)) in enumerate(zip(_names([f for f, _ in runs]), runs, strict=True))
+        ],
+        candidates=list(candidates),
+        rank_correlation=_rank_correlation(estimates, before),
+        made=made,
+        remarks=remarks,
+    )
+
+
+def estimate_source(statistics: LogitStatistics) -> LabelSource:
+    """The cells that the bias is estimated from: those without labels where there are any."""
+    return _first(statistics, LabelSource.PSEUDO, LabelSource.SOFT, LabelSource.GROUND_TRUTH)
+
+
+def picture_source(statistics: LogitStatistics) -> LabelSource:
+    """The cells that distributions and shifts are shown of: the true ones where there are any."""
+    return _first(statistics, LabelSource.GROUND_TRUTH, LabelSource.PSEUDO, LabelSource.SOFT)
+
+
+def _first(statistics: LogitStatistics, *sources: LabelSource) -> LabelSource:
+    return next(source for source in sources if source in statistics.cells)
+
+
+def mean_shifts(cells: LogitHistogram) -> list[list[float]]:
+    """How far each cell's mean lies below that of its anchor, ``[C][C]``; NaN for labels with too few pixels."""
+    shifts = location_shifts(cells.means(), cells.label_pixels())
+    rows: list[list[float]] = torch.where(occupied(cells)[:, None], shifts, torch.nan).tolist()
+    return rows
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """A correction in a few words, from the settings that its record holds."""
+    method = str(settings["method"])
+    if method == "none":
+        return "argmax"
+    parts = [method]
+    if method == "blda":
+        parts[0] += f" {settings['shift']}"
+        if settings["shift"] == "quantile":
+            parts.append(f"{settings['density']}, tails {settings['tails']}")
+    parts.append(f"τ {settings['tau']:g}" if isinstance(settings["tau"], float | int) else f"τ {settings['tau']}")
+    if settings["label_source"] != LabelSource.PSEUDO:
+        parts.append(f"{settings['label_source']} cells".replace("_", " "))
+    return ", ".join(parts)
+
+
+def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimate]:
+    bias = estimated_bias(statistics.cells[source]).cpu()
+    sample = statistics.sample
+    low = high = torch.full_like(bias, torch.nan)
+    if source is not LabelSource.SOFT:
+        labels = sample.predicted if source is LabelSource.PSEUDO else sample.labels
+        low, high = bias_interval(bias, sample, labels, statistics.space)
+    return [Estimate(*row) for row in torch.stack([bias, low, high], dim=1).tolist()]
+
+
+def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:
+    return Run(
+        name=name,
+        folder=folder,
+        method=describe(record.settings),
+        settings=record.settings,
+        changed=float(np.mean(list(record.changed.values()))) if record.changed else 0.0,
+        after=Predictions(shares(record.pixels_after), scores_of(confusion) if confusion is not None else None),
+        made={"model": record.model, "statistics": record.statistics, "provenance": record.provenance},
+    )
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+    """The folders' own names, or their paths where two have the same name."""
+    names = [folder.rstrip("/").rpartition("/")[2] for folder in folders]
+    return names if len(set(names)) == len(names) else list(folders)
+
+
+def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> float:
+    if before.scores is None:
+        return math.nan
+    pairs = [
+        (estimate.bias, bias)
+        for estimate, bias in zip(estimates, before.scores.bias, strict=True)
+        if not math.isnan(estimate.bias) and not math.isnan(bias)
+    ]
+    if len(pairs) < _FEWEST_TO_RANK:
+        return math.nan
+    estimated, true = zip(*pairs, strict=True)
+    return float(stats.spearmanr(estimated, true).statistic)
+
+
+def _remarks(content: StatisticsFile, source: LabelSource) -> list[str]:
+    remarks = []
+    if not content.complete:
+        remarks.append("The statistics are of a run that did not finish: they hold only the images counted so far.")
+    skipped = content.provenance.get("skipped", {})
+    if skipped:
+        remarks.append(f"{len(skipped)} images could not be read and were left out, {min(skipped)} among them.")
+    if source is LabelSource.GROUND_TRUTH:
+        remarks.append("The statistics hold no pseudo-label cells: the estimate is made from the labelled ones.")
+    if source is LabelSource.SOFT:
+        remarks.append("The statistics hold only soft cells: the estimate has no intervals.")
+    return remarks

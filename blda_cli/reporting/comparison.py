@@ -1,0 +1,67 @@
+"""Comparing corrections on the sampled pixels of the statistics: nothing is run again."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.methods import AlignmentSettings, Evidence, Method, fit_correction
+from blda_cli.core.methods.settings import PUBLISHED, Shift
+from blda_cli.core.sample import PixelSample
+from blda_cli.core.statistics import LogitStatistics
+from blda_cli.reporting.build import describe, estimate_source
+from blda_cli.reporting.report import Candidate, scores_of
+
+_FRACTION = 1 << 10
+
+
+def compare_methods(statistics: LogitStatistics) -> list[Candidate]:
+    """Try every method and form, with default strength, on the sampled pixels.
+
+    Args:
+        statistics: their sample is what is predicted, their cells are what the corrections are fitted to.
+
+    Returns:
+        The network's own predictions first, then one candidate per method. Each sampled pixel counts as often as
+        the pixels it stands for, so shares and scores estimate those of all pixels.
+    """
+    source = estimate_source(statistics)
+    settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
+    settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
+    settings += [PUBLISHED] if source is PUBLISHED.label_source else []
+    settings += [
+        AlignmentSettings(method=method, label_source=source)
+        for method in Method
+        if method not in (Method.BLDA, Method.NONE)
+    ]
+    cells = statistics.cells[source]
+    sample = statistics.sample
+    evidence = Evidence(statistics, cells)
+    return [
+        _candidate(
+            "blda as published" if choice == PUBLISHED else describe(asdict(choice)),
+            sample,
+            fit_correction(choice, evidence).predict(sample.logits),
+        )
+        for choice in settings
+    ]
+
+
+def _candidate(method: str, sample: PixelSample, predictions: Tensor) -> Candidate:
+    num_classes = len(sample.seen)
+    weights = sample.weights()
+    total = weights.sum().clamp(min=1)
+    labelled = sample.labels < num_classes
+    scores = None
+    if bool(labelled.any()):
+        index = sample.labels[labelled] * num_classes + predictions[labelled]
+        counts = torch.bincount(index, weights[labelled], minlength=num_classes**2).view(num_classes, num_classes)
+        # Scores do not depend on the unit of the counts: a fine one keeps the fractions of the weights.
+        scores = scores_of(ConfusionMatrix.from_counts((counts * _FRACTION).round()))
+    return Candidate(
+        method=method,
+        changed=float(weights[predictions != sample.predicted].sum() / total),
+        share=(torch.bincount(predictions, weights, minlength=num_classes) / total).tolist(),
+        scores=scores,
+    )

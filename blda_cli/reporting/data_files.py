@@ -1,0 +1,139 @@
+"""``report.json`` and ``report.csv``: the report's numbers for programs.
+
+``report.json`` (``format`` "blda-report", ``format_version`` 1; a reader should accept keys it does not know):
+
+- ``created_by``; ``made``: command, date, versions, the statistics' file, digest, model and provenance, the labels'
+  encoding and the share of pixels without a class.
+- ``images``, ``pixels``: what the statistics are of. ``estimate_source``: the cells behind the estimates.
+- ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
+- ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "verdict"}, "before": VALUES,
+  "runs": {NAME: VALUES}}``, in the order of the channels. VALUES: ``share`` of the pixels predicted as the class and,
+  with labels, ``bias``, ``iou`` and ``accuracy``. ``verdict`` is "over", "under", "unclear" or "n/a".
+- ``overall``: ``{"before": SCORES, "runs": {NAME: SCORES}, "rank_correlation"}``. SCORES: with labels ``mean_iou``,
+  ``mean_accuracy``, ``iou_spread``, ``accuracy_spread`` (population standard deviations over the classes) and
+  ``total_bias`` (Σ |Bias|); of a run also ``changed``, the share of pixels changed.
+- ``runs``: ``{NAME: {"folder", "method", "settings", "made"}}``.
+- ``candidates``: with ``--compare``, a list of ``{"method", "changed", "share", ...SCORES}``.
+- ``mean_shifts``: ``{"source", "values"}``, ``[label][channel]``, in logits.
+- ``confusion``: with labels ``{"before", "runs": {NAME}}``, pixels ``[label][prediction]``.
+
+All shares, scores and biases are fractions, not percent, and pooled over pixels. ``null`` is a class that is absent:
+never 0 and in no mean.
+
+``report.csv`` has one line per class and one column per number; a run's columns begin with its name.
+"""
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+from blda_cli import __version__
+from blda_cli.reporting.report import Predictions, Report, Scores
+from blda_cli.reporting.words import next_steps, summary
+
+FORMAT = "blda-report"
+FORMAT_VERSION = 1
+
+_PER_CLASS = ("bias", "iou", "accuracy")
+_OVERALL = ("mean_iou", "mean_accuracy", "iou_spread", "accuracy_spread", "total_bias")
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """The content of ``report.json``; NaN is None."""
+    data: dict[str, Any] = _without_nan(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "created_by": f"blda {__version__}",
+            "summary": summary(report),
+            "next_steps": [{"text": step.text, "command": step.command} for step in next_steps(report)],
+            "remarks": report.remarks,
+            "images": report.images,
+            "pixels": report.pixels,
+            "estimate_source": report.source,
+            "overall": {
+                "before": _overall(report.before.scores),
+                "runs": {run.name: {"changed": run.changed, **_overall(run.after.scores)} for run in report.runs},
+                "rank_correlation": report.rank_correlation,
+            },
+            "classes": [_class(report, index) for index in range(len(report.classes))],
+            "runs": {
+                run.name: {"folder": run.folder, "method": run.method, "settings": run.settings, "made": run.made}
+                for run in report.runs
+            },
+            "candidates": [
+                {"method": tried.method, "changed": tried.changed, "share": tried.share, **_overall(tried.scores)}
+                for tried in report.candidates
+            ],
+            "mean_shifts": {"source": report.shift_source, "values": report.mean_shifts},
+            "confusion": _confusions(report),
+            "made": report.made,
+        }
+    )
+    return data
+
+
+def to_json(report: Report) -> str:
+    """The text of ``report.json``: the nested lists of numbers on one line a row."""
+    return json.dumps(as_data(report), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """The text of ``report.csv``; a number that is not there is an empty field."""
+    rows = []
+    for index, name in enumerate(report.classes.names):
+        values = _without_nan(_class(report, index))
+        row = {"class": name, **{f"estimate_{key}": value for key, value in values["estimate"].items()}}
+        row |= {f"before_{key}": value for key, value in values["before"].items()}
+        for run, numbers in values["runs"].items():
+            row |= {f"{run}_{key}": value for key, value in numbers.items()}
+        rows.append(row)
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _class(report: Report, index: int) -> dict[str, Any]:
+    estimate = report.estimates[index]
+    return {
+        "name": report.classes.names[index],
+        "color": "#{:02x}{:02x}{:02x}".format(*report.classes.palette[index]),
+        "estimate": {
+            "bias": estimate.bias,
+            "low": estimate.low,
+            "high": estimate.high,
+            "verdict": str(estimate.verdict),
+        },
+        "before": _values(report.before, index),
+        "runs": {run.name: _values(run.after, index) for run in report.runs},
+    }
+
+
+def _values(predictions: Predictions, index: int) -> dict[str, float]:
+    values = {"share": predictions.share[index]}
+    if predictions.scores is not None:
+        values |= {name: getattr(predictions.scores, name)[index] for name in _PER_CLASS}
+    return values
+
+
+def _overall(scores: Scores | None) -> dict[str, float]:
+    return {} if scores is None else {name: getattr(scores, name) for name in _OVERALL}
+
+
+def _confusions(report: Report) -> dict[str, Any] | None:
+    if report.before.scores is None:
+        return None
+    runs = {run.name: run.after.scores.confusion for run in report.runs if run.after.scores is not None}
+    return {"before": report.before.scores.confusion, "runs": runs}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

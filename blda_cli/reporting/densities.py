@@ -1,0 +1,153 @@
+"""The distributions of each class's logits beside the anchors, before and after a correction, ready to be drawn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.shifts import MINIMUM_PIXELS
+
+BINS = 56
+"""Intervals that the common axis is divided into."""
+
+_REACH = (0.005, 0.995)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One distribution on the common axis.
+
+    Attributes:
+        heights: density in each of :data:`BINS` intervals, the highest being 1.
+        mean: in logits.
+    """
+
+    heights: np.ndarray
+    mean: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The positive and the negative distribution of a class, or of all: None where there are too few pixels.
+
+    Attributes:
+        positive: the class's channel at pixels of the class.
+        negative: the class's channel at all other pixels.
+    """
+
+    positive: Curve | None
+    negative: Curve | None
+
+
+@dataclass(frozen=True)
+class Densities:
+    """All curves, on one axis.
+
+    Attributes:
+        low: left end of the axis, in logits.
+        high: its right end.
+        anchors: the pooled positive and negative cells that the correction moves all cells onto.
+        before: one pair per class.
+        after: the same pixels' corrected logits; None where there is no correction to show.
+    """
+
+    low: float
+    high: float
+    anchors: Pair
+    before: list[Pair]
+    after: list[Pair] | None
+
+
+def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correction | None) -> Densities:
+    """Compute all curves.
+
+    After a correction a pixel is shifted as under the hypothesis of its own label.
+
+    Args:
+        cells: whose distributions are shown.
+        anchors: whose pooled cells are the anchors.
+        correction: None where there is none to show.
+
+    Returns:
+        The curves.
+    """
+    counts = cells.counts.cpu().numpy()
+    centers = cells.centers.cpu().numpy()
+    shifts = None if correction is None else _shifts(correction, cells)
+    pooled = (anchors.positive().cpu().numpy(), anchors.negative().cpu().numpy())
+    low, high = _reach([(anchors.centers.cpu().numpy(), mass) for mass in pooled])
+    for label in range(len(counts)):  # the axis must hold the bulk of every class, not only of the frequent ones
+        reach = _reach(
+            [(centers, counts[label, label]), (centers, counts[:, label].sum(axis=0) - counts[label, label])]
+        )
+        low, high = min(low, reach[0]), max(high, reach[1])
+    edges = np.linspace(low, high, BINS + 1)
+
+    def pair(channel: int, moved: bool) -> Pair:
+        values = np.broadcast_to(centers, counts[:, channel].shape)
+        if moved:
+            assert shifts is not None
+            # Clamped tails fold onto one value: a distribution's values must not decrease.
+            values = np.maximum.accumulate(centers + shifts[:, channel], axis=1)
+        others = np.arange(len(counts)) != channel
+        return Pair(
+            positive=_curve(values[[channel]], counts[[channel], channel], edges),
+            negative=_curve(values[others], counts[others, channel], edges),
+        )
+
+    anchor_centers = anchors.centers.cpu().numpy()[None]
+    return Densities(
+        low=float(low),
+        high=float(high),
+        anchors=Pair(*(_curve(anchor_centers, mass[None], edges) for mass in pooled)),
+        before=[pair(channel, moved=False) for channel in range(len(counts))],
+        after=None if shifts is None else [pair(channel, moved=True) for channel in range(len(counts))],
+    )
+
+
+def _shifts(correction: Correction, cells: LogitHistogram) -> np.ndarray:
+    """What is added to each cell's logits, ``[C, C, B]`` or ``[C, C, 1]``: label, channel, bin."""
+    match correction:
+        case OffsetCorrection(offsets):
+            # A constant over the channels changes no prediction: without it the shifts are as small as they can be.
+            shifts = (offsets - offsets.mean()).expand(len(offsets), -1).unsqueeze(2)
+        case LocationCorrection(table):
+            shifts = table.unsqueeze(2)
+        case QuantileCorrection():
+            shifts = _resampled(correction, cells)
+        case _:
+            raise TypeError(type(correction).__name__)
+    values: np.ndarray = shifts.double().cpu().numpy()
+    return values
+
+
+def _resampled(correction: QuantileCorrection, cells: LogitHistogram) -> torch.Tensor:
+    """The table at the bins of ``cells``, whose axis need not be the table's own."""
+    bins = correction.shifts.shape[2]
+    position = (cells.centers.cpu() * (bins / (2 * correction.limit))).floor().long() + bins // 2
+    return correction.shifts[:, :, position.clamp(0, bins - 1)]
+
+
+def _curve(values: np.ndarray, counts: np.ndarray, edges: np.ndarray) -> Curve | None:
+    """Pool histograms ``counts[R, B]`` whose bins lie at the non-decreasing ``values[R, B]``."""
+    total = counts.sum()
+    if total < MINIMUM_PIXELS:
+        return None
+    mass = np.zeros(len(edges) - 1)
+    for row, weights in zip(values, counts, strict=True):
+        if weights.any():
+            mass += np.diff(np.interp(edges, row, weights.cumsum() - weights / 2, left=0.0, right=weights.sum()))
+    highest = mass.max()
+    return Curve(mass / highest if highest > 0 else mass, float((values * counts).sum() / total))
+
+
+def _reach(histograms: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """What holds the bulk of some histograms (bin centres and counts), those with too few pixels left out."""
+    low, high = np.inf, -np.inf
+    for centers, counts in histograms:
+        if counts.sum() >= MINIMUM_PIXELS:
+            ends = centers[np.searchsorted(counts.cumsum() / counts.sum(), _REACH).clip(max=len(centers) - 1)]
+            low, high = min(low, ends[0]), max(high, ends[1])
+    return low, high

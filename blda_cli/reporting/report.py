@@ -1,0 +1,199 @@
+"""What a report says, as data alone: built in one place, shown by several renderers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.data.classes import ClassSet
+
+
+class Verdict(StrEnum):
+    """What is said of a class."""
+
+    OVER = "over"
+    """Over-predicted: the interval lies above zero."""
+    UNDER = "under"
+    """Under-predicted: the interval lies below zero."""
+    UNCLEAR = "unclear"
+    """The interval holds zero."""
+    UNKNOWN = "n/a"
+    """Too few pixels to tell."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How over- or under-predicted a class is, without its labels.
+
+    Attributes:
+        bias: the estimate of ``Bias(l)``; NaN where too few pixels were seen.
+        low: lower end of its 90 % interval; NaN where there is none.
+        high: upper end.
+    """
+
+    bias: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it amounts to; without an interval the sign decides."""
+        if self.bias != self.bias:
+            return Verdict.UNKNOWN
+        low = self.low if self.low == self.low else self.bias
+        high = self.high if self.high == self.high else self.bias
+        if low > 0:
+            return Verdict.OVER
+        return Verdict.UNDER if high < 0 else Verdict.UNCLEAR
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions measured against labels, pooled over pixels. NaN is a class without labelled pixels.
+
+    Attributes:
+        bias: per class, ``Bias(l)`` (Li et al., ICML 2025, eq. 2).
+        iou: per class, intersection over union.
+        accuracy: per class, share of its pixels predicted as it.
+        mean_iou: over the classes present.
+        mean_accuracy: over the classes present.
+        iou_spread: population standard deviation of the IoU over the classes present.
+        accuracy_spread: that of the accuracy.
+        total_bias: ``Σ |Bias(l)|`` over the classes present.
+        confusion: ``counts[label][prediction]`` of pixels.
+    """
+
+    bias: list[float]
+    iou: list[float]
+    accuracy: list[float]
+    mean_iou: float
+    mean_accuracy: float
+    iou_spread: float
+    accuracy_spread: float
+    total_bias: float
+    confusion: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a segmenter predicted, before or after a correction.
+
+    Attributes:
+        share: per class, the share of all pixels predicted as it.
+        scores: against labels; None where there are none.
+    """
+
+    share: list[float]
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of corrected predictions.
+
+    Attributes:
+        name: tells it from the others.
+        folder: where it lies.
+        method: what corrected the predictions, in a few words.
+        settings: all that was chosen.
+        changed: share of an image's pixels that changed, the mean over the images.
+        after: the corrected predictions.
+        made: statistics used, command and versions.
+    """
+
+    name: str
+    folder: str
+    method: str
+    settings: Mapping[str, Any]
+    changed: float
+    after: Predictions
+    made: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A correction tried on the sampled pixels of the statistics alone.
+
+    Attributes:
+        method: what it is, in a few words.
+        changed: share of the pixels it changes.
+        share: per class, the share of the pixels predicted as it.
+        scores: against the labels of the sampled pixels; None where the statistics have none.
+    """
+
+    method: str
+    changed: float
+    share: list[float]
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is said.
+
+    Attributes:
+        classes: the classes.
+        images: how many images the statistics are of.
+        pixels: how many pixels.
+        source: the cells that the estimate is made from.
+        estimates: one per class.
+        mean_shifts: ``[C][C]``, label and channel: from a cell's mean to that of its anchor, in logits.
+        shift_source: the cells that these are of.
+        before: the network's own predictions.
+        runs: corrected ones.
+        candidates: corrections compared on the sampled pixels, where that was asked for.
+        rank_correlation: Spearman's, of the estimate with the true bias; NaN where there are no labels.
+        made: how: the report's own command, the statistics and the labels.
+        remarks: what the reader should know of the input.
+    """
+
+    classes: ClassSet
+    images: int
+    pixels: int
+    source: str
+    estimates: list[Estimate]
+    mean_shifts: list[list[float]]
+    shift_source: str
+    before: Predictions
+    runs: list[Run]
+    candidates: list[Candidate]
+    rank_correlation: float
+    made: Mapping[str, Any]
+    remarks: list[str] = field(default_factory=list)
+
+    def named(self, verdict: Verdict) -> list[str]:
+        """The classes of a verdict, the most biased first."""
+        pairs = zip(self.classes.names, self.estimates, strict=True)
+        found = [(abs(estimate.bias), name) for name, estimate in pairs if estimate.verdict is verdict]
+        return [name for _, name in sorted(found, key=lambda pair: -pair[0] if pair[0] == pair[0] else 0.0)]
+
+
+def scores_of(confusion: ConfusionMatrix) -> Scores:
+    """Read everything off a confusion matrix."""
+    present = confusion.present
+    bias, accuracy = confusion.bias(), confusion.accuracy()
+    return Scores(
+        bias=bias.tolist(),
+        iou=confusion.iou().tolist(),
+        accuracy=accuracy.tolist(),
+        mean_iou=confusion.mean_iou(),
+        mean_accuracy=confusion.mean_accuracy(),
+        iou_spread=_spread(confusion.iou()[present]),
+        accuracy_spread=_spread(accuracy[present]),
+        total_bias=float(bias[present].abs().sum()) if bool(present.any()) else torch.nan,
+        confusion=confusion.counts.tolist(),
+    )
+
+
+def _spread(values: Tensor) -> float:
+    return float(values.std(correction=0)) if len(values) else torch.nan
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """Counts as shares of their sum."""
+    total = max(sum(counts), 1)
+    return [count / total for count in counts]

@@ -1,0 +1,120 @@
+"""Small charts as inline SVG, coloured by the page's style sheet."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from blda_cli.reporting.densities import BINS, Curve, Densities, Pair
+from blda_cli.reporting.report import Estimate, Verdict
+
+_STEP = 4
+_PANEL = 54
+_WIDTH = BINS * _STEP
+_AXIS = 13
+
+_STRIP = 170
+_STRIP_HEIGHT = 20
+
+
+def bias_strip(estimate: Estimate, true: Sequence[float], reach: float) -> str:
+    """A class's bias on an axis that all classes share: interval, estimate and, as diamonds, the true biases.
+
+    Args:
+        estimate: a triangle that points up (over) or down (under), a circle where that is unclear.
+        true: before and after a correction, as far as there are labels: hollow, then filled.
+        reach: half the axis.
+
+    Returns:
+        An ``svg`` element.
+    """
+    middle = _STRIP_HEIGHT / 2
+
+    def x(value: float) -> float:
+        return round(_STRIP / 2 * (1 + 0.94 * value / reach), 1)
+
+    marks = [f'<path class="zero" d="M{_STRIP / 2:g} 0V{_STRIP_HEIGHT}"/>']
+    if estimate.low == estimate.low:
+        marks.append(f'<path class="whisker" d="M{x(estimate.low)} {middle:g}H{x(estimate.high)}"/>')
+    shapes = {Verdict.OVER: "m-5 4h10l-5-9z", Verdict.UNDER: "m-5-4h10l-5 9z"}
+    if estimate.bias == estimate.bias:
+        shape = shapes.get(estimate.verdict, "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z")
+        marks.append(f'<path class="{_css(estimate.verdict)}" d="M{x(estimate.bias)} {middle:g}{shape}"/>')
+    for value, css in zip(true, ("true", "true after"), strict=False):
+        if value == value:
+            marks.append(f'<path class="{css}" d="M{x(value)} {middle:g}m-4 0l4-5 4 5-4 5z"/>')
+    return (
+        f'<svg class="strip" viewBox="0 0 {_STRIP} {_STRIP_HEIGHT}" width="{_STRIP}" height="{_STRIP_HEIGHT}" '
+        f'aria-hidden="true">{"".join(marks)}</svg>'
+    )
+
+
+def anchor_symbols(shown: Densities) -> str:
+    """The anchors' curves, once, for all charts of :func:`density_chart` to refer to."""
+    paths = "".join(
+        f'<path id="anchor-{name}" d="{_path(curve)}"/>'
+        for name, curve in (("positive", shown.anchors.positive), ("negative", shown.anchors.negative))
+        if curve is not None
+    )
+    return f'<svg class="symbols" width="0" height="0" aria-hidden="true"><defs>{paths}</defs></svg>'
+
+
+def density_chart(shown: Densities, index: int, label: str) -> str:
+    """A class's distributions against the anchors: a panel before and, where there is one, a panel after.
+
+    Args:
+        shown: all curves.
+        index: the class.
+        label: what the chart shows, for those who cannot see it.
+
+    Returns:
+        An ``svg`` element.
+    """
+    panels = [("before", shown.before[index])]
+    if shown.after is not None:
+        panels.append(("after", shown.after[index]))
+    drawn = "".join(
+        f'<g transform="translate(0 {row * (_PANEL + 4)})">{_panel(name, pair, shown.anchors)}</g>'
+        for row, (name, pair) in enumerate(panels)
+    )
+    bottom = len(panels) * (_PANEL + 4) - 4
+    return (
+        f'<svg class="density" viewBox="0 0 {_WIDTH} {bottom + _AXIS}" role="img" aria-label="{label}">{drawn}'
+        f"{_axis(shown, bottom)}</svg>"
+    )
+
+
+def _panel(name: str, pair: Pair, anchors: Pair) -> str:
+    parts = [f'<path class="base" d="M0 {_PANEL}H{_WIDTH}"/><text y="9">{name}</text>']
+    for kind, curve, anchor in (
+        ("negative", pair.negative, anchors.negative),
+        ("positive", pair.positive, anchors.positive),
+    ):
+        if curve is not None:
+            parts.append(f'<path class="{kind}" d="{_path(curve)}"/>')
+        if anchor is not None:
+            parts.append(f'<use class="anchor {kind}" href="#anchor-{kind}"/>')
+    return "".join(parts)
+
+
+def _path(curve: Curve) -> str:
+    """Integer coordinates, relative: a chart of 150 classes must stay small."""
+    heights = [round(float(height) * (_PANEL - 12)) for height in curve.heights]
+    steps = "".join(f"l{_STEP} {before - after}" for before, after in pairwise(heights))
+    return f"M{_STEP // 2} {_PANEL - heights[0]}{steps}".replace(" -", "-")
+
+
+def _axis(shown: Densities, top: int) -> str:
+    span = shown.high - shown.low
+    step = 10 ** math.floor(math.log10(span / 2))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 5)
+    ticks = range(math.ceil(shown.low / step), math.floor(shown.high / step) + 1)
+    parts = []
+    for tick in ticks:
+        x = round((tick * step - shown.low) / span * _WIDTH)
+        if 8 <= x <= _WIDTH - 8:
+            parts.append(f'<path class="base" d="M{x} {top}v3"/><text x="{x}" y="{top + 12}">{tick * step:g}</text>')
+    return f'<g class="axis">{"".join(parts)}</g>'
+
+
+def _css(verdict: Verdict) -> str:
+    return {Verdict.OVER: "over", Verdict.UNDER: "under"}.get(verdict, "unclear")

@@ -1,0 +1,228 @@
+"""The report in words: what was found, how sure that is, what a correction changed and what to do next."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blda_cli.reporting.report import Predictions, Report, Run, Scores, Verdict
+
+_NAMED = 4
+
+_SHARED_OPTIONS = {"--model", "--weights", "--images", "--slide", "--stride", "--scales", "--device", "--batch-size"}
+_SHARED_FLAGS = {"--flip", "--amp"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do next.
+
+    Attributes:
+        text: why.
+        command: how.
+    """
+
+    text: str
+    command: str
+
+
+def points(value: float) -> str:
+    """A share as signed percentage points, e.g. ``+3.2``; ``n/a`` for NaN."""
+    return "n/a" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with as many decimals as small shares need; ``n/a`` for NaN."""
+    if math.isnan(value):
+        return "n/a"
+    decimals = 1 if value >= 0.01 or value == 0 else 2 if value >= 0.0001 else 4
+    return f"{100 * value:.{decimals}f} %"
+
+
+def score(value: float) -> str:
+    """A score in 0..1 as a percentage without its sign, e.g. ``17.8``; ``n/a`` for NaN."""
+    return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def summary(report: Report) -> list[str]:
+    """The findings, a sentence or two each, in the order in which they are of interest."""
+    sentences = [_found(report), _how_sure(report)]
+    if report.before.scores is not None:
+        sentences.insert(1, _measured(report, report.before.scores))
+    sentences += [_changed(report, run) for run in report.runs]
+    if len(report.runs) > 1 and report.before.scores is not None:
+        sentences.append(_best(report))
+    return sentences
+
+
+def next_steps(report: Report) -> list[Step]:
+    """What to do with these findings, the command for it included."""
+    made = report.made["statistics"]
+    shared = _shared_arguments(str(made["provenance"].get("command", "")))
+    stats = shlex.quote(str(made["file"]))
+    report_command = f"blda report --stats {stats}"
+    if not report.runs:
+        return [
+            Step(
+                "Correct the predictions with these statistics, then look at what changed.",
+                f"blda align {shared} --stats {stats} --output aligned",
+            ),
+            Step("See what each method would do, on sampled pixels.", f"{report_command} --compare --output compared"),
+        ]
+    folders = " ".join(f"--aligned {shlex.quote(run.folder)}" for run in report.runs)
+    if report.before.scores is None:
+        return [
+            Step(
+                "Label a few of these images to know whether the correction helps; until then the pictures below and "
+                "the shares are what there is to judge by.",
+                f"{report_command} {folders} --labels LABELS --output scored",
+            )
+        ]
+    best = max(report.runs, key=_merit)
+    if _merit(best) > _merit_of(report.before.scores):
+        text = (
+            f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train on such labels."
+        )
+        images = _option(shared, "--images") or "DIR"
+        model = _option(shared, "--model") or "MODEL"
+        command = (
+            f"blda finetune --model {model} --source-images DIR --source-labels DIR --target-images {images} "
+            "--output run"
+        )
+        return [Step(text, command)]
+    return [
+        Step(
+            "No correction helped here: keep the network's own predictions, or try a weaker correction.",
+            f"blda align {shared} --stats {stats} --tau 0.5 --output aligned-weaker",
+        )
+    ]
+
+
+def _found(report: Report) -> str:
+    over, under = report.named(Verdict.OVER), report.named(Verdict.UNDER)
+    bias = {name: estimate.bias for name, estimate in zip(report.classes.names, report.estimates, strict=True)}
+
+    def listed(names: Sequence[str]) -> str:
+        return _list([f"{name} ({points(bias[name])} points)" for name in names])
+
+    where = f"On these {report.images:,} images" if report.images > 1 else "On this one image"
+    if not over and not under:
+        return f"{where} no class is clearly over- or under-predicted, as far as can be told without labels."
+    parts = []
+    if over:
+        parts.append(f"over-predicts {listed(over)}")
+    if under:
+        parts.append(f"under-predicts {listed(under)}")
+    return f"{where} the network, as estimated without labels, {' and '.join(parts)}."
+
+
+def _how_sure(report: Report) -> str:
+    known = [estimate for estimate in report.estimates if estimate.verdict is not Verdict.UNKNOWN]
+    unknown = report.named(Verdict.UNKNOWN)
+    absent = f" {_list(unknown)}: n/a, too few pixels to tell." if unknown else ""
+    if not any(estimate.low == estimate.low for estimate in known):
+        return f"How sure this is cannot be said: intervals need two or more images.{absent}"
+    clear = sum(estimate.verdict is not Verdict.UNCLEAR for estimate in known)
+    return (
+        f"For {clear} of {len(known)} classes the direction is clear: the 90 % interval, from drawing the images anew, "
+        f"lies on one side of zero.{absent}"
+    )
+
+
+def _measured(report: Report, scores: Scores) -> str:
+    pairs = [(bias, name) for bias, name in zip(scores.bias, report.classes.names, strict=True) if bias == bias]
+    if not pairs:
+        return "The labels hold none of the classes, so nothing can be measured against them."
+    most, least = max(pairs), min(pairs)
+    text = (
+        f"Measured against the labels, {most[1]} is the most over-predicted ({points(most[0])} points) and {least[1]} "
+        f"the most under-predicted ({points(least[0])})"
+    )
+    if report.rank_correlation == report.rank_correlation:
+        text += (
+            f"; the estimate ranks the classes like the labels do with a correlation of {report.rank_correlation:.2f}"
+        )
+    return f"{text}."
+
+
+def _changed(report: Report, run: Run) -> str:
+    text = f"{_subject(report, run)} changed {percent(run.changed)} of the pixels."
+    if run.changed == 0:
+        return text
+    before, after = report.before.share, run.after.share
+    ratios = [
+        (new / old, name, old, new)
+        for name, old, new in zip(report.classes.names, before, after, strict=True)
+        if old > 0 and new > 0
+    ]
+    grown, shrunk = max(ratios, default=None), min(ratios, default=None)
+    if grown and shrunk and grown[0] > 1 > shrunk[0]:
+        text += (
+            f" {grown[1]} grew most, {percent(grown[2])} to {percent(grown[3])} of the pixels; {shrunk[1]} shrank "
+            f"most, {percent(shrunk[2])} to {percent(shrunk[3])}."
+        )
+    return text + _gained(report.before, run.after)
+
+
+def _gained(before: Predictions, after: Predictions) -> str:
+    one, other = before.scores, after.scores
+    if one is None or other is None or math.isnan(one.mean_iou):
+        return ""
+    differences = [new - old for old, new in zip(one.iou, other.iou, strict=True) if new == new and old == old]
+    better = sum(difference > 0 for difference in differences)
+    return (
+        f" Mean IoU went from {score(one.mean_iou)} to {score(other.mean_iou)}, mean accuracy from "
+        f"{score(one.mean_accuracy)} to {score(other.mean_accuracy)}; {better} of {len(differences)} classes gained "
+        f"IoU, {sum(difference < 0 for difference in differences)} lost some. The summed |Bias| went from "
+        f"{score(one.total_bias)} to {score(other.total_bias)} points."
+    )
+
+
+def _best(report: Report) -> str:
+    best = max(report.runs, key=_merit)
+    assert report.before.scores is not None
+    if _merit(best) <= _merit_of(report.before.scores):
+        return (
+            "None of them is better than the network's own predictions, going by mean IoU and mean accuracy together."
+        )
+    return f"Going by mean IoU and mean accuracy together, {best.name} is the best of them."
+
+
+def _subject(report: Report, run: Run) -> str:
+    return f"Alignment ({run.method})" if len(report.runs) == 1 else f"{run.name} ({run.method})"
+
+
+def _merit(run: Run) -> float:
+    assert run.after.scores is not None
+    return _merit_of(run.after.scores)
+
+
+def _merit_of(scores: Scores) -> float:
+    return scores.mean_iou + scores.mean_accuracy
+
+
+def _list(names: Sequence[str]) -> str:
+    """The first few names as a sentence lists them."""
+    shown = list(names[:_NAMED])
+    if len(names) > _NAMED:
+        shown.append(f"{len(names) - _NAMED} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _shared_arguments(command: str) -> str:
+    """What a command that counted said of model and images, for the next command; placeholders where it is unknown."""
+    words = shlex.split(command)
+    kept: list[str] = []
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        name, given, _ = word.partition("=")
+        if name in _SHARED_FLAGS:
+            kept.append(word)
+        elif name in _SHARED_OPTIONS:
+            kept += [word] if given else [word, value]
+    return shlex.join(kept) if "--model" in kept else "--model MODEL --images DIR"
+
+
+def _option(arguments: str, name: str) -> str | None:
+    words = shlex.split(arguments)
+    return shlex.quote(words[words.index(name) + 1]) if name in words else None
