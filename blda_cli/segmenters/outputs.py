@@ -147,7 +147,7 @@ def check_finite(logits: Tensor, names: Sequence[str]) -> None:
         BldaError: some are not finite; the message names the first such image.
     """
     # A sum is finite only if all its terms are; one pass, and no tensor of booleans.
-    sums = logits.flatten(1).sum(dim=1, dtype=torch.float32)
+    sums = logits.sum(dim=tuple(range(1, logits.ndim)), dtype=torch.float32)
     for name, value in zip(names, sums.tolist(), strict=True):
         if value != value or abs(value) == float("inf"):
             raise BldaError(

@@ -51,9 +51,10 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
         "arguments": dict(spec.segmenter.arguments),
         "weights": None if module is None else state_digest(module),
     }
-    if module is not None:
-        network = module.eval().to(device)
-    return network_segmenter(spec, network, device, identity)
+    if module is None:
+        notes = [f"{factory} returns no torch.nn.Module: statistics of other weights cannot be told from its own"]
+        return network_segmenter(spec, network, device, identity, notes=notes)
+    return network_segmenter(spec, module.eval().to(device), device, identity)
 
 
 def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:

@@ -58,6 +58,7 @@ class StoredSegmenter(Segmenter):
         """See `Segmenter.stream`; where ``files`` are the logits themselves (`find_logits`), their size is kept."""
         if options.slide is not None or options.flip or options.scales != (1.0,):
             raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
+        self._refuse_shared(files)
         batches = load_batches(
             files,
             self._read,
@@ -75,10 +76,26 @@ class StoredSegmenter(Segmenter):
             yield LogitBatch(batch_files, logits, batch_labels)
 
     def _path(self, file: ImageFile) -> Path:
-        path = self.paths.get(file.key) or self.paths.get(file.path.stem)
+        path = self._find(file)
         if path is None:
             raise BldaError(f"there are no logits for {file.path}: {file.key}.npy or .npz is looked for")
         return path
+
+    def _find(self, file: ImageFile) -> Path | None:
+        """The array with the image's key, or with its name alone: many programs write all into one folder."""
+        return self.paths.get(file.key) or self.paths.get(file.path.stem)
+
+    def _refuse_shared(self, files: Sequence[ImageFile]) -> None:
+        users: dict[Path, ImageFile] = {}
+        for file in files:
+            path = self._find(file)
+            if path is not None and path in users:
+                raise BldaError(
+                    f"{path} would be the logits of {users[path].path} and of {file.path}: put them into folders as "
+                    "the images are"
+                )
+            if path is not None:
+                users[path] = file
 
     def _read(self, file: ImageFile) -> np.ndarray:
         """Scores of an image, float32 ``[C, H, W]`` at its size or ``[C]``."""
@@ -182,10 +199,10 @@ def read_array(path: Path) -> np.ndarray:
         path: ``.npy``, or ``.npz`` with one array or one called ``logits``.
 
     Returns:
-        ``[C, H, W]`` or ``[C]``, a leading axis of length 1 dropped.
+        ``[C, H, W]`` or ``[C]``, float32 (int64 where it holds integers), a leading axis of length 1 dropped.
 
     Raises:
-        BldaError: it cannot be read, is pickled, or has another number of dimensions.
+        BldaError: it cannot be read, is pickled, holds no numbers, or has another number of dimensions.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -208,4 +225,7 @@ def read_array(path: Path) -> np.ndarray:
         array = array[0]
     if array.ndim not in (1, 3):
         raise BldaError(f"{path} is of shape {list(array.shape)}; [C, H, W] is needed, or [C] of a classifier")
-    return np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise BldaError(f"{path} holds {array.dtype} values; floating-point numbers are needed")
+    # In this machine's byte order, and a type that PyTorch has; integers are refused later, as class ids.
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blda_cli.data.images import ImageFile
+from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
@@ -94,6 +97,31 @@ def test_streaming_keeps_the_order_and_batches_equal_sizes(
     assert [tuple(batch.logits.shape) for batch in batches] == [(2, 5, 50, 70), (1, 5, 40, 60)]
     torch.testing.assert_close(batches[0].logits, reference(tiny_net, pixels))
     batches[0].logits.mul_(2)  # those who get them may work in place
+
+
+def test_labels_come_with_their_images(tmp_path: Path, weights: Path, images: list[ImageFile]) -> None:
+    def label(file: ImageFile) -> np.ndarray:
+        with Image.open(file.path) as image:
+            return np.full((image.height, image.width), len(file.key), dtype=np.uint8)
+
+    segmenter = load(description(tmp_path), weights)
+    first, second = segmenter.stream(images, InferenceOptions(batch_size=2), cast(LabelReader, label))
+    assert first.labels is not None
+    assert second.labels is not None
+    assert torch.equal(first.labels, torch.full((2, 50, 70), 6, dtype=torch.uint8))
+    assert torch.equal(second.labels, torch.full((1, 40, 60), 1, dtype=torch.uint8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_logits_are_the_same(tmp_path: Path, weights: Path, images: list[ImageFile]) -> None:
+    spec = parse_model(description(tmp_path), weights)
+    on_cpu = list(load_segmenter(spec, CPU).stream(images * 4, InferenceOptions()))
+    on_gpu = list(load_segmenter(spec, torch.device("cuda")).stream(images * 4, InferenceOptions()))
+    assert len(on_gpu) == len(on_cpu) == 12
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert b.logits.is_cuda
+        assert a.files == b.files
+        torch.testing.assert_close(b.logits.cpu(), a.logits, atol=1e-3, rtol=1e-3)
 
 
 def test_short_form_looks_in_the_working_directory(
@@ -280,6 +308,9 @@ def test_mixed_precision_is_close(tmp_path: Path, weights: Path, pixels: Tensor)
 def test_logits_that_are_not_finite_name_the_image(tmp_path: Path, images: list[ImageFile]) -> None:
     section = '[classes]\nnames = ["a", "b", "c", "d", "e"]'
     segmenter = load(description(tmp_path, section, "tiny:nan"))
+    assert any("no torch.nn.Module" in note for note in segmenter.notes)
+    with pytest.raises(BldaError, match="kind python cannot be trained"):
+        _ = segmenter.module
     with pytest.raises(BldaError, match=r"town/a\.png: the logits are not finite"):
         list(segmenter.stream(images, InferenceOptions()))
 

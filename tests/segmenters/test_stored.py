@@ -96,6 +96,26 @@ def test_padding_left_in_is_cut(tmp_path: Path, images: list[ImageFile], arrays:
     assert any("padding to 64x96" in note for note in segmenter.notes)
 
 
+def test_one_array_for_two_images_is_refused(
+    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+) -> None:
+    flat = [ImageFile(file.path, f"deep/{file.path.stem}") for file in images]
+    (tmp_path / "logits" / "town" / "a.npy").rename(tmp_path / "logits" / "a.npy")
+    (batch,) = run(load(tmp_path), flat[:1])
+    assert torch.equal(batch.logits[0], torch.from_numpy(arrays["town/a"]))
+    twin = ImageFile(images[0].path, "deeper/a")
+    with pytest.raises(BldaError, match=r"a\.npy would be the logits of .* and of"):
+        run(load(tmp_path), [flat[0], twin])
+
+
+def test_arrays_of_another_machine_are_read(
+    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+) -> None:
+    np.save(tmp_path / "logits" / "town" / "a.npy", arrays["town/a"].astype(">f8"))
+    (batch,) = run(load(tmp_path), images[:1])
+    assert torch.equal(batch.logits[0], torch.from_numpy(arrays["town/a"]))
+
+
 def test_identity_does_not_depend_on_the_images(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     before = load(tmp_path).identity
     np.save(tmp_path / "logits" / "town" / "a.npy", arrays["town/a"] + 1)
@@ -107,6 +127,7 @@ def test_identity_does_not_depend_on_the_images(tmp_path: Path, arrays: dict[str
     (np.array([{"a": 1}], dtype=object), "is pickled"),
     (np.zeros((5, 50, 70), dtype=np.int64), "class ids, not logits"),
     (np.zeros((50, 70), dtype=np.uint8), "is of shape"),
+    (np.full((5, 50, 70), "x"), "holds <U1 values"),
     (np.zeros((50, 70, 5), dtype=np.float32), "channels, but 5 classes"),
     (np.full((5, 50, 70), 0.2, dtype=np.float32), 'output = "probabilities"'),
     (np.full((5, 50, 70), np.nan, dtype=np.float32), "not finite"),
