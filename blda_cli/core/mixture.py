@@ -160,6 +160,8 @@ def _fit_occupied(counts: Tensor, edges: Tensor, components: int) -> tuple[Gauss
     parameters = torch.full((3, counts.shape[0], components), torch.nan, dtype=torch.float64)
     distance = torch.full((counts.shape[0],), torch.nan, dtype=torch.float64)
     for rows in (counts.sum(dim=1) > 0).nonzero().squeeze(1).split(_CELLS_AT_ONCE):
+        if len(rows) == 0:  # what splitting nothing gives
+            break
         used = counts[rows].sum(dim=0).nonzero().squeeze(1)
         merge = -(-int(used[-1] - used[0] + 1) // _MOST_BINS)
         first = int(used[0]) // merge * merge
