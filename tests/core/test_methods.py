@@ -204,7 +204,7 @@ def test_class_confidence_divides_by_the_confidence_of_the_top_fifth() -> None:
 
 
 def test_prior_shift_finds_the_fixed_point_of_the_mean_posterior() -> None:
-    logits, labels = scene(size=40)
+    logits, labels = scene(size=256)  # more pixels than the sample holds
     correction = fit_correction(AlignmentSettings(method=Method.PRIOR_SHIFT), evidence_of(logits, labels))
     assert isinstance(correction, OffsetCorrection)
     priors = correction.offsets.double().softmax(dim=0)
