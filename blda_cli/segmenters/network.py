@@ -77,8 +77,8 @@ class NetworkSegmenter(Segmenter):
         kind = self.identity["kind"]
         if kind not in ("python", "huggingface") or not isinstance(self.network, nn.Module):
             raise BldaError(
-                f"a model of kind {kind} cannot be trained: give the network as module:factory (of a torch.nn.Module) --weights FILE, "
-                "or a Hugging Face model"
+                f"a model of kind {kind} cannot be trained: give the network as module:factory (of a torch.nn.Module) "
+                "--weights FILE, or a Hugging Face model"
             )
         return self.network
 
