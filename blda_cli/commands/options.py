@@ -153,7 +153,7 @@ label_options = _together(
     click.option(
         "--label-encoding",
         metavar="NAME",
-        help="What the values in the label files mean: cityscapes-ids, train-ids, camvid, ade20k, ids, colors, ...  "
+        help="What the values in the label files mean: cityscapes-ids, cityscapes-train-ids, ade20k, ids, colors, ...  "
         "[default: the TOML's, else told by names and contents]",
     ),
     click.option(
