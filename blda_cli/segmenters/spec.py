@@ -3,20 +3,17 @@
 Nothing is loaded here but the TOML file itself; see ``load_segmenter`` for that.
 """
 
-import difflib
-import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from blda_cli.data.classes import Color
 from blda_cli.errors import BldaError
+from blda_cli.segmenters import toml
 from blda_cli.segmenters.kinds import KINDS
-
-T = TypeVar("T")
 
 SHORT_FORMS = (
     "a .toml file, hf:NAME, a folder with config.json, net.pt2, net.ts, net.onnx, module:factory or logits:DIR"
@@ -175,7 +172,11 @@ def to_toml(spec: SegmenterSpec, folder: Path) -> str:
     }
     blocks = []
     for title, values in sections.items():
-        lines = [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in values.items() if value not in (None, {})]
+        lines = [
+            f"{toml.write_key(key)} = {toml.write_value(value)}"
+            for key, value in values.items()
+            if value not in (None, {})
+        ]
         if lines:
             blocks.append("\n".join([f"[{title}]", *lines]))
     return "\n\n".join(blocks) + "\n"
@@ -219,7 +220,7 @@ def _read_toml(file: Path) -> SegmenterSpec:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BldaError(f"{file}: not TOML: {error}") from error
 
-    root = _Table(values, "", file)
+    root = toml.Table(values, "", file)
     segmenter = root.table("segmenter")
     preprocessing = root.table("preprocessing")
     classes = root.table("classes")
@@ -229,25 +230,25 @@ def _read_toml(file: Path) -> SegmenterSpec:
     spec = SegmenterSpec(
         _network_section(segmenter, file.parent),
         PreprocessingSection(
-            color=cast(Literal["rgb", "bgr"], preprocessing.take("color", _one_of("rgb", "bgr"), "rgb")),
-            mean=preprocessing.take("mean", _three_numbers),
-            std=preprocessing.take("std", _positive_three),
-            scale=preprocessing.take("scale", _positive_number),
-            size=preprocessing.take("size", _size),
-            multiple_of=preprocessing.take("multiple_of", _positive_integer),
+            color=cast(Literal["rgb", "bgr"], preprocessing.take("color", toml.one_of("rgb", "bgr"), "rgb")),
+            mean=preprocessing.take("mean", toml.three_numbers),
+            std=preprocessing.take("std", toml.three_positive_numbers),
+            scale=preprocessing.take("scale", toml.positive_number),
+            size=preprocessing.take("size", toml.size),
+            multiple_of=preprocessing.take("multiple_of", toml.positive_integer),
             output=cast(
                 Literal["logits", "probabilities"],
-                preprocessing.take("output", _one_of("logits", "probabilities"), "logits"),
+                preprocessing.take("output", toml.one_of("logits", "probabilities"), "logits"),
             ),
         ),
         ClassesSection(
-            names=classes.take("names", _preset_or_names),
-            palette=classes.take("palette", _palette),
-            groups={name: groups.take(name, _names, ()) for name in list(groups.values)},
+            names=classes.take("names", toml.preset_or_names),
+            palette=classes.take("palette", toml.palette),
+            groups={name: groups.take(name, toml.names, ()) for name in list(groups.values)},
         ),
         LabelsSection(
-            encoding=labels.take("encoding", _text),
-            mapping={value: mapping.take(value, _text, "") for value in list(mapping.values)},
+            encoding=labels.take("encoding", toml.text),
+            mapping={value: mapping.take(value, toml.text, "") for value in list(mapping.values)},
         ),
         file.parent,
     )
@@ -262,16 +263,16 @@ def _read_toml(file: Path) -> SegmenterSpec:
     return spec
 
 
-def _network_section(table: "_Table", folder: Path) -> NetworkSection:
-    kind = table.take("kind", _one_of(*KINDS))
+def _network_section(table: toml.Table, folder: Path) -> NetworkSection:
+    kind = table.take("kind", toml.one_of(*KINDS))
     if kind is None:
         raise BldaError(f"{table.file}: [segmenter] kind is missing: one of {', '.join(KINDS)}")
     entry = KINDS[kind]
     values = {
-        "factory": table.take("factory", _text),
-        "path": table.take("path", _text),
-        "arguments": table.take("arguments", _mapping),
-        "weights": table.take("weights", _text),
+        "factory": table.take("factory", toml.text),
+        "path": table.take("path", toml.text),
+        "arguments": table.take("arguments", toml.mapping),
+        "weights": table.take("weights", toml.text),
     }
     for key, value in values.items():
         if value is None and key == entry.required:
@@ -288,136 +289,9 @@ def _network_section(table: "_Table", folder: Path) -> NetworkSection:
         path=path,
         arguments=values["arguments"] or {},
         weights=None if values["weights"] is None else folder / values["weights"],
-        channels=table.take("channels", _positive_integer),
+        channels=table.take("channels", toml.positive_integer),
     )
-
-
-class _Table:
-    """A TOML table read key by key; whatever has not been asked for when it is closed is unknown."""
-
-    def __init__(self, values: dict[str, Any], name: str, file: Path) -> None:
-        self.values, self.name, self.file = dict(values), name, file
-        self.known: list[str] = []
-
-    def take(self, key: str, convert: Callable[[Any], T], default: Any = None) -> Any:
-        """The value of ``key`` converted; ``convert`` raises ``ValueError`` saying what the value should be."""
-        self.known.append(key)
-        if key not in self.values:
-            return default
-        value = self.values.pop(key)
-        try:
-            return convert(value)
-        except ValueError as error:
-            raise BldaError(
-                f"{self.file}: {self._path(key)} = {json.dumps(value, default=str)} should be {error}"
-            ) from error
-
-    def table(self, key: str) -> "_Table":
-        return _Table(self.take(key, _mapping, {}), self._path(key), self.file)
-
-    def close(self) -> None:
-        for key in self.values:
-            nearest = difflib.get_close_matches(key, self.known, n=1, cutoff=0.0)[0]
-            raise BldaError(
-                f"{self.file}: unknown key {self._path(key)}; the nearest known one is {self._path(nearest)}"
-            )
-
-    def _path(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("text")
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("a table")
-    return value
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return str(value)
-
-    return convert
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _positive_number(value: Any) -> float:
-    if not _is_number(value) or value <= 0:
-        raise ValueError("a positive number")
-    return float(value)
-
-
-def _positive_integer(value: Any) -> int:
-    if not _is_number(value) or not isinstance(value, int) or value <= 0:
-        raise ValueError("a positive whole number")
-    return value
-
-
-def _three_numbers(value: Any) -> tuple[float, ...]:
-    if not isinstance(value, list) or len(value) != 3 or not all(_is_number(item) for item in value):
-        raise ValueError("three numbers, one per colour channel")
-    return tuple(float(item) for item in value)
-
-
-def _positive_three(value: Any) -> tuple[float, ...]:
-    numbers = _three_numbers(value)
-    if min(numbers) <= 0:
-        raise ValueError("three positive numbers")
-    return numbers
-
-
-def _size(value: Any) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("[height, width]")
-    return _positive_integer(value[0]), _positive_integer(value[1])
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item for item in value):
-        raise ValueError("a list of class names")
-    if len(set(value)) < len(value):
-        raise ValueError("a list of different class names")
-    return tuple(value)
-
-
-def _preset_or_names(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else _names(value)
-
-
-def _palette(value: Any) -> tuple[Color, ...]:
-    if not isinstance(value, list) or not all(isinstance(color, list) and len(color) == 3 for color in value):
-        raise ValueError("a list of [red, green, blue]")
-    if not all(isinstance(part, int) and 0 <= part <= 255 for color in value for part in color):
-        raise ValueError("colours in 0..255")
-    return tuple((red, green, blue) for red, green, blue in value)
 
 
 def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _toml_key(key: str) -> str:
-    return (
-        key
-        if key and all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
-        else json.dumps(key, ensure_ascii=False)
-    )
-
-
-def _toml_value(value: Any) -> str:
-    """A value in TOML; its strings, numbers and booleans are written as JSON's."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
