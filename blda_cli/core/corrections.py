@@ -12,6 +12,7 @@ from blda_cli.core import kernels
 from blda_cli.core.logit_space import LogitSpace, to_space
 
 _LARGEST_SPAN = 64.0
+_PIXELS_AT_ONCE = 1 << 16
 
 
 class Correction(Protocol):
@@ -58,8 +59,7 @@ class OffsetCorrection:
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
-        ids = kernels.align_offset(_flat(logits), self.offsets)
-        return ids.view(logits.shape[0], *logits.shape[2:])
+        return _shaped(kernels.align_offset(_flat(logits), self.offsets), logits)
 
     def to(self, device: torch.device) -> "OffsetCorrection":
         """See :class:`Correction`."""
@@ -91,8 +91,7 @@ class LocationCorrection:
         """See :class:`Correction`."""
         if not self._exponentiable:
             return self.scores(logits).argmax(dim=1)
-        ids = kernels.align_location(_flat(logits), self.shifts)
-        return ids.view(logits.shape[0], *logits.shape[2:])
+        return _shaped(kernels.align_location(_flat(logits), self.shifts), logits)
 
     def to(self, device: torch.device) -> "LocationCorrection":
         """See :class:`Correction`."""
@@ -132,9 +131,15 @@ class QuantileCorrection:
         """See :class:`Correction`."""
         if not self._exponentiable:
             return self.scores(logits).argmax(dim=1)
-        factors, own = self._tables
-        ids = kernels.align_quantile(_flat(to_space(logits.float(), self.space)), factors, own, self.limit)
-        return ids.view(logits.shape[0], *logits.shape[2:])
+        flat = _flat(logits)
+        # Raw logits go as they are: the kernels convert them block by block.
+        blocks = (
+            [flat]
+            if self.space is LogitSpace.RAW
+            else (to_space(block.float(), self.space) for block in flat.split(_PIXELS_AT_ONCE, dim=2))
+        )
+        ids = [kernels.align_quantile(block, self._factors, self.limit) for block in blocks]
+        return _shaped(torch.cat(ids, dim=1), logits)
 
     def to(self, device: torch.device) -> "QuantileCorrection":
         """See :class:`Correction`."""
@@ -145,12 +150,8 @@ class QuantileCorrection:
         return _exponentiable(self.shifts)
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """What :func:`kernels.align_quantile` takes besides the logits."""
-        # A constant added to all shifts of one hypothesis changes nothing: centring keeps exponentials in range.
-        centred = self.shifts - self.shifts.mean(dim=(1, 2), keepdim=True)
-        own = centred.diagonal(dim1=0, dim2=1).T.contiguous()
-        return centred.permute(1, 2, 0).exp().contiguous(), own
+    def _factors(self) -> Tensor:
+        return kernels.quantile_factors(self.shifts)
 
 
 def _scores_one_by_one(values: Tensor, shifts: Iterable[Tensor]) -> Tensor:
@@ -175,6 +176,11 @@ def _exponentiable(shifts: Tensor) -> bool:
 def _flat(logits: Tensor) -> Tensor:
     """``[N, C, P]``."""
     return logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
+
+
+def _shaped(ids: Tensor, logits: Tensor) -> Tensor:
+    """Class ids ``[N, P]`` of ``logits`` in the shape of their pixels, as integers that can be an index."""
+    return ids.long().view(logits.shape[0], *logits.shape[2:])
 
 
 def _over_channels(values: Tensor, logits: Tensor) -> Tensor:

@@ -81,22 +81,20 @@ class LogitHistogram:
         """
         self._cover(logits)
         flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
-        self.counts += count_cells(flat, labels.reshape(flat.shape[0], -1), self.bins, self.limit)
+        count_cells(self.counts, flat, labels.reshape(flat.shape[0], -1), self.limit)
 
-    def update_soft(self, logits: Tensor, probabilities: Tensor) -> None:
-        """Count every channel of every pixel under every class, weighted by the class's probability there.
+    def update_soft(self, logits: Tensor) -> None:
+        """Count every channel of every pixel under every class, weighted by the class's softmax probability there.
 
         Args:
-            logits: ``[N, C, *spatial]`` floating point, finite.
-            probabilities: ``[N, C, *spatial]``, rounded to multiples of 2⁻¹⁶.
+            logits: ``[N, C, *spatial]`` floating point, finite. Probabilities are rounded to multiples of 2⁻¹⁶.
 
         Raises:
             ValueError: a logit is not finite.
         """
         self._cover(logits)
-        if logits.dim() == 2:
-            logits, probabilities = logits.unsqueeze(2), probabilities.unsqueeze(2)
-        self.counts += count_cells_soft(logits.flatten(2), probabilities.flatten(2), self.bins, self.limit)
+        flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
+        count_cells_soft(self.counts, flat, self.limit)
 
     def __add__(self, other: "LogitHistogram") -> "LogitHistogram":
         """The histogram of both data sets.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
+from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import LogitSpace, to_space
 from blda_cli.core.sample import PixelSample
 
@@ -74,8 +75,9 @@ class LogitStatistics:
         Raises:
             ValueError: a logit is not finite.
         """
-        predicted = logits.argmax(dim=1)
-        values = to_space(logits.float(), self.space)
+        predicted = argmax(logits)
+        # Raw logits go as they are: the kernels convert them block by block.
+        values = logits if self.space is LogitSpace.RAW else to_space(logits.float(), self.space)
         for source, histogram in self.cells.items():
             match source:
                 case LabelSource.GROUND_TRUTH:
@@ -86,7 +88,7 @@ class LogitStatistics:
                 case LabelSource.PSEUDO:
                     histogram.update(values, predicted)
                 case LabelSource.SOFT:
-                    histogram.update_soft(values, torch.softmax(logits.float(), dim=1))
+                    histogram.update_soft(values)
         self.sample.update(logits, predicted, labels, keys)
         self.images += len(keys)
         self.pixels += predicted.numel()

@@ -1,82 +1,130 @@
 """The loops over pixels, each a pure function, and the one place that decides which implementation runs.
 
-Every implementation takes the same arguments and passes the same tests; ``torch_kernels`` runs anywhere.
+All implementations of a kernel take the same arguments and pass the same tests. ``torch_kernels`` has every kernel
+and runs anywhere; ``numba_kernels`` (CPU) and ``triton_kernels`` (CUDA) have those where that pays.
 """
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from blda_cli.core.kernels import torch_kernels
+from blda_cli.core.kernels.common import SOFT_UNIT, quantile_factors
 
-SOFT_UNIT = torch_kernels.SOFT_UNIT
+__all__ = [
+    "SOFT_UNIT",
+    "align_location",
+    "align_offset",
+    "align_quantile",
+    "argmax",
+    "count_cells",
+    "count_cells_soft",
+    "quantile_factors",
+]
+
+_FAST = {"cpu": "numba_kernels", "cuda": "triton_kernels"}
 
 
-def count_cells(logits: Tensor, labels: Tensor, bins: int, limit: float) -> Tensor:
+def argmax(logits: Tensor) -> Tensor:
+    """The network's own class ids.
+
+    Args:
+        logits: ``[N, C, *spatial]`` floating point, finite.
+
+    Returns:
+        uint8 ``[N, *spatial]``, int16 where there are more than 255 classes; the lowest class among equals.
+    """
+    flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
+    ids: Tensor = _choose("argmax", logits)(flat)
+    return ids.view(logits.shape[0], *logits.shape[2:])
+
+
+def count_cells(counts: Tensor, logits: Tensor, labels: Tensor, limit: float) -> None:
     """Histogram every channel under the pixel's label.
 
     Args:
+        counts: float64 ``[C, C, B]``: label, channel, bin ``floor(z B / (2 limit)) + B / 2``; B a power of two. The
+            pixels are added to it.
         logits: ``[N, C, P]`` floating point, every value in ``[-limit, limit)``.
         labels: ``[N, P]`` integers; pixels outside ``[0, C)`` are left out.
-        bins: B, a power of two.
         limit: half the axis, a power of two.
-
-    Returns:
-        int64 ``[C, C, B]``: label, channel, bin ``floor(z B / (2 limit)) + B / 2``.
     """
-    return torch_kernels.count_cells(logits, labels, bins, limit)
+    _choose("count_cells", logits)(counts, logits, labels, limit)
 
 
-def count_cells_soft(logits: Tensor, probabilities: Tensor, bins: int, limit: float) -> Tensor:
-    """Histogram every channel under every label, weighted by the label's probability.
+def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
+    """Histogram every channel under every label, weighted by the label's softmax probability.
 
     Args:
+        counts: float64 ``[C, C, B]``, as in :func:`count_cells`. What is added to it are multiples of
+            :data:`SOFT_UNIT`, each probability rounded to the nearest, so sums are exact in any order.
         logits: ``[N, C, P]`` floating point, every value in ``[-limit, limit)``.
-        probabilities: ``[N, C, P]`` in ``[0, 1]``, rounded to multiples of :data:`SOFT_UNIT` so that sums are exact.
-        bins: B, a power of two.
         limit: half the axis, a power of two.
-
-    Returns:
-        float64 ``[C, C, B]``: label, channel, bin.
     """
-    return torch_kernels.count_cells_soft(logits, probabilities, bins, limit)
+    _choose("count_cells_soft", logits)(counts, logits, limit)
 
 
-def align_quantile(logits: Tensor, factors: Tensor, own: Tensor, limit: float) -> Tensor:
-    """Class ids by the quantile form: per hypothesis a table of exponentials of the shifts.
+def align_quantile(logits: Tensor, factors: Tensor, limit: float) -> Tensor:
+    """Class ids by the quantile form: per channel and bin, one factor for every hypothesis.
+
+    ``score_c = f_c + Δ[c, c](f_c) − log Σ_l exp(f_l + Δ[c, l](f_l))``; exponentials are compared, no logarithm taken.
 
     Args:
-        logits: ``[N, C, P]`` floating point.
-        factors: float32 ``[C, B, C]``: channel, bin, hypothesis: ``exp(τ Δ[c, l](bin centre))``, up to one factor
-            per hypothesis.
-        own: float32 ``[C, B]``: ``log factors[c, :, c]``, the shift of each hypothesis' own channel.
+        logits: ``[N, C, P]`` floating point, finite.
+        factors: float32 ``[C, B, S]``, :func:`quantile_factors` of the shifts Δ at the bins' centres. The shifts of
+            one hypothesis span 64 at most, so that nothing that counts vanishes in float32.
         limit: half the axis; a logit outside takes the outermost bin's shift.
 
     Returns:
-        int64 ``[N, P]``: ``argmax_c f_c + own[c](f_c) − log Σ_l exp(f_l) factors[l](f_l)[c]``.
+        ``argmax_c score_c``, ``[N, P]``, as :func:`argmax` gives it.
     """
-    return torch_kernels.align_quantile(logits, factors, own, limit)
+    ids: Tensor = _choose("align_quantile", logits)(logits, factors, limit)
+    return ids
 
 
 def align_location(logits: Tensor, shifts: Tensor) -> Tensor:
-    """Class ids by the location form: constant shifts, one matrix product.
+    """Class ids by the location form: constant shifts, one small matrix product.
 
     Args:
-        logits: ``[N, C, P]`` floating point.
-        shifts: float32 ``[C, C]``: ``τ L[c, l]``, hypothesis and channel.
+        logits: ``[N, C, P]`` floating point, finite.
+        shifts: float32 ``[C, C]``: ``τ L[c, l]``, hypothesis and channel; those of one hypothesis span 64 at most.
 
     Returns:
-        int64 ``[N, P]``: ``argmax_c f_c + shifts[c, c] − log Σ_l exp(f_l + shifts[c, l])``.
+        ``argmax_c f_c + L[c, c] − log Σ_l exp(f_l + L[c, l])``, ``[N, P]``, as :func:`argmax` gives it.
     """
-    return torch_kernels.align_location(logits, shifts)
+    ids: Tensor = _choose("align_location", logits)(logits, shifts)
+    return ids
 
 
 def align_offset(logits: Tensor, offsets: Tensor) -> Tensor:
     """Class ids after one offset per class.
 
     Args:
-        logits: ``[N, C, P]`` floating point.
+        logits: ``[N, C, P]`` floating point, finite.
         offsets: float32 ``[C]``.
 
     Returns:
-        int64 ``[N, P]``: ``argmax_c f_c + offsets[c]``.
+        ``argmax_c f_c + offsets[c]``, ``[N, P]``, as :func:`argmax` gives it.
     """
-    return torch_kernels.align_offset(logits, offsets)
+    ids: Tensor = _choose("align_offset", logits)(logits, offsets)
+    return ids
+
+
+def _choose(kernel: str, logits: Tensor) -> Callable[..., Any]:
+    """The fastest implementation of a kernel for these logits."""
+    fast = _implementation(_FAST[logits.device.type]) if logits.device.type in _FAST else None
+    chosen: Callable[..., Any] = getattr(fast, kernel, None) or getattr(torch_kernels, kernel)
+    return chosen
+
+
+@cache
+def _implementation(name: str) -> ModuleType | None:
+    """A module of kernels, None where its compiler is not installed."""
+    try:
+        return import_module(f"{__name__}.{name}")
+    except ImportError:
+        return None

@@ -1,100 +1,118 @@
-"""The kernels in plain torch, block by block so that temporaries stay in the cache."""
+"""The kernels in plain torch, block by block so that temporaries stay small; they run anywhere torch runs."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-SOFT_UNIT = 2.0**-16
+from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids, id_type, location_factors
 
-# Pixels a block: large enough that a block keeps the device busy, small enough that its temporaries
-# (a few times C values a pixel) stay in a CPU's cache or a small share of a GPU's memory.
-_CPU_BLOCK = 1 << 14
-_GPU_BLOCK = 1 << 20
+# Logits a block: enough to keep the device busy, few enough that the temporaries (a few bytes for each) stay in a
+# CPU's cache or are a small share of a GPU's memory.
+_CPU_BLOCK = 1 << 19
+_GPU_BLOCK = 1 << 23
 
 
-def count_cells(logits: Tensor, labels: Tensor, bins: int, limit: float) -> Tensor:
+def argmax(logits: Tensor) -> Tensor:
+    """See :func:`blda_cli.core.kernels.argmax`."""
+    ids = empty_ids(logits)
+    for image, block in _blocks(logits):
+        ids[image, block] = _argmax(logits[image, :, block])
+    return ids
+
+
+def count_cells(counts: Tensor, logits: Tensor, labels: Tensor, limit: float) -> None:
     """See :func:`blda_cli.core.kernels.count_cells`."""
-    num_classes = logits.shape[1]
-    counts = torch.zeros(num_classes * num_classes * bins, dtype=torch.int64, device=logits.device)
-    channel = torch.arange(num_classes, device=logits.device).mul_(bins).unsqueeze(1)
+    num_classes, _, bins = counts.shape
+    # Channel first, so that the channels are independent rows; one label more takes the pixels without one.
+    sums = torch.zeros(num_classes, (num_classes + 1) * bins, dtype=torch.int32, device=logits.device)
+    one = torch.ones((), dtype=torch.int32, device=logits.device)
     for image, block in _blocks(logits):
         label = labels[image, block].long()
-        kept = (label >= 0) & (label < num_classes)
-        # A pixel without a label would need a mask on all its C channels: it is sent to label 0 with weight 0 by
-        # being dropped beforehand, which costs nothing where every pixel is labelled.
-        values = logits[image, :, block]
-        if not bool(kept.all()):
-            values, label = values[:, kept], label[kept]
-        index = _bin_index(values, bins, limit) + channel + label * (num_classes * bins)
-        counts += torch.bincount(index.flatten(), minlength=counts.numel())
-    return counts.view(num_classes, num_classes, bins)
+        label = torch.where((label >= 0) & (label < num_classes), label, num_classes)
+        index = _bins(logits[image, :, block].float(), bins, limit).long().add_(label * bins)
+        sums.scatter_add_(1, index, one.expand_as(index))
+    counts += sums.view(num_classes, num_classes + 1, bins)[:, :num_classes].transpose(0, 1)
 
 
-def count_cells_soft(logits: Tensor, probabilities: Tensor, bins: int, limit: float) -> Tensor:
+def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
     """See :func:`blda_cli.core.kernels.count_cells_soft`."""
-    num_classes = logits.shape[1]
-    # [channel, bin, label], so that a pixel adds one contiguous row of C weights per channel.
-    sums = torch.zeros(num_classes * bins, num_classes, dtype=torch.int64, device=logits.device)
-    channel = torch.arange(num_classes, device=logits.device).mul_(bins).unsqueeze(1)
-    for image, block in _blocks(logits):
-        index = _bin_index(logits[image, :, block], bins, limit) + channel
-        weights = (probabilities[image, :, block].float() / SOFT_UNIT).round_().long().T.contiguous()
-        for row in index:
-            sums.index_add_(0, row, weights)
-    return sums.view(num_classes, bins, num_classes).permute(2, 0, 1).double() * SOFT_UNIT
-
-
-def align_quantile(logits: Tensor, factors: Tensor, own: Tensor, limit: float) -> Tensor:
-    """See :func:`blda_cli.core.kernels.align_quantile`."""
-    num_classes, bins, _ = factors.shape
-    table = factors.view(num_classes * bins, num_classes)
-    channel = torch.arange(num_classes, device=logits.device).mul_(bins).unsqueeze(1)
-    ids = torch.empty(logits.shape[0], logits.shape[2], dtype=torch.int64, device=logits.device)
+    num_classes, _, bins = counts.shape
+    # Sums of integers below 2^53 are exact in float64, which has the fast path for rows; channel, bin, label, so
+    # that a pixel adds one row of C neighbours per channel.
+    sums = torch.zeros(num_classes, bins, num_classes, dtype=torch.float64, device=logits.device)
     for image, block in _blocks(logits):
         values = logits[image, :, block].float()
-        index = _bin_index(values, bins, limit).clamp_(0, bins - 1) + channel
+        weights = torch.softmax(values, dim=0).div_(SOFT_UNIT).round_().T.contiguous().double()
+        for channel, index in enumerate(_bins(values, bins, limit).long()):
+            sums[channel].scatter_add_(0, index.unsqueeze(1).expand_as(weights), weights)
+    counts += sums.permute(2, 0, 1).mul_(SOFT_UNIT)
+
+
+def align_quantile(logits: Tensor, factors: Tensor, limit: float) -> Tensor:
+    """See :func:`blda_cli.core.kernels.align_quantile`."""
+    num_classes, bins, width = factors.shape
+    table = factors.view(num_classes * bins, width)
+    own = factors.diagonal(dim1=0, dim2=2).T.contiguous()
+    channel = torch.arange(0, num_classes * bins, bins, dtype=torch.int32, device=logits.device).unsqueeze(1)
+    ids = empty_ids(logits)
+    for image, block in _blocks(logits):
+        values = logits[image, :, block].float()
+        index = _bins(values, bins, limit)
         weights = (values - values.amax(dim=0)).exp_()
         sums = torch.nn.functional.embedding_bag(
-            index.T.contiguous(), table, per_sample_weights=weights.T.contiguous(), mode="sum"
+            index.add(channel).T.contiguous(), table, per_sample_weights=weights.T.contiguous(), mode="sum"
         )
-        scores = (values + own.view(-1)[index]).T - sums.log_()
-        ids[image, block] = scores.argmax(dim=1)
+        # exp(score) = exp(f_c) factor_c / sum_c: no logarithm is needed to compare the hypotheses.
+        scores = weights.mul_(own.gather(1, index.long())).div_(sums[:, :num_classes].T)
+        ids[image, block] = _argmax(scores)
     return ids
 
 
 def align_location(logits: Tensor, shifts: Tensor) -> Tensor:
     """See :func:`blda_cli.core.kernels.align_location`."""
-    own = shifts.diagonal()[:, None]
-    # Adding a constant to all of a hypothesis' shifts changes nothing; this one keeps the exponentials in range.
-    largest = shifts.amax(dim=1, keepdim=True)
-    factors = (shifts - largest).exp()
-    own = own - largest
-    ids = torch.empty(logits.shape[0], logits.shape[2], dtype=torch.int64, device=logits.device)
+    factors = location_factors(shifts)
+    ids = empty_ids(logits)
     for image, block in _blocks(logits):
         values = logits[image, :, block].float()
         weights = (values - values.amax(dim=0)).exp_()
-        scores = values.add(own).sub_((factors @ weights).log_())
-        ids[image, block] = scores.argmax(dim=0)
+        # exp(score_c) = exp(f_c) / Σ_l exp(f_l) exp(L[c, l] − L[c, c])
+        ids[image, block] = _argmax(weights.div_(factors @ weights))
     return ids
 
 
 def align_offset(logits: Tensor, offsets: Tensor) -> Tensor:
     """See :func:`blda_cli.core.kernels.align_offset`."""
-    ids = torch.empty(logits.shape[0], logits.shape[2], dtype=torch.int64, device=logits.device)
+    ids = empty_ids(logits)
     for image, block in _blocks(logits):
-        ids[image, block] = (logits[image, :, block] + offsets[:, None]).argmax(dim=0)
+        ids[image, block] = _argmax(logits[image, :, block].float() + offsets.unsqueeze(1))
     return ids
 
 
-def _bin_index(values: Tensor, bins: int, limit: float) -> Tensor:
-    """``floor(z B / (2 limit)) + B / 2``; exact, because the scale is a power of two and the floor comes first."""
-    return (values.float() * (bins / (2 * limit))).floor_().long().add_(bins // 2)
+def _argmax(scores: Tensor) -> Tensor:
+    """Argmax over the first of two dimensions, the lowest index among equals.
+
+    ``torch.argmax`` is several times slower than these two passes, which the compiler vectorises.
+    """
+    num_classes = scores.shape[0]
+    rank = torch.arange(num_classes, 0, -1, dtype=id_type(num_classes), device=scores.device).unsqueeze(1)
+    highest = scores.eq(scores.amax(dim=0)).mul(rank).amax(dim=0)
+    return num_classes - highest
+
+
+def _bins(values: Tensor, bins: int, limit: float) -> Tensor:
+    """``floor(z B / (2 limit)) + B / 2`` as int32, the outermost bin for values outside.
+
+    Exact, because the scale is a power of two and the floor comes first.
+    """
+    index = (values * (bins / (2 * limit))).floor_().clamp_(-bins // 2, bins // 2 - 1)
+    return index.to(torch.int32).add_(bins // 2)
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[int, slice]]:
     """Every image's pixels in blocks."""
-    size = _CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK
-    for image in range(logits.shape[0]):
-        for start in range(0, logits.shape[2], size):
+    images, num_classes, pixels = logits.shape
+    size = max(1, (_CPU_BLOCK if logits.device.type == "cpu" else _GPU_BLOCK) // num_classes)
+    for image in range(images):
+        for start in range(0, pixels, size):
             yield image, slice(start, start + size)
