@@ -115,7 +115,7 @@ def command(
     was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.pipelines.align import align, check_statistics, fit_from_files
+    from blda_cli.pipelines.align import align, check_folder, check_statistics, fit_from_files
     from blda_cli.pipelines.sharding import current_shard
     from blda_cli.segmenters.weights import file_digest
     from blda_cli.store.statistics import read_statistics
@@ -124,12 +124,13 @@ def command(
     _refuse_unused(settings, anchors, density or tails)
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
+    check_folder(output, overwrite)
     held = {path: read_statistics(path) for path in (stats, anchors) if path is not None}
     subject = load_subject(model, weights, images, device)
     shard = current_shard()
     with monitored(quiet=quiet or not shard.first) as monitor:
         if stats is None:
-            stats = output.with_name(f"{output.name}.h5")
+            stats = Path(f"{output if output.name else output.resolve()}.h5")
             held[stats] = _collected(subject, stats, settings, how, images, overwrite, monitor, shard)
         for path, content in held.items():
             check_statistics(subject.segmenter, how, content, path, force=force)

@@ -230,8 +230,14 @@ def _align(
         raise
 
 
-def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
-    """Make the folder, or empty it of earlier predictions where that is asked for."""
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that predictions cannot be written to.
+
+    Raises:
+        BldaError: it holds things that no earlier call made, or predictions that may not be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BldaError(f"{folder} is no folder: give a new or an empty one")
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     held = {name for name in held if not _LEFT_OVER.fullmatch(name)}
     foreign = {name for name in held if name not in _OURS and not _PARTIAL_RECORD.fullmatch(name)}
@@ -241,6 +247,11 @@ def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
         raise BldaError(f"{folder} holds other things ({min(foreign)}): give a new or an empty folder")
     if RECORD in held and not overwrite:
         raise BldaError(f"{folder} holds predictions already: --overwrite replaces them")
+
+
+def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
+    """Make the folder, or empty it of earlier predictions where that is asked for."""
+    check_folder(folder, overwrite)
     shard.wait()  # nobody changes anything before everybody has looked
     if shard.first:
         try:

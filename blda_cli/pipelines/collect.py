@@ -168,10 +168,10 @@ def _count(
 
 def _being_replaced(output: Path, shard: Shard) -> bool:
     """Whether what an earlier call kept is newer than ``output``: only a call with ``overwrite`` leaves that."""
+    if not output.is_file():
+        return False
     parts = [shard.path(output, rank) for rank in range(shard.world)]
-    return output.is_file() and any(
-        part.exists() and part.stat().st_mtime_ns >= output.stat().st_mtime_ns for part in parts
-    )
+    return any(part.exists() and part.stat().st_mtime_ns >= output.stat().st_mtime_ns for part in parts)
 
 
 def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], output: Path) -> StatisticsFile:
