@@ -127,3 +127,32 @@ def balanced_centre(means: Tensor, pixels: Tensor) -> Tensor:
     """
     kept = pixels >= MINIMUM_PIXELS
     return means[kept].mean(dim=0) if bool(kept.any()) else means.new_zeros(len(pixels))
+
+
+def averaged_in(shifts: Tensor) -> Tensor:
+    """``½ L + ½ mean over the hypotheses of L``: half of every shift is the one that all hypotheses share.
+
+    Args:
+        shifts: float64 ``[C, C]``, hypothesis and channel.
+
+    Returns:
+        float64 ``[C, C]``.
+    """
+    return (shifts + shifts.mean(dim=0, keepdim=True)) / 2
+
+
+def two_pass_shifts(logits: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
+    """The two-pass location form: labels from balanced centring, cells and shifts from those.
+
+    Args:
+        logits: float64 ``[S, C]``, random pixels.
+        weights: float64 ``[S]``, pixels each stands for.
+        centre: float64 ``[C]``, what :func:`balanced_centre` gave under the network's own labels.
+
+    Returns:
+        float64 ``[C, C]``.
+    """
+    labels = (logits - centre).argmax(dim=1)
+    membership = torch.nn.functional.one_hot(labels, logits.shape[1]).double() * weights[:, None]
+    pixels = membership.sum(dim=0)
+    return averaged_in(location_shifts(membership.T @ logits / pixels[:, None], pixels))

@@ -9,7 +9,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.corrections import LocationCorrection, OffsetCorrection
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import LogitSpace
-from blda_cli.core.methods import METHODS, fit_correction
+from blda_cli.core.methods import METHODS, fit_correction, resolve_strength
 from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Evidence, Method, Shift
 from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.self_training import class_thresholds
@@ -72,8 +72,10 @@ def test_permuting_the_classes_permutes_the_result(settings: AlignmentSettings, 
     permuted = fit_correction(settings, evidence_of(logits[:, order], order.argsort()[labels], space))
     scores = plain.scores(logits)
     back = permuted.scores(logits[:, order])[:, order.argsort()]
-    # Bins: in the spaces without constants a sum's order may tip a logit over an edge.
-    assert ((scores - back).abs() < 1e-3).double().mean() > 0.999
+    # Bins: in the spaces without constants a sum's order may tip a logit over an edge. A regression stops when its
+    # loss no longer changes, not when its coefficients do.
+    tolerance = 2e-2 if settings.method is Method.SUPERVISED else 1e-3
+    assert ((scores - back).abs() < tolerance).double().mean() > 0.999
     assert (scores - logits.log_softmax(dim=1)).abs().max() > 0.1
 
 
@@ -221,3 +223,72 @@ def test_cells_that_were_not_counted_are_missed_by_name() -> None:
     evidence = Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
     with pytest.raises(ValueError, match=r"no soft cells \(only pseudo\)"):
         fit_correction(AlignmentSettings(label_source=LabelSource.SOFT), evidence)
+
+
+def few_labels(classes: int = C) -> tuple[Evidence, Tensor, Tensor]:
+    """A labelled image of the first ``classes`` classes as evidence, and another one to score."""
+    logits, labels = scene()
+    seen = torch.where(labels[:1] < classes, labels[:1], 255)
+    statistics = LogitStatistics.empty(C, LabelSource)
+    statistics.update(logits[:1], seen, ["labelled"])
+    return Evidence(statistics, statistics.cells[LabelSource.GROUND_TRUTH]), logits[1:], labels[1:]
+
+
+def test_a_few_labels_beat_the_network_and_the_published_form() -> None:
+    evidence, logits, labels = few_labels()
+    scores = {}
+    for label, settings in {
+        "argmax": AlignmentSettings(method=Method.NONE),
+        "published": replace(PUBLISHED, label_source=LabelSource.GROUND_TRUTH),
+        "supervised": AlignmentSettings(method=Method.SUPERVISED),
+    }.items():
+        confusion = ConfusionMatrix(C)
+        confusion.update(labels, fit_correction(settings, evidence).predict(logits))
+        scores[label] = (confusion.mean_iou(), confusion.mean_accuracy())
+    for rival in ("argmax", "published"):
+        assert scores["supervised"][0] > scores[rival][0]
+        assert scores["supervised"][1] > scores[rival][1]
+
+
+def test_a_class_that_no_label_has_keeps_the_networks_probability() -> None:
+    evidence, logits, _ = few_labels(classes=C - 1)
+    correction = fit_correction(AlignmentSettings(method=Method.SUPERVISED), evidence)
+    assert (correction.predict(logits) == C - 1).any()
+
+
+def test_labels_of_other_images_are_pooled_with_the_targets_own_shifts() -> None:
+    labelled, logits, labels = few_labels()
+    target = LogitStatistics.empty(C, [LabelSource.PSEUDO])
+    target.update(logits, None, ["target"])
+    evidence = Evidence(target, target.cells[LabelSource.PSEUDO], labelled=labelled.statistics)
+    confusion = ConfusionMatrix(C)
+    confusion.update(labels, fit_correction(AlignmentSettings(method=Method.SUPERVISED), evidence).predict(logits))
+    argmax = ConfusionMatrix(C)
+    argmax.update(labels, logits.argmax(dim=1))
+    assert confusion.mean_accuracy() > argmax.mean_accuracy()
+
+
+def test_supervision_needs_labels() -> None:
+    logits, labels = scene(size=32)
+    evidence = evidence_of(logits, torch.full_like(labels, 255))
+    with pytest.raises(ValueError, match="no labelled pixel"):
+        fit_correction(AlignmentSettings(method=Method.SUPERVISED), evidence)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AlignmentSettings(shift=Shift.BALANCED, tau="auto"),
+        AlignmentSettings(tau="auto"),
+        AlignmentSettings(method=Method.LOGIT_ADJUST, tau="auto"),
+    ],
+    ids=name,
+)
+def test_the_label_free_strength_improves_on_argmax(settings: AlignmentSettings) -> None:
+    logits, labels = scene()
+    evidence = evidence_of(logits, labels)
+    assert 0 < resolve_strength(settings, evidence) < 1.5
+    confusion, argmax = ConfusionMatrix(C), ConfusionMatrix(C)
+    confusion.update(labels, fit_correction(settings, evidence).predict(logits))
+    argmax.update(labels, logits.argmax(dim=1))
+    assert confusion.mean_accuracy() > argmax.mean_accuracy() + 0.01

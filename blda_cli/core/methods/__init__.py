@@ -4,16 +4,18 @@ A new method is one module with a ``fit`` function and one line in :data:`METHOD
 """
 
 from blda_cli.core.corrections import Correction
-from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift
+from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
 from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method
+from blda_cli.core.strength import label_free_strength
 
-__all__ = ["METHODS", "AlignmentSettings", "Evidence", "Fit", "Method", "fit_correction"]
+__all__ = ["METHODS", "AlignmentSettings", "Evidence", "Fit", "Method", "fit_correction", "resolve_strength"]
 
 METHODS: dict[Method, Fit] = {
     Method.BLDA: blda.fit,
     Method.LOGIT_ADJUST: logit_adjustment.fit,
     Method.PRIOR_SHIFT: prior_shift.fit,
     Method.CLASS_CONFIDENCE: class_confidence.fit,
+    Method.SUPERVISED: supervised.fit,
     Method.NONE: none.fit,
 }
 
@@ -31,4 +33,12 @@ def fit_correction(settings: AlignmentSettings, evidence: Evidence) -> Correctio
     Raises:
         ValueError: the statistics lack what the method needs.
     """
-    return METHODS[settings.method](settings, evidence)
+    return METHODS[settings.method](settings, evidence, resolve_strength(settings, evidence))
+
+
+def resolve_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
+    """The strength itself, found without labels where it is ``"auto"``."""
+    if settings.tau != "auto":
+        return settings.tau
+    fit = METHODS[settings.method]
+    return label_free_strength(lambda tau: fit(settings, evidence, tau), evidence.statistics.sample)

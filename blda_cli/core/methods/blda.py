@@ -1,6 +1,5 @@
 """BLDA (Li et al., ICML 2025): move every cell's logits onto shared anchors, in one of four forms."""
 
-import torch
 from torch import Tensor
 
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
@@ -9,23 +8,33 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import to_space
 from blda_cli.core.methods.settings import AlignmentSettings, Density, Evidence, Shift
 from blda_cli.core.mixture import fit_mixtures
-from blda_cli.core.shifts import Anchors, balanced_centre, location_shifts, occupied, pooled_means, quantile_shifts
+from blda_cli.core.shifts import (
+    Anchors,
+    averaged_in,
+    balanced_centre,
+    location_shifts,
+    occupied,
+    pooled_means,
+    quantile_shifts,
+    two_pass_shifts,
+)
+from blda_cli.core.statistics import LabelSource
 
 
-def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
+def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Correction:
     """Fit the form ``settings.shift``."""
     match settings.shift:
         case Shift.QUANTILE:
-            return _quantile(settings, evidence)
+            return _quantile(settings, evidence, tau)
         case Shift.LOCATION:
-            return LocationCorrection((settings.tau * _location(settings, evidence)).float())
+            return LocationCorrection((tau * _location(settings, evidence)).float())
         case Shift.BALANCED:
-            return OffsetCorrection((-settings.tau * _balanced(evidence.cells(settings.label_source))).float())
+            return OffsetCorrection((-tau * _balanced(evidence.cells(settings.label_source))).float())
         case Shift.TWO_PASS:
-            return LocationCorrection((settings.tau * _two_pass(settings, evidence)).float())
+            return LocationCorrection((tau * _two_pass(settings, evidence)).float())
 
 
-def _quantile(settings: AlignmentSettings, evidence: Evidence) -> QuantileCorrection:
+def _quantile(settings: AlignmentSettings, evidence: Evidence, tau: float) -> QuantileCorrection:
     cells = evidence.cells(settings.label_source)
     if settings.density is Density.MIXTURE:
         target, anchor = evidence.mixtures or (fit_mixtures(cells), fit_mixtures(evidence.anchor_cells))
@@ -36,7 +45,7 @@ def _quantile(settings: AlignmentSettings, evidence: Evidence) -> QuantileCorrec
         anchors = Anchors(Empirical(pool.positive(), pool.edges), Empirical(pool.negative(), pool.edges))
         own = Empirical(cells.counts, cells.edges)
         shifts = quantile_shifts(own, anchors, occupied(cells), cells.centers, settings.tails)
-    return QuantileCorrection((settings.tau * shifts).float(), cells.limit, evidence.statistics.space)
+    return QuantileCorrection((tau * shifts).float(), cells.limit, evidence.statistics.space)
 
 
 def _location(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
@@ -50,15 +59,12 @@ def _balanced(cells: LogitHistogram) -> Tensor:
 
 
 def _two_pass(settings: AlignmentSettings, evidence: Evidence) -> Tensor:
-    """``½ L + ½ mean over the hypotheses of L``, from labels that balanced centring gives the sampled pixels.
+    """The first pass are the cells, the second the sampled pixels: no second pass over the images is needed.
 
-    The sample takes the place of a second pass over the images. The anchors are pooled from these labels too.
+    Ground truth leaves nothing for a first pass to find: its cells are used as they are.
     """
+    if settings.label_source is LabelSource.GROUND_TRUTH:
+        return averaged_in(_location(settings, evidence))
     sample = evidence.statistics.sample
     logits = to_space(sample.logits.double(), evidence.statistics.space)
-    labels = (logits - _balanced(evidence.cells(settings.label_source))).argmax(dim=1)
-    membership = torch.nn.functional.one_hot(labels, logits.shape[1]).double() * sample.weights()[:, None]
-    pixels = membership.sum(dim=0)
-    means = membership.T @ logits / pixels[:, None]
-    shifts = location_shifts(means, pixels)
-    return (shifts + shifts.mean(dim=0, keepdim=True)) / 2
+    return two_pass_shifts(logits, sample.weights(), _balanced(evidence.cells(settings.label_source)))

@@ -4,11 +4,11 @@ from blda_cli.core.corrections import OffsetCorrection
 from blda_cli.core.methods.settings import AlignmentSettings, Evidence
 
 
-def fit(settings: AlignmentSettings, evidence: Evidence) -> OffsetCorrection:
+def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:
     """Subtract the log of each class's share of the labels in ``settings.label_source``.
 
     With soft cells the share is the mean softmax. A class without a pixel counts as one pixel.
     """
     pixels = evidence.cells(settings.label_source).label_pixels().cpu()
     shares = pixels.clamp(min=1) / pixels.sum().clamp(min=1)
-    return OffsetCorrection((-settings.tau * shares.log()).float())
+    return OffsetCorrection((-tau * shares.log()).float())

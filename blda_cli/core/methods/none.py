@@ -6,6 +6,6 @@ from blda_cli.core.corrections import OffsetCorrection
 from blda_cli.core.methods.settings import AlignmentSettings, Evidence
 
 
-def fit(settings: AlignmentSettings, evidence: Evidence) -> OffsetCorrection:  # noqa: ARG001
+def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:  # noqa: ARG001
     """No correction."""
     return OffsetCorrection(torch.zeros(evidence.statistics.num_classes))

@@ -8,7 +8,7 @@ from blda_cli.core.methods.settings import AlignmentSettings, Evidence
 _ITERATIONS = 100
 
 
-def fit(settings: AlignmentSettings, evidence: Evidence) -> OffsetCorrection:
+def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:  # noqa: ARG001
     """Re-estimate the target's priors by EM on the posteriors of the sampled pixels, then reweight by them.
 
     The training priors are unknown and taken as uniform over the classes, as a network trained with balanced
@@ -24,4 +24,4 @@ def fit(settings: AlignmentSettings, evidence: Evidence) -> OffsetCorrection:
         reweighted = posteriors * (priors / uniform)
         priors = weights @ (reweighted / reweighted.sum(dim=1, keepdim=True))
     log_ratio = (priors / uniform).clamp(min=torch.finfo(torch.float32).tiny).log()
-    return OffsetCorrection((settings.tau * log_ratio).float())
+    return OffsetCorrection((tau * log_ratio).float())

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from blda_cli.core.corrections import Correction
 from blda_cli.core.histogram import LogitHistogram
@@ -18,6 +19,7 @@ class Method(StrEnum):
     LOGIT_ADJUST = "logit-adjust"
     PRIOR_SHIFT = "prior-shift"
     CLASS_CONFIDENCE = "class-confidence"
+    SUPERVISED = "supervised"
     NONE = "none"
 
 
@@ -48,7 +50,8 @@ class AlignmentSettings:
     Attributes:
         method: what corrects the logits.
         shift: the form of BLDA's shift.
-        tau: strength, 0 leaves the argmax; each method scales its own correction by it.
+        tau: strength; 0 leaves the argmax, each method scales its own correction by it. ``"auto"`` finds it
+            without labels.
         label_source: the cells that are used.
         density: for the quantile form.
         tails: for the quantile form.
@@ -56,7 +59,7 @@ class AlignmentSettings:
 
     method: Method = Method.BLDA
     shift: Shift = Shift.TWO_PASS
-    tau: float = 1.0
+    tau: float | Literal["auto"] = 1.0
     label_source: LabelSource = LabelSource.PSEUDO
     density: Density = Density.EMPIRICAL
     tails: Tails = Tails.CONSTANT
@@ -74,11 +77,13 @@ class Evidence:
         statistics: of the images to be corrected.
         anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
         mixtures: the fits of the target's cells and of the anchor cells; None computes them when they are needed.
+        labelled: statistics with ground truth of a few images like the target's, for the supervised method.
     """
 
     statistics: LogitStatistics
     anchor_cells: LogitHistogram
     mixtures: tuple[MixtureFits, MixtureFits] | None = None
+    labelled: LogitStatistics | None = None
 
     def cells(self, source: LabelSource) -> LogitHistogram:
         """The target's cells of a label source.
@@ -92,4 +97,5 @@ class Evidence:
         return self.statistics.cells[source]
 
 
-Fit = Callable[[AlignmentSettings, Evidence], Correction]
+Fit = Callable[[AlignmentSettings, Evidence, float], Correction]
+"""A method: fits the correction of a given strength."""
