@@ -186,7 +186,7 @@ def make_report(
         content,
         [(str(folder.path), folder.record) for folder in folders],
         confusions,
-        compare_methods(content.statistics) if compare else [],
+        compare_methods(content) if compare else [],
         made,
         remarks,
     )

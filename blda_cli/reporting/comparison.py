@@ -9,27 +9,30 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.methods import AlignmentSettings, Evidence, Method, fit_correction
 from blda_cli.core.methods.settings import PUBLISHED, Shift
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.statistics import LogitStatistics
 from blda_cli.reporting.build import describe, estimate_source
 from blda_cli.reporting.report import Candidate, scores_of
+from blda_cli.store.statistics import StatisticsFile
 
 _FRACTION = 1 << 10
 
 
-def compare_methods(statistics: LogitStatistics) -> list[Candidate]:
+def compare_methods(content: StatisticsFile) -> list[Candidate]:
     """Try every method and form, with default strength, on the sampled pixels.
 
     Args:
-        statistics: their sample is what is predicted, their cells are what the corrections are fitted to.
+        content: its sample is what is predicted, its cells are what the corrections are fitted to.
 
     Returns:
         The network's own predictions first, then one candidate per method. Each sampled pixel counts as often as
         the pixels it stands for, so shares and scores estimate those of all pixels.
     """
+    statistics = content.statistics
     source = estimate_source(statistics)
     settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
     settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
-    settings += [PUBLISHED] if source is PUBLISHED.label_source else []
+    mixtures = content.mixtures.get(source)
+    if source is PUBLISHED.label_source and mixtures is not None:
+        settings.append(PUBLISHED)
     settings += [
         AlignmentSettings(method=method, label_source=source)
         for method in Method
@@ -37,7 +40,7 @@ def compare_methods(statistics: LogitStatistics) -> list[Candidate]:
     ]
     cells = statistics.cells[source]
     sample = statistics.sample
-    evidence = Evidence(statistics, cells)
+    evidence = Evidence(statistics, cells, None if mixtures is None else (mixtures, mixtures))
     return [
         _candidate(
             "blda as published" if choice == PUBLISHED else describe(asdict(choice)),

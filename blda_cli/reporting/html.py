@@ -14,7 +14,7 @@ from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
 from blda_cli.reporting.report import Candidate, Predictions, Report, Scores, Verdict
 from blda_cli.reporting.svg import anchor_symbols, bias_strip, density_chart
-from blda_cli.reporting.words import next_steps, percent, points, score, summary
+from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
 
 _CHARTS_OPEN = 12
 
@@ -24,10 +24,11 @@ _CSS = {Verdict.OVER: "over", Verdict.UNDER: "under", Verdict.UNCLEAR: "unclear"
 
 @dataclass(frozen=True)
 class Cell:
-    """A field of a table: what it says and what it is sorted by (NaN last)."""
+    """A field of a table: what it says, what it is sorted by (NaN last), and what it says in small below."""
 
     text: str
     value: float
+    small: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,17 +147,12 @@ def _reach(report: Report) -> float:
 def _columns(report: Report) -> list[Column]:
     after = report.runs[0].after if report.runs else None
     columns = [
-        _column(
-            "estimate",
-            "Estimated bias, in percentage points; made without labels",
-            points,
-            [e.bias for e in report.estimates],
-        ),
         Column(
-            "90 % interval",
-            "Where the estimate lies when the images are drawn anew, in nine cases of ten",
+            "estimate",
+            "Estimated bias, in percentage points, made without labels; in small its 90 % interval: where it lies when "
+            "the images are drawn anew, in nine cases of ten",
             [
-                Cell(f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "n/a", e.low)
+                Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "")
                 for e in report.estimates
             ],
         ),
@@ -211,6 +207,7 @@ def _column(heading: str, title: str, show: Callable[[float], str], values: Sequ
 def _tiles(report: Report) -> list[Tile]:
     run = report.runs[0] if report.runs else None
     one, other = report.before.scores, run.after.scores if run else None
+    which = f", {run.name}" if run is not None and len(report.runs) > 1 else ""
     tiles = []
     if one is not None:
         for label, name in (
@@ -220,13 +217,13 @@ def _tiles(report: Report) -> list[Tile]:
             ("spread of IoU", "iou_spread"),
         ):
             after = None if other is None else score(getattr(other, name))
-            tiles.append(Tile(label, score(getattr(one, name)), after))
+            tiles.append(Tile(label + which, score(getattr(one, name)), after))
     else:
         for label, verdict in (("over-predicted", Verdict.OVER), ("under-predicted", Verdict.UNDER)):
             tiles.append(Tile(f"classes {label}", str(len(report.named(verdict)))))
         tiles.append(Tile("direction unclear", str(len(report.named(Verdict.UNCLEAR)))))
     if run is not None:
-        tiles.append(Tile("pixels changed", percent(run.changed)))
+        tiles.append(Tile(f"pixels changed{which}", percent(run.changed)))
     return tiles
 
 
@@ -321,7 +318,7 @@ def _distances(shown: Densities, index: int) -> str:
     """How far a class's means lie from the anchors', in words."""
 
     def distance(curve: Curve | None, anchor: Curve | None) -> str:
-        return "n/a" if curve is None or anchor is None else f"{curve.mean - anchor.mean:+.1f}".replace("-", "−")
+        return "n/a" if curve is None or anchor is None else signed(curve.mean - anchor.mean)
 
     stages = [shown.before[index], *([shown.after[index]] if shown.after else [])]
     positive = " → ".join(distance(pair.positive, shown.anchors.positive) for pair in stages)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from blda_cli.reporting.colors import diverging, sequential, text_on
+from blda_cli.reporting.words import signed
 
 LARGEST_TABLE = 24
 """Classes up to which a matrix is a table."""
@@ -50,7 +51,7 @@ def shift_matrix(values: Sequence[Sequence[float]], names: Sequence[str]) -> Mat
         "channel",
         array,
         diverging(array, max(reach, 1e-6)),
-        lambda value: f"{value:+.1f}".replace("-", "−"),
+        signed,
         np.abs(array),
         names,
     )

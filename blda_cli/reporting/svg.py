@@ -10,10 +10,10 @@ from blda_cli.reporting.report import Estimate, Verdict
 _STEP = 4
 _PANEL = 54
 _WIDTH = BINS * _STEP
-_AXIS = 13
+_AXIS = 14
 
-_STRIP = 170
-_STRIP_HEIGHT = 20
+_STRIP = 200
+_LANE = 13
 
 
 def bias_strip(estimate: Estimate, true: Sequence[float], reach: float) -> str:
@@ -27,23 +27,26 @@ def bias_strip(estimate: Estimate, true: Sequence[float], reach: float) -> str:
     Returns:
         An ``svg`` element.
     """
-    middle = _STRIP_HEIGHT / 2
+    height = _LANE * (2 if true else 1)
 
     def x(value: float) -> float:
         return round(_STRIP / 2 * (1 + 0.94 * value / reach), 1)
 
-    marks = [f'<path class="zero" d="M{_STRIP / 2:g} 0V{_STRIP_HEIGHT}"/>']
+    marks = [f'<path class="zero" d="M{_STRIP / 2:g} 0V{height}"/>']
+    middle = _LANE / 2
     if estimate.low == estimate.low:
         marks.append(f'<path class="whisker" d="M{x(estimate.low)} {middle:g}H{x(estimate.high)}"/>')
     shapes = {Verdict.OVER: "m-5 4h10l-5-9z", Verdict.UNDER: "m-5-4h10l-5 9z"}
     if estimate.bias == estimate.bias:
         shape = shapes.get(estimate.verdict, "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z")
         marks.append(f'<path class="{_css(estimate.verdict)}" d="M{x(estimate.bias)} {middle:g}{shape}"/>')
-    for value, css in zip(true, ("true", "true after"), strict=False):
-        if value == value:
-            marks.append(f'<path class="{css}" d="M{x(value)} {middle:g}m-4 0l4-5 4 5-4 5z"/>')
+    known = [value for value in true if value == value]
+    if len(known) > 1:
+        marks.append(f'<path class="moved" d="M{x(known[0])} {middle + _LANE:g}H{x(known[1])}"/>')
+    for value, css in zip(known, ("true", "true after"), strict=False):
+        marks.append(f'<path class="{css}" d="M{x(value)} {middle + _LANE:g}m-4 0l4-4.5 4 4.5-4 4.5z"/>')
     return (
-        f'<svg class="strip" viewBox="0 0 {_STRIP} {_STRIP_HEIGHT}" width="{_STRIP}" height="{_STRIP_HEIGHT}" '
+        f'<svg class="strip" viewBox="0 0 {_STRIP} {height}" width="{_STRIP}" height="{height}" '
         f'aria-hidden="true">{"".join(marks)}</svg>'
     )
 

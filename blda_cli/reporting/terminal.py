@@ -1,7 +1,7 @@
 """The report on the terminal: the findings in words, then a table of the classes."""
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -10,47 +10,45 @@ from blda_cli.reporting.words import next_steps, percent, points, score, summary
 
 _STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}
 _MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "·", Verdict.UNKNOWN: " "}
+_WIDE = 100
 
 
 def print_report(report: Report, console: Console) -> None:
     """Print the findings, the tables and the next steps."""
-    console.print(render(report))
-
-
-def render(report: Report) -> RenderableType:
-    """All that is printed, as one renderable."""
-    parts: list[RenderableType] = [Padding(Text(sentence), (0, 0, 1, 0)) for sentence in summary(report)]
-    parts += [Text(f"Note: {remark}", style="yellow") for remark in report.remarks]
-    parts.append(_class_table(report))
+    for sentence in summary(report):
+        console.print(Text(sentence), end="\n\n")
+    for remark in report.remarks:
+        console.print(Text(f"Note: {remark}", style="yellow"), end="\n\n")
+    console.print(_class_table(report, intervals=console.width >= _WIDE or report.before.scores is None))
     if report.before.scores is not None or len(report.runs) > 1:
-        parts.append(_overall_table(report))
+        console.print(_overall_table(report))
     if report.candidates:
-        parts.append(_candidate_table(report))
+        console.print(_candidate_table(report))
     for step in next_steps(report):
-        parts += [Text(f"\nNext: {step.text}"), Text(f"  {step.command}", style="bold")]
-    return Group(*parts)
+        console.print(Text(f"Next: {step.text}"))
+        console.print(Text(f"  {step.command}", style="bold"), soft_wrap=True)
 
 
-def _class_table(report: Report) -> Table:
-    labelled = report.before.scores is not None
-    table = Table(title="Classes, in percent of pixels; the estimate uses no labels", title_justify="left")
-    table.add_column("class")
-    table.add_column("predicted")
-    for heading in ("estimated bias", "90 % interval", "share", *("→ share" for _ in report.runs[:1])):
-        table.add_column(heading, justify="right")
-    if labelled:
-        for heading in ("bias", "IoU", "accuracy"):
-            table.add_column(heading, justify="right")
-            if report.runs:
-                table.add_column(f"→ {heading}", justify="right")
+def _class_table(report: Report, *, intervals: bool) -> Table:
+    """One line a class; ``a→b`` is before and after."""
+    stages = [report.before, *(run.after for run in report.runs[:1])]
+    table = _table("Over- and under-predicted classes (percent; est.: bias estimated without labels)", "class")
+    table.add_column("is", no_wrap=True)
+    headings = ["est.", *(["90 % interval"] if intervals else []), "share"]
+    if report.before.scores is not None:
+        headings += ["bias", "IoU", "acc."]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for index, (name, estimate) in enumerate(zip(report.classes.names, report.estimates, strict=True)):
         verdict = estimate.verdict
-        interval = f"{points(estimate.low)} … {points(estimate.high)}" if estimate.low == estimate.low else "n/a"
-        row = [name, f"{_MARKS[verdict]} {verdict}", points(estimate.bias), interval]
-        stages = [report.before, *(run.after for run in report.runs[:1])]
-        row += [percent(stage.share[index]) for stage in stages]
+        row = [name, f"{_MARKS[verdict]} {verdict}", points(estimate.bias)]
+        if intervals:
+            row.append(f"{points(estimate.low)} … {points(estimate.high)}" if estimate.low == estimate.low else "n/a")
+        row.append("→".join(score(stage.share[index]) for stage in stages))
         for measure, show in (("bias", points), ("iou", score), ("accuracy", score)):
-            row += [show(getattr(stage.scores, measure)[index]) for stage in stages if stage.scores is not None]
+            values = [getattr(stage.scores, measure)[index] for stage in stages if stage.scores is not None]
+            if values:
+                row.append("→".join(map(show, values)) if values[0] == values[0] else "n/a")
         table.add_row(*row, style=_STYLES[verdict])
     if report.runs:
         table.caption = f"→ after {report.runs[0].name}: {report.runs[0].method}"
@@ -59,11 +57,10 @@ def _class_table(report: Report) -> Table:
 
 
 def _overall_table(report: Report) -> Table:
-    table = Table(title="Scores pooled over pixels, in percent; absent classes left out", title_justify="left")
-    table.add_column("predictions")
-    headings = ("mIoU", "mean accuracy", "std of IoU", "std of accuracy", "Σ |Bias|", "changed")
+    table = _table("Scores (percent, pooled over pixels; absent classes left out)", "predictions")
+    headings = ("mIoU", "mean acc.", "std IoU", "std acc.", "Σ |Bias|", "changed")
     for heading in headings if report.before.scores is not None else headings[-1:]:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     stages = [
         ("argmax", report.before, ""),
         *((f"{run.name}: {run.method}", run.after, percent(run.changed)) for run in report.runs),
@@ -80,13 +77,18 @@ def _overall_table(report: Report) -> Table:
 
 
 def _candidate_table(report: Report) -> Table:
-    table = Table(title="Methods tried on the sampled pixels of the statistics, in percent", title_justify="left")
-    table.add_column("method")
+    table = _table("Methods tried on the sampled pixels of the statistics (percent)", "method")
     labelled = report.candidates[0].scores is not None
-    for heading in ("changed", *(("mIoU", "mean accuracy", "Σ |Bias|") if labelled else ())):
-        table.add_column(heading, justify="right")
+    for heading in ("changed", *(("mIoU", "mean acc.", "Σ |Bias|") if labelled else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
     for tried in report.candidates:
         scores = tried.scores
         values = [] if scores is None else [scores.mean_iou, scores.mean_accuracy, scores.total_bias]
         table.add_row(tried.method, percent(tried.changed), *map(score, values))
+    return table
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
     return table

@@ -29,7 +29,15 @@ class Step:
 
 def points(value: float) -> str:
     """A share as signed percentage points, e.g. ``+3.2``; ``n/a`` for NaN."""
-    return "n/a" if math.isnan(value) else f"{100 * value:+.1f}".replace("-", "−")
+    return signed(100 * value)
+
+
+def signed(value: float) -> str:
+    """A number to one decimal with its sign, zero without one; ``n/a`` for NaN."""
+    if math.isnan(value):
+        return "n/a"
+    text = f"{value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def percent(value: float) -> str:
@@ -37,7 +45,7 @@ def percent(value: float) -> str:
     if math.isnan(value):
         return "n/a"
     decimals = 1 if value >= 0.01 or value == 0 else 2 if value >= 0.0001 else 4
-    return f"{100 * value:.{decimals}f} %"
+    return f"{100 * value:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def score(value: float) -> str:
@@ -120,13 +128,14 @@ def _found(report: Report) -> str:
 def _how_sure(report: Report) -> str:
     known = [estimate for estimate in report.estimates if estimate.verdict is not Verdict.UNKNOWN]
     unknown = report.named(Verdict.UNKNOWN)
-    absent = f" {_list(unknown)}: n/a, too few pixels to tell." if unknown else ""
+    absent = f" Too few pixels to tell (n/a): {_list(unknown)}." if unknown else ""
     if not any(estimate.low == estimate.low for estimate in known):
         return f"How sure this is cannot be said: intervals need two or more images.{absent}"
     clear = sum(estimate.verdict is not Verdict.UNCLEAR for estimate in known)
     return (
-        f"For {clear} of {len(known)} classes the direction is clear: the 90 % interval, from drawing the images anew, "
-        f"lies on one side of zero.{absent}"
+        f"For {clear} of {len(known)} classes the direction would be the same with other images like these: the 90 % "
+        "interval, from drawing the images anew, lies on one side of zero. How far the estimate itself is from the "
+        f"truth only labels can tell.{absent}"
     )
 
 
@@ -140,8 +149,14 @@ def _measured(report: Report, scores: Scores) -> str:
         f"the most under-predicted ({points(least[0])})"
     )
     if report.rank_correlation == report.rank_correlation:
+        told = [
+            (estimate.bias > 0) == (bias > 0)
+            for estimate, bias in zip(report.estimates, scores.bias, strict=True)
+            if bias == bias and estimate.verdict in (Verdict.OVER, Verdict.UNDER)
+        ]
         text += (
-            f"; the estimate ranks the classes like the labels do with a correlation of {report.rank_correlation:.2f}"
+            f". The estimate ranks the classes like the labels do with a correlation of {report.rank_correlation:.2f} "
+            f"and has the direction right for {sum(told)} of the {len(told)} classes it tells one of"
         )
     return f"{text}."
 
