@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from blda_cli import __version__
-from blda_cli.commands import align, collect_stats, merge
+from blda_cli.commands import align, collect_stats, merge, report
 from blda_cli.errors import BldaError
 
 
@@ -48,5 +48,5 @@ def cli(debug: bool) -> None:  # _Commands reads it
     """
 
 
-for _module in (collect_stats, align, merge):
+for _module in (collect_stats, align, report, merge):
     cli.add_command(_module.command)
