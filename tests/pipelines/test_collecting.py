@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.errors import BldaError
+from blda_cli.pipelines.monitor import Interrupted, SilentMonitor
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.store.statistics import StatisticsFile, read_statistics, write_statistics
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import RandomSegmenter
+
+Collect = Callable[..., StatisticsFile]
+
+
+class Stopping(SilentMonitor):
+    """Asks to stop after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+        self.started: list[tuple[str, int, int]] = []
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self.started.append((what, total, done))
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted
+
+
+def assert_same(one: StatisticsFile, other: StatisticsFile) -> None:
+    assert one.images == other.images
+    for source, cells in one.statistics.cells.items():
+        assert torch.equal(cells.counts, other.statistics.cells[source].counts)
+        assert cells.limit == other.statistics.cells[source].limit
+    for name in ("seen", "logits", "predicted", "images", "priorities"):
+        assert torch.equal(getattr(one.statistics.sample, name), getattr(other.statistics.sample, name))
+
+
+def test_what_is_returned_is_what_is_written(collect: Collect, tmp_path: Path) -> None:
+    content = collect(tmp_path / "s.h5")
+    assert content.complete
+    assert content.images == list("abcdef")
+    assert_same(content, read_statistics(tmp_path / "s.h5"))
+    assert content.mixtures.keys() == content.statistics.cells.keys()
+
+
+@pytest.mark.parametrize("batches", [1, 3, 6])
+def test_nothing_is_run_twice_after_an_interruption(
+    collect: Collect, segmenter: RandomSegmenter, tmp_path: Path, batches: int
+) -> None:
+    whole = collect(tmp_path / "whole.h5")
+    segmenter.seen.clear()
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "s.h5", monitor=Stopping(batches))
+    monitor = Stopping(100)
+    assert_same(collect(tmp_path / "s.h5", monitor=monitor), whole)
+    assert segmenter.seen == list("abcdef")
+    assert monitor.started == [("counting", 6, batches)]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["s.h5", "whole.h5"]
+
+
+def test_a_batch_that_was_counted_in_part_is_never_kept(
+    collect: Collect, segmenter: RandomSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LogitStatistics.update
+    calls = 0
+
+    def update(self: LogitStatistics, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        original(self, *arguments)
+        if calls == 3:
+            self.images -= 1  # as if it had stopped half-way
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(LogitStatistics, "update", update)
+    with pytest.raises(RuntimeError):
+        collect(tmp_path / "s.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_skipped_images_are_noted_and_tried_again(collect: Collect, segmenter: RandomSegmenter, tmp_path: Path) -> None:
+    segmenter.bad = {"b"}
+    skip = InferenceOptions(on_error="skip")
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "s.h5", inference=skip, monitor=Stopping(3))
+    content = collect(tmp_path / "s.h5", inference=skip)
+    assert content.provenance["skipped"] == {"b": "cannot be read"}
+    assert content.images == list("acdef")
+
+    with pytest.raises(BldaError):
+        collect(tmp_path / "t.h5")
+    segmenter.bad.clear()
+    assert collect(tmp_path / "t.h5").images == list("abcdef")
+
+
+def test_what_another_model_counted_is_refused(collect: Collect, segmenter: RandomSegmenter, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "s.h5", monitor=Stopping(2))
+    segmenter.identity["weights"] = "sha256:2"
+    with pytest.raises(BldaError, match="differs in weights"):
+        collect(tmp_path / "s.h5")
+    assert collect(tmp_path / "s.h5", overwrite=True).images == list("abcdef")
+    assert not (tmp_path / "s.h5.partial").exists()
+
+
+def test_a_file_newer_than_what_was_kept_is_not_replaced(collect: Collect, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "s.h5", monitor=Stopping(2))
+    kept = read_statistics(tmp_path / "s.h5.partial")
+    write_statistics(tmp_path / "s.h5", kept)
+    with pytest.raises(BldaError, match="exists already"):
+        collect(tmp_path / "s.h5")
+
+
+def test_label_sources_can_be_single(collect: Collect, tmp_path: Path) -> None:
+    from blda_cli.pipelines.collect import CountingOptions
+
+    content = collect(tmp_path / "s.h5", counting=CountingOptions((LabelSource.SOFT,)))
+    assert list(content.statistics.cells) == [LabelSource.SOFT]

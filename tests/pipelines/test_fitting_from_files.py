@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from blda_cli.core.logit_space import LogitSpace
+from blda_cli.core.methods.settings import AlignmentSettings, Density, Shift
+from blda_cli.core.statistics import LabelSource
+from blda_cli.data.classes import class_set
+from blda_cli.errors import BldaError
+from blda_cli.pipelines.align import check_folder, check_statistics, fit_from_files
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.store.statistics import StatisticsFile
+
+if TYPE_CHECKING:
+    from tests.pipelines.conftest import RandomSegmenter
+
+PATH = Path("s.h5")
+
+
+@pytest.fixture
+def content(collect: Callable[..., StatisticsFile], tmp_path: Path) -> StatisticsFile:
+    return collect(tmp_path / "s.h5")
+
+
+def test_stored_mixtures_give_what_fitting_anew_gives(content: StatisticsFile) -> None:
+    settings = AlignmentSettings(shift=Shift.QUANTILE, density=Density.MIXTURE)
+    stored = fit_from_files(settings, content, content)
+    anew = fit_from_files(settings, replace(content, mixtures={}), content)
+    logits = torch.randn(1, 3, 200)
+    torch.testing.assert_close(stored.scores(logits), anew.scores(logits))
+
+
+def test_what_does_not_fit_together_is_refused(content: StatisticsFile) -> None:
+    settings = AlignmentSettings(label_source=LabelSource.GROUND_TRUTH)
+    with pytest.raises(BldaError, match="--label-source ground_truth: the statistics hold only pseudo, soft"):
+        fit_from_files(settings, content, content)
+    with pytest.raises(BldaError, match="the anchors are of other classes"):
+        fit_from_files(AlignmentSettings(), content, replace(content, classes=class_set(["a", "b", "c"])))
+    centred = replace(content, statistics=replace(content.statistics, space=LogitSpace.CENTRED))
+    with pytest.raises(BldaError, match="the anchors hold centred logits, the statistics raw ones"):
+        fit_from_files(AlignmentSettings(), content, centred)
+
+
+def test_statistics_of_other_models(segmenter: RandomSegmenter, content: StatisticsFile) -> None:
+    options = InferenceOptions()
+    check_statistics(segmenter, options, content, PATH, force=False)
+    for changed, difference in (
+        (InferenceOptions(flip=True), "inference.flip"),
+        (InferenceOptions(scales=(0.5, 1.0)), "inference.scales"),
+        (InferenceOptions(slide=(8, 8), stride=(4, 4)), "inference.slide"),
+    ):
+        with pytest.raises(BldaError, match=difference):
+            check_statistics(segmenter, changed, content, PATH, force=False)
+        check_statistics(segmenter, changed, content, PATH, force=True)
+    # what changes nothing but speed does not matter
+    check_statistics(segmenter, InferenceOptions(batch_size=8, workers=5, amp=True), content, PATH, force=False)
+    segmenter.classes = class_set(["road", "tree"])
+    with pytest.raises(BldaError, match="is of 3 classes, the model has 2"):
+        check_statistics(segmenter, options, content, PATH, force=True)
+
+
+def test_folders(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new", overwrite=False)
+    check_folder(tmp_path, overwrite=False)
+    (tmp_path / "predictions").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(BldaError, match=r"holds other things \(predictions\)"):
+            check_folder(tmp_path, overwrite=overwrite)
+    (tmp_path / "run.json.partial").write_text("{}")
+    check_folder(tmp_path, overwrite=False)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BldaError, match="--overwrite replaces them"):
+        check_folder(tmp_path, overwrite=False)
+    check_folder(tmp_path, overwrite=True)
+    (tmp_path / "stats.h5").write_text("")
+    with pytest.raises(BldaError, match=r"holds other things \(stats\.h5\)"):
+        check_folder(tmp_path, overwrite=True)
