@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -408,3 +410,21 @@ def test_left_overs_of_a_killed_process_are_cleared_away(run: Run, scene: Scene,
     run(*arguments)
     names = {path.relative_to(output) for path in output.rglob("*")}
     assert names == {path.relative_to(aligned) for path in aligned.rglob("*")}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_full_disk(run: Run, refused: Refused, scene: Scene, stats: Path, aligned: Path) -> None:
+    disk = scene.root / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        arguments = ["align", *scene.options("--save-scores"), "--stats", stats, "--output", disk / "a"]
+        assert "cannot be written: No space left on device" in refused(*arguments)
+        assert not (disk / "a" / "run.json").exists()
+        assert not list(disk.rglob("*.part"))
+        subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
+        run(*arguments)
+        assert record(disk / "a")["pixels_after"] == record(aligned)["pixels_after"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
