@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from blda_cli.commands.options import (
-    FiniteFloat,
+    StrengthType,
     Subject,
+    calibrator_option,
     images_option,
     inference_from,
     inference_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 @click.command("align")
 @model_options
+@calibrator_option
 @images_option
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to write the predictions."
@@ -49,8 +51,14 @@ if TYPE_CHECKING:
     help="Statistics whose pooled cells are the anchors, e.g. the source domain's.  [default: those of --stats]",
 )
 @click.option(
+    "--labelled",
+    type=click.Path(path_type=Path),
+    metavar="FILE.h5",
+    help="Statistics with labels of a few images like these, for --method supervised.  [default: those of --stats]",
+)
+@click.option(
     "--method",
-    type=click.Choice(["blda", "logit-adjust", "prior-shift", "class-confidence", "none"]),
+    type=click.Choice(["blda", "logit-adjust", "prior-shift", "class-confidence", "supervised", "none"]),
     help="What corrects the logits.  [default: blda]",
 )
 @click.option(
@@ -58,7 +66,11 @@ if TYPE_CHECKING:
     type=click.Choice(["quantile", "location", "balanced", "two-pass"]),
     help="The form of BLDA's shift.  [default: two-pass]",
 )
-@click.option("--tau", type=FiniteFloat(), help="Strength of the correction; 0 leaves argmax.  [default: 1]")
+@click.option(
+    "--tau",
+    type=StrengthType(),
+    help="Strength of the correction; 0 leaves argmax, auto finds it without labels.  [default: 1, logit-adjust auto]",
+)
 @click.option(
     "--label-source",
     type=click.Choice(["ground_truth", "pseudo", "soft"]),
@@ -89,10 +101,12 @@ if TYPE_CHECKING:
 def command(
     model: str,
     weights: Path | None,
+    calibrator: Path | None,
     images: str,
     output: Path,
     stats: Path | None,
     anchors: Path | None,
+    labelled: Path | None,
     preset: str | None,
     original_ids: bool,
     save_scores: bool,
@@ -103,7 +117,7 @@ def command(
     quiet: bool,
     method: str | None,
     shift: str | None,
-    tau: float | None,
+    tau: float | Literal["auto"] | None,
     label_source: str | None,
     density: str | None,
     tails: str | None,
@@ -115,18 +129,19 @@ def command(
     was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.pipelines.align import align, check_folder, check_statistics, fit_from_files
+    from blda_cli.core.methods import resolve_strength
+    from blda_cli.pipelines.align import align, check_folder, check_statistics, evidence_from_files, fit
     from blda_cli.pipelines.sharding import current_shard
     from blda_cli.segmenters.weights import file_digest
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
-    _refuse_unused(settings, anchors, density or tails)
+    _refuse_unused(settings, anchors, labelled, density or tails)
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
-    held = {path: read_statistics(path) for path in (stats, anchors) if path is not None}
-    subject = load_subject(model, weights, images, device)
+    held = {path: read_statistics(path) for path in (stats, anchors, labelled) if path is not None}
+    subject = load_subject(model, weights, images, device, calibrator)
     shard = current_shard()
     with monitored(quiet=quiet or not shard.first) as monitor:
         if stats is None:
@@ -139,17 +154,26 @@ def command(
         target = held[stats]
         if settings.tau == 0 or str(settings.method) == "none":
             monitor.say("nothing is corrected: the predictions are the network's argmax")
+        evidence = evidence_from_files(
+            settings, target, held[anchors] if anchors else target, held[labelled] if labelled else None
+        )
+        searched = settings.tau == "auto"
+        settings = replace(settings, tau=resolve_strength(settings, evidence))
+        if searched:
+            monitor.say(f"--tau auto: {settings.tau:.2f}")
         record = align(
             subject.segmenter,
             subject.files,
             output,
-            fit_from_files(settings, target, held[anchors] if anchors else target),
+            fit(settings, evidence),
             settings=settings,
             statistics={
                 "file": str(stats),
                 "sha256": file_digest(stats),
                 "anchors": str(anchors) if anchors else None,
                 "anchors_sha256": file_digest(anchors) if anchors else None,
+                "labelled": str(labelled) if labelled else None,
+                "labelled_sha256": file_digest(labelled) if labelled else None,
             },
             inference=how,
             original_ids=original_ids,
@@ -174,7 +198,7 @@ def _settings(
     preset: str | None,
     method: str | None,
     shift: str | None,
-    tau: float | None,
+    tau: float | Literal["auto"] | None,
     label_source: str | None,
     density: str | None,
     tails: str | None,
@@ -192,12 +216,16 @@ def _settings(
         "density": density and Density(density),
         "tails": tails and Tails(tails),
     }
+    if method == "logit-adjust" and tau is None:
+        said["tau"] = "auto"  # at 1 it overshoots wherever shares are far from even
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     return replace(PUBLISHED if preset else AlignmentSettings(), **changes)
 
 
-def _refuse_unused(settings: "AlignmentSettings", anchors: Path | None, detail: str | None) -> None:
-    """Refuse options that would change nothing."""
+def _refuse_unused(
+    settings: "AlignmentSettings", anchors: Path | None, labelled: Path | None, detail: str | None
+) -> None:
+    """Refuse options that would change nothing, and a search that finds nothing."""
     from blda_cli.core.methods.settings import Method, Shift
 
     shift = settings.shift if settings.method is Method.BLDA else None
@@ -205,6 +233,14 @@ def _refuse_unused(settings: "AlignmentSettings", anchors: Path | None, detail: 
         raise click.UsageError("--density and --tails describe the quantile form: give --shift quantile too")
     if anchors and shift not in (Shift.QUANTILE, Shift.LOCATION):
         raise click.UsageError("--anchors are those of the quantile and location forms: give --shift quantile too")
+    if labelled and settings.method is not Method.SUPERVISED:
+        raise click.UsageError("--labelled is for --method supervised: give that too")
+    if settings.tau == "auto" and (
+        settings.method is Method.SUPERVISED or (shift is Shift.QUANTILE and settings.label_source == "pseudo")
+    ):
+        raise click.UsageError(
+            "--tau auto finds nothing for the supervised method and for quantiles with pseudo-labels: give a number"
+        )
 
 
 def _collected(

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from blda_cli.commands.options import (
+    calibrator_option,
     images_option,
     inference_from,
     inference_options,
@@ -22,6 +23,7 @@ from blda_cli.commands.options import (
 
 @click.command("collect-stats")
 @model_options
+@calibrator_option
 @images_option
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5", help="Where to write the statistics."
@@ -50,6 +52,7 @@ from blda_cli.commands.options import (
 def command(
     model: str,
     weights: Path | None,
+    calibrator: Path | None,
     images: str,
     output: Path,
     labels: str | None,
@@ -82,7 +85,7 @@ def command(
         chosen.insert(0, LabelSource.GROUND_TRUTH)
     if LabelSource.GROUND_TRUTH in chosen and not labels:
         raise click.UsageError("--label-source ground_truth needs --labels")
-    subject = load_subject(model, weights, images, device)
+    subject = load_subject(model, weights, images, device, calibrator)
     segmenter = subject.segmenter
     reader, labelled = None, None
     if labels:

@@ -57,6 +57,16 @@ class ScalesType(click.ParamType[tuple[float, ...]]):
         return scales
 
 
+class StrengthType(click.ParamType[float | str]):
+    """A finite number or ``auto``."""
+
+    name = "NUMBER|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Parse a strength; NaN and infinities are refused."""
+        return "auto" if value == "auto" else FiniteFloat().convert(value, param, ctx)
+
+
 class FiniteFloat(click.ParamType[float]):
     """A finite number."""
 
@@ -142,6 +152,13 @@ inference_options = _together(
 )
 """How images are run; :func:`inference_from` makes what they stand for."""
 
+calibrator_option = click.option(
+    "--calibrator",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Put the logits through a calibrator that fiducio fitted and saved.",
+)
+
 label_options = _together(
     click.option(
         "--labels",
@@ -206,7 +223,7 @@ class Subject:
     files: "list[ImageFile]"
 
 
-def load_subject(model: str, weights: Path | None, images: str, device: str) -> Subject:
+def load_subject(model: str, weights: Path | None, images: str, device: str, calibrator: Path | None = None) -> Subject:
     """Find the images and load the segmenter.
 
     Raises:
@@ -215,6 +232,7 @@ def load_subject(model: str, weights: Path | None, images: str, device: str) -> 
     from blda_cli.data.images import find_images
     from blda_cli.pipelines.sharding import choose_device
     from blda_cli.segmenters import load_segmenter
+    from blda_cli.segmenters.calibrated import calibrated
     from blda_cli.segmenters.spec import parse_model
     from blda_cli.segmenters.stored import find_logits
 
@@ -222,7 +240,10 @@ def load_subject(model: str, weights: Path | None, images: str, device: str) -> 
     stored = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     own_folder = stored is not None and Path(images).is_dir() and Path(images).resolve() == Path(stored).resolve()
     files = find_logits(images) if own_folder else find_images(images)
-    return Subject(spec, load_segmenter(spec, choose_device(device)), files)
+    segmenter = load_segmenter(spec, choose_device(device))
+    if calibrator is not None:
+        segmenter = calibrated(segmenter, calibrator)
+    return Subject(spec, segmenter, files)
 
 
 def read_labels(

@@ -41,16 +41,22 @@ _PARTIAL_RECORD = re.compile(re.escape(RECORD) + r"(\.\d+-of-\d+)?\.partial")
 _LEFT_OVER = re.compile(r"\..*\.part")
 
 
-def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:
-    """Fit a correction to what files hold.
+def evidence_from_files(
+    settings: AlignmentSettings,
+    target: StatisticsFile,
+    anchors: StatisticsFile,
+    labelled: StatisticsFile | None = None,
+) -> Evidence:
+    """What files hold for a correction to be fitted to.
 
     Args:
         settings: method, form and strength.
         target: statistics of the images to be corrected.
         anchors: statistics whose pooled cells are the anchors; ``target`` itself where there are no others.
+        labelled: statistics with ground truth of a few images like the target's, for the supervised method.
 
     Returns:
-        The correction, on the CPU.
+        The evidence, its tensors on the CPU.
 
     Raises:
         BldaError: a file lacks the label source, or the two are of different classes or logit spaces.
@@ -70,7 +76,25 @@ def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors:
     fits = None
     if source in target.mixtures and source in anchors.mixtures:
         fits = (target.mixtures[source], anchors.mixtures[source])
-    return fit_correction(settings, Evidence(target.statistics, anchors.statistics.cells[source], fits))
+    cells = anchors.statistics.cells[source]
+    return Evidence(target.statistics, cells, fits, labelled.statistics if labelled else None)
+
+
+def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:
+    """Fit a correction to what files hold; see :func:`evidence_from_files`."""
+    return fit(settings, evidence_from_files(settings, target, anchors))
+
+
+def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
+    """Fit a correction.
+
+    Raises:
+        BldaError: the evidence lacks what the method needs.
+    """
+    try:
+        return fit_correction(settings, evidence)
+    except ValueError as error:
+        raise BldaError(str(error)) from error
 
 
 def check_statistics(

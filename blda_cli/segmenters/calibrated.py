@@ -1,0 +1,77 @@
+"""A segmenter whose logits go through a calibrator that fiducio fitted and saved."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blda_cli.data.images import ImageFile
+from blda_cli.data.labels import LabelReader
+from blda_cli.data.loader import SkippedFile
+from blda_cli.errors import BldaError, require_extra
+from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.outputs import log_probabilities
+from blda_cli.segmenters.weights import file_digest
+
+
+@dataclass(kw_only=True)
+class CalibratedSegmenter(Segmenter):
+    """Gives the log of the calibrated probabilities in the place of a segmenter's logits.
+
+    Attributes:
+        inner: the segmenter.
+        calibrator: a fitted ``fiducio`` calibrator.
+    """
+
+    inner: Segmenter
+    calibrator: Any
+
+    def stream(
+        self,
+        files: Sequence[ImageFile],
+        options: InferenceOptions,
+        labels: LabelReader | None = None,
+        skipped: list[SkippedFile] | None = None,
+    ) -> Iterator[LogitBatch]:
+        """See :meth:`Segmenter.stream`."""
+        for batch in self.inner.stream(files, options, labels, skipped):
+            values = batch.logits.float()
+            if self.calibrator.input_type == "probs":
+                values = values.softmax(dim=1)
+            probabilities = self.calibrator.transform(values)
+            yield replace(batch, logits=log_probabilities(probabilities.to(batch.logits.device)))
+
+
+def calibrated(segmenter: Segmenter, path: Path) -> CalibratedSegmenter:
+    """Put a saved calibrator behind a segmenter.
+
+    Args:
+        segmenter: gives logits.
+        path: what ``fiducio.save_calibrator`` wrote; read without unpickling.
+
+    Returns:
+        The calibrated segmenter; its identity holds the file's digest.
+
+    Raises:
+        BldaError: the file cannot be read, or was fitted to another number of classes.
+    """
+    fiducio = require_extra("fiducio", "calibrators", "to apply a calibrator")
+    if not path.is_file():
+        raise BldaError(f"{path}: no such calibrator; fiducio.save_calibrator writes one")
+    try:
+        calibrator = fiducio.load_calibrator(path, map_location=segmenter.device)
+    except Exception as error:  # torch and fiducio each raise their own
+        raise BldaError(f"{path} cannot be read as a calibrator of fiducio: {error}") from error
+    if calibrator.num_classes not in (None, len(segmenter.classes)):
+        raise BldaError(
+            f"{path} calibrates {calibrator.num_classes} classes, the model has {len(segmenter.classes)}: "
+            "fit it to this model's logits"
+        )
+    return CalibratedSegmenter(
+        classes=segmenter.classes,
+        identity={**segmenter.identity, "calibrator": file_digest(path)},
+        device=segmenter.device,
+        notes=segmenter.notes,
+        inner=segmenter,
+        calibrator=calibrator,
+    )

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+fiducio = pytest.importorskip("fiducio")
+
+from blda_cli.data.classes import class_set  # noqa: E402
+from blda_cli.data.images import ImageFile  # noqa: E402
+from blda_cli.errors import BldaError  # noqa: E402
+from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter  # noqa: E402
+from blda_cli.segmenters.calibrated import calibrated  # noqa: E402
+
+C = 3
+
+
+class Fixed(Segmenter):
+    """Gives the same logits for every file."""
+
+    def stream(self, files, options, labels=None, skipped=None):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(0)
+        for file in files:
+            yield LogitBatch([file], 3 * torch.randn(1, C, 8, 8, generator=generator))
+
+
+def segmenter(classes: int = C) -> Fixed:
+    return Fixed(class_set([f"class {index}" for index in range(classes)]), {"kind": "fixed"}, torch.device("cpu"))
+
+
+def saved(path: Path, input_type: str) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(4, C, 8, 8, generator=generator)
+    labels = torch.multinomial(logits.movedim(1, -1).softmax(-1).sqrt().view(-1, C), 1, generator=generator)
+    calibrator = fiducio.VectorScaling(input_type=input_type)
+    calibrator.fit(logits if input_type == "logits" else logits.softmax(dim=1), labels.view(4, 8, 8))
+    fiducio.save_calibrator(calibrator, path)
+    return path
+
+
+@pytest.mark.parametrize("input_type", ["logits", "probs"])
+def test_logits_are_the_log_of_what_the_calibrator_gives(tmp_path: Path, input_type: str) -> None:
+    path = saved(tmp_path / "calibrator.pt", input_type)
+    files = [ImageFile(Path("a.png"), "a")]
+    (plain,) = segmenter().stream(files, InferenceOptions())
+    (batch,) = calibrated(segmenter(), path).stream(files, InferenceOptions())
+    inputs = plain.logits if input_type == "logits" else plain.logits.softmax(dim=1)
+    expected = fiducio.load_calibrator(path).transform(inputs)
+    assert torch.allclose(batch.logits.softmax(dim=1), expected, atol=1e-6)
+    assert not torch.allclose(batch.logits.softmax(dim=1), plain.logits.softmax(dim=1), atol=1e-2)
+
+
+def test_the_identity_tells_calibrated_logits_from_others(tmp_path: Path) -> None:
+    path = saved(tmp_path / "calibrator.pt", "logits")
+    assert calibrated(segmenter(), path).identity != segmenter().identity
+
+
+def test_a_calibrator_of_other_classes_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "calibrator.pt", "logits")
+    with pytest.raises(BldaError, match="calibrates 3 classes, the model has 4"):
+        calibrated(segmenter(4), path)
+
+
+def test_what_is_no_calibrator_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    for path in (tmp_path / "x.pt", tmp_path / "missing.pt"):
+        with pytest.raises(BldaError) as caught:
+            calibrated(segmenter(), path)
+        assert "\n" not in str(caught.value)
