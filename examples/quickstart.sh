@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The main job on the embedded example, from nothing: a network trained on streets by day meets streets at dusk.
+#
+# Needs Python 3.11 or newer with pip, and git; makes .venv and quickstart-output/, and can be run again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source .ci/venv.sh
+install_project report
+
+output=quickstart-output
+model=examples/streets/streets.toml
+images=$output/streets/dusk/images
+labels=$output/streets/dusk/labels
+run() {
+    echo "\$ blda $*"
+    .venv/bin/blda "$@"
+}
+
+.venv/bin/python examples/streets/draw.py $output/streets
+run collect-stats --model $model --images $images --output $output/dusk.h5 --overwrite
+run align --model $model --images $images --stats $output/dusk.h5 --output $output/aligned --overwrite
+# The labels only score the result; nothing above has seen them.
+run report --stats $output/dusk.h5 --aligned $output/aligned --labels $labels --output $output/report --overwrite
+echo "The report is $PWD/$output/report/report.html"

@@ -1,0 +1,36 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_quickstart_ends_with_a_report_in_which_rare_classes_gain(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    # This environment, and nothing to install.
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "venv.sh").write_text("install_project() { :; }\n")
+    for _ in range(2):  # it can be run again
+        run = subprocess.run(
+            ["bash", "examples/quickstart.sh"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+    folder = tmp_path / "quickstart-output" / "report"
+    assert run.stdout.splitlines()[-1].endswith(str(folder / "report.html"))
+    assert (folder / "report.html").stat().st_size > 10_000
+
+    report = json.loads((folder / "report.json").read_text())
+    before, after = report["overall"]["before"], report["overall"]["runs"]["aligned"]
+    assert after["mean_iou"] > before["mean_iou"] + 0.01
+    assert after["mean_accuracy"] > before["mean_accuracy"] + 0.05
+    accuracy_gains = {
+        each["name"]: each["runs"]["aligned"]["accuracy"] - each["before"]["accuracy"] for each in report["classes"]
+    }
+    for rare in ("sign", "fence", "pedestrian", "bicyclist"):
+        assert accuracy_gains[rare] > 0.03, (rare, accuracy_gains[rare])
