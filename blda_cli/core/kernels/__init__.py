@@ -123,8 +123,8 @@ def _choose(kernel: str, logits: Tensor) -> Callable[..., Any]:
 
 @cache
 def _implementation(name: str) -> ModuleType | None:
-    """A module of kernels, None where its compiler is not installed."""
+    """A module of kernels, None where its compiler is not installed or finds no folder to keep compiled code in."""
     try:
         return import_module(f"{__name__}.{name}")
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None

@@ -243,7 +243,7 @@ def _in_threads(loop: Callable[..., None], size: int, step: int, *arguments: obj
     """Call ``loop(first, last, *arguments)`` for steps of ``range(size)``, in as many threads as torch would use."""
     starts = range(0, size, step)
     threads = min(torch.get_num_threads(), len(starts))
-    if threads == 1:
+    if threads <= 1:
         loop(0, size, *arguments)
     else:
         for _ in _pool(threads).map(lambda first: loop(first, min(first + step, size), *arguments), starts):

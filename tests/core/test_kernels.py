@@ -1,0 +1,261 @@
+"""Every implementation of every kernel against the formula in float64, and against itself on divided data.
+
+``TRITON_INTERPRET=1`` runs the CUDA kernels on the CPU, slowly, where triton is installed.
+"""
+
+import os
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blda_cli.core import kernels
+
+LIMIT, B = 16.0, 64
+
+
+class Implementation(NamedTuple):
+    kernels: ModuleType
+    device: torch.device
+
+
+@pytest.fixture(scope="module", params=["torch-cpu", "numba-cpu", "torch-cuda", "triton-cuda"])
+def implementation(request: pytest.FixtureRequest) -> Implementation:
+    name, device = request.param.split("-")
+    if device == "cuda" and not torch.cuda.is_available():
+        if name != "triton" or os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("needs a CUDA device")
+        device = "cpu"
+    if name != "torch":
+        pytest.importorskip(name)
+    return Implementation(import_module(f"blda_cli.core.kernels.{name}_kernels"), torch.device(device))
+
+
+def drawn(num_classes: int, pixels: int, seed: int = 0, images: int = 2) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return (torch.randn(images, num_classes, pixels, generator=random) * 4).clamp(-15.9, 15.9)
+
+
+def shifts_of(num_classes: int, bins: int = B, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(num_classes, num_classes, bins, generator=random).cumsum(dim=2) / 3
+
+
+def bins_of(logits: Tensor) -> Tensor:
+    return ((logits.double() + LIMIT) / (2 * LIMIT / B)).floor().long().clamp(0, B - 1)
+
+
+def scores_of(logits: Tensor, shifts: Tensor) -> Tensor:
+    """``f_c + Δ[c, c] − log Σ_l exp(f_l + Δ[c, l])`` in float64, shifts ``[C, C, B]``."""
+    channels = torch.arange(logits.shape[1])[:, None]
+    values = logits.double()
+    index = bins_of(logits) if shifts.shape[2] > 1 else torch.zeros_like(logits, dtype=torch.int64)
+    scores = []
+    for hypothesis, table in enumerate(shifts.double()):
+        shifted = values + table[channels, index]
+        scores.append(shifted[:, hypothesis] - shifted.logsumexp(dim=1))
+    return torch.stack(scores, dim=1)
+
+
+def assert_wins(ids: Tensor, scores: Tensor, tolerance: float = 1e-4, share: float = 0.999) -> None:
+    """The chosen class has the highest score, but for ties within rounding."""
+    assert ids.dtype == (torch.uint8 if scores.shape[1] <= 255 else torch.int16)
+    ids = ids.cpu().long()
+    behind = scores.amax(dim=1) - scores.gather(1, ids.unsqueeze(1)).squeeze(1)
+    assert behind.max() <= tolerance
+    assert (ids == scores.argmax(dim=1)).double().mean() >= share
+
+
+def counts_of(
+    implementation: Implementation, logits: Tensor, labels: Tensor | None, counts: Tensor | None = None
+) -> Tensor:
+    """Hard counts, or soft ones without labels."""
+    num_classes = logits.shape[1]
+    device = implementation.device
+    counts = torch.zeros(num_classes, num_classes, B, dtype=torch.float64) if counts is None else counts
+    counts = counts.to(device)
+    if labels is None:
+        implementation.kernels.count_cells_soft(counts, logits.to(device), LIMIT)
+    else:
+        implementation.kernels.count_cells(counts, logits.to(device), labels.to(device), LIMIT)
+    return counts.cpu()
+
+
+SIZES = [(1, 5), (2, 1), (3, 700), (19, 1500), (33, 600), (150, 300)]
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), [*SIZES, (256, 40), (300, 40)])
+def test_argmax(implementation: Implementation, num_classes: int, pixels: int) -> None:
+    logits = drawn(num_classes, pixels).round()  # many ties
+    ids = implementation.kernels.argmax(logits.to(implementation.device)).cpu()
+    assert ids.dtype == (torch.uint8 if num_classes <= 255 else torch.int16)
+    highest = logits == logits.amax(dim=1, keepdim=True)
+    first = highest.long().cumsum(dim=1).mul(highest).eq(1).long().argmax(dim=1)
+    assert torch.equal(ids.long(), first)
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
+@pytest.mark.parametrize("label_type", [torch.uint8, torch.int16, torch.int64])
+def test_hard_counts(implementation: Implementation, num_classes: int, pixels: int, label_type: torch.dtype) -> None:
+    logits = drawn(num_classes, pixels)
+    random = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, num_classes + 1, (2, pixels), generator=random)
+    labels[torch.rand(2, pixels, generator=random) < 0.1] = 255 if label_type is torch.uint8 else -1
+    expected = torch.zeros(num_classes, num_classes, B, dtype=torch.float64)
+    index = bins_of(logits)
+    for channel in range(num_classes):
+        kept = (labels >= 0) & (labels < num_classes)
+        flat = (labels * B + index[:, channel])[kept]
+        expected[:, channel] = torch.bincount(flat, minlength=num_classes * B).view(num_classes, B)
+    assert torch.equal(counts_of(implementation, logits, labels.to(label_type)), expected)
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
+def test_soft_counts(implementation: Implementation, num_classes: int, pixels: int) -> None:
+    logits = drawn(num_classes, pixels)
+    counts = counts_of(implementation, logits, None) / kernels.SOFT_UNIT
+    assert torch.equal(counts, counts.round())
+    expected = torch.zeros(num_classes, num_classes, B, dtype=torch.float64)
+    probabilities = torch.softmax(logits.double(), dim=1)
+    weights = probabilities.div(kernels.SOFT_UNIT).round()
+    for channel, index in enumerate(bins_of(logits).unbind(dim=1)):
+        expected[:, channel].index_add_(1, index.flatten(), weights.movedim(1, 0).flatten(1))
+    # A probability within float32's error of half a unit may round the other way.
+    near = (probabilities / kernels.SOFT_UNIT).frac().sub(0.5).abs() < 0.3
+    assert (counts - expected).abs().sum() <= 1.2 * near.sum() * num_classes
+    assert (counts - expected).abs().max() <= max(2, pixels / 50)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@given(cut=st.integers(1, 1299), classes=st.integers(2, 21), seed=st.integers(0, 2**31))
+@example(cut=1, classes=19, seed=0)
+@settings(deadline=None, max_examples=15)
+def test_counts_of_halves_add_up_bit_for_bit(
+    implementation: Implementation, soft: bool, cut: int, classes: int, seed: int
+) -> None:
+    logits = drawn(classes, 1300, seed)
+    labels = None if soft else implementation.kernels.argmax(logits.to(implementation.device))
+    whole = counts_of(implementation, logits, labels)
+    first = counts_of(implementation, logits[:, :, :cut], None if labels is None else labels[:, :cut])
+    both = counts_of(implementation, logits[:, :, cut:], None if labels is None else labels[:, cut:], first)
+    assert torch.equal(both, whole)
+
+
+def test_counting_is_exact_beyond_what_a_chunk_holds(implementation: Implementation) -> None:
+    pixels = 70_000 if implementation.device.type == "cpu" else 1_000_000
+    logits = torch.tensor([9.0, -9.0]).view(1, 2, 1).expand(1, 2, pixels).contiguous()
+    certain = torch.softmax(logits[0, :, 0].double(), dim=0).div(kernels.SOFT_UNIT).round() * kernels.SOFT_UNIT
+    counts = counts_of(implementation, logits, None)
+    assert torch.equal(counts.sum(dim=2), torch.stack([certain, certain], dim=1) * pixels)
+    assert counts[0, 0, bins_of(torch.tensor(9.0))] == certain[0] * pixels
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
+def test_quantile_form(implementation: Implementation, num_classes: int, pixels: int) -> None:
+    logits, shifts = drawn(num_classes, pixels) * 1.3, shifts_of(num_classes)  # some logits beyond the axis
+    device = implementation.device
+    factors = kernels.quantile_factors(shifts).to(device)
+    ids = implementation.kernels.align_quantile(logits.to(device), factors, LIMIT)
+    assert_wins(ids, scores_of(logits, shifts))
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), [*SIZES, (256, 40)])
+def test_location_form(implementation: Implementation, num_classes: int, pixels: int) -> None:
+    if not hasattr(implementation.kernels, "align_location"):
+        pytest.skip("torch's is used")
+    logits, shifts = drawn(num_classes, pixels), 3 * shifts_of(num_classes, 1)
+    device = implementation.device
+    ids = implementation.kernels.align_location(logits.to(device), shifts[..., 0].to(device))
+    assert_wins(ids, scores_of(logits, shifts))
+
+
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
+def test_offset_form(implementation: Implementation, num_classes: int, pixels: int) -> None:
+    if not hasattr(implementation.kernels, "align_offset"):
+        pytest.skip("torch's is used")
+    logits, offsets = drawn(num_classes, pixels), shifts_of(num_classes, 1)[0, :, 0]
+    device = implementation.device
+    ids = implementation.kernels.align_offset(logits.to(device), offsets.to(device))
+    assert_wins(ids, (logits + offsets[:, None]).double())
+
+
+def test_shifts_near_the_widest_that_are_tabulated(implementation: Implementation) -> None:
+    logits, shifts = drawn(5, 900) * 3, shifts_of(5)
+    shifts *= 63 / (shifts.flatten(1).amax(dim=1) - shifts.flatten(1).amin(dim=1)).max()
+    device = implementation.device
+    factors = kernels.quantile_factors(shifts).to(device)
+    ids = implementation.kernels.align_quantile(logits.to(device), factors, LIMIT)
+    # Where several hypotheses are all but certain, their scores differ by less than float32 can say.
+    assert_wins(ids, scores_of(logits, shifts), 1e-5, share=0.95)
+
+
+@given(cut=st.integers(1, 1299), classes=st.integers(2, 21), seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=15)
+def test_a_pixels_class_does_not_depend_on_its_neighbours(
+    implementation: Implementation, cut: int, classes: int, seed: int
+) -> None:
+    logits = drawn(classes, 1300, seed).to(implementation.device)
+    factors = kernels.quantile_factors(shifts_of(classes)).to(implementation.device)
+    align = implementation.kernels.align_quantile
+    whole = align(logits, factors, LIMIT)
+    parts = [align(logits[:, :, :cut], factors, LIMIT), align(logits[:, :, cut:], factors, LIMIT)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize("layout", ["float16", "bfloat16", "float64", "channels last", "strided"])
+def test_other_precisions_and_layouts(implementation: Implementation, layout: str) -> None:
+    device = implementation.device
+    logits = drawn(7, 12 * 16).bfloat16().float()  # exact in all of them
+    match layout:
+        case "channels last":
+            other = logits.view(2, 7, 12, 16).contiguous(memory_format=torch.channels_last).flatten(2)
+        case "strided":
+            other = torch.stack([logits, -logits], dim=3)[..., 0]
+        case "float16":
+            logits = logits.half().float()
+            other = logits.half()
+        case _:
+            other = logits.to(getattr(torch, layout))
+    assert other.dtype != logits.dtype or other.stride() != logits.stride()
+    factors, labels = kernels.quantile_factors(shifts_of(7)).to(device), logits.argmax(dim=1)
+    for soft in (False, True):
+        expected = counts_of(implementation, logits, None if soft else labels)
+        assert torch.equal(counts_of(implementation, other, None if soft else labels), expected)
+    for form in (implementation.kernels.argmax, lambda z: implementation.kernels.align_quantile(z, factors, LIMIT)):
+        assert torch.equal(form(other.to(device)), form(logits.to(device)))
+
+
+def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba_kernels = pytest.importorskip("blda_cli.core.kernels.numba_kernels")
+    monkeypatch.setattr(numba_kernels, "_TASK", 512)
+    logits, factors = drawn(5, 3000), kernels.quantile_factors(shifts_of(5))
+    results = []
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            counts = torch.zeros(5, 5, B, dtype=torch.float64)
+            numba_kernels.count_cells_soft(counts, logits, LIMIT)
+            ids = numba_kernels.argmax(logits)
+            numba_kernels.count_cells(counts, logits, ids, LIMIT)
+            results.append((counts, ids, numba_kernels.align_quantile(logits, factors, LIMIT)))
+        finally:
+            torch.set_num_threads(threads)
+    assert all(torch.equal(one, several) for one, several in zip(*results, strict=True))
+
+
+def test_the_fast_kernels_are_chosen_where_they_are_installed() -> None:
+    numba_kernels = pytest.importorskip("blda_cli.core.kernels.numba_kernels")
+    logits = drawn(3, 10)
+    assert kernels._choose("align_quantile", logits) is numba_kernels.align_quantile
+    assert kernels._choose("align_location", logits) is kernels.torch_kernels.align_location
+
+
+def test_without_the_extra_torch_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_FAST", {"cpu": "absent_kernels"})
+    assert kernels._choose("argmax", drawn(3, 10)) is kernels.torch_kernels.argmax
