@@ -116,7 +116,9 @@ def balanced_centre(means: Tensor, pixels: Tensor) -> Tensor:
     """Balanced centring: ``b_l``, the mean of ``μ[c, l]`` over the labels ``c`` that have enough pixels.
 
     The location shift averaged over the hypotheses does not depend on the hypothesis, up to a constant per channel
-    kind, so it reduces to ``argmax_l f_l − τ b_l``; every class counts alike, however few pixels it has.
+    kind, so it reduces to ``argmax_l f_l − τ b_l``; every class counts alike, however few pixels it has. A class
+    that has too few pixels for a cell of its own is taken to have one at the positive anchor: without it, its
+    centre would hold negative cells only, and a class that is not there would be pushed up.
 
     Args:
         means: ``μ``, float64 ``[C, C]``.
@@ -126,7 +128,12 @@ def balanced_centre(means: Tensor, pixels: Tensor) -> Tensor:
         float64 ``[C]``; zeros where no label has enough pixels.
     """
     kept = pixels >= MINIMUM_PIXELS
-    return means[kept].mean(dim=0) if bool(kept.any()) else means.new_zeros(len(pixels))
+    if not bool(kept.any()):
+        return means.new_zeros(len(pixels))
+    positive, _ = pooled_means(means, torch.where(kept, pixels, 0.0))
+    count = int(kept.sum())
+    centre = means[kept].mean(dim=0)
+    return torch.where(kept, centre, (centre * count + positive) / (count + 1))
 
 
 def averaged_in(shifts: Tensor) -> Tensor:

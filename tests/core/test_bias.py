@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from blda_cli.core.bias import estimated_bias, win_probabilities
+from blda_cli.core.bias import estimated_bias, sampled_bias, win_probabilities
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.sample import PixelSample
 
 C = 4
 
@@ -78,3 +79,47 @@ def test_permuting_the_classes_permutes_the_bias() -> None:
 
 def test_without_pixels_there_is_no_bias() -> None:
     assert estimated_bias(LogitHistogram(C)).isnan().all()
+
+
+def sampled(logits: Tensor, parts: int) -> PixelSample:
+    sample = PixelSample.empty(C)
+    for index, part in enumerate(logits.chunk(parts, dim=2)):
+        sample.update(part, part.argmax(dim=1), None, [str(index)])
+    return sample
+
+
+def biased_scene() -> tuple[Tensor, Tensor]:
+    """As the network sees it, class 0 is ahead everywhere and class 3 behind."""
+    logits, labels = independent()
+    return 2 * logits + torch.tensor([1.5, 0.0, 0.0, -1.0])[:, None], labels
+
+
+def test_the_debiased_scores_stand_in_for_labels() -> None:
+    logits, labels = biased_scene()
+    confusion = ConfusionMatrix(C)
+    confusion.update(labels, logits.argmax(dim=1))
+    estimate = sampled_bias(sampled(logits, 8))
+    true = confusion.bias()
+    assert true.argsort().tolist() == estimate.bias.argsort().tolist()
+    assert (estimate.bias - true).abs().sum() < 0.5 * true.abs().sum()
+    np.testing.assert_allclose(estimate.bias.sum(), 0, atol=1e-9)
+
+
+def test_the_interval_narrows_with_images_and_holds_the_estimate() -> None:
+    logits, _ = biased_scene()
+    few, many = sampled_bias(sampled(logits[:, :, :6000], 10)), sampled_bias(sampled(logits, 100))
+    for estimate in (few, many):
+        assert (estimate.low < estimate.bias).all()
+        assert (estimate.bias < estimate.high).all()
+    assert ((many.high - many.low) < (few.high - few.low)).all()
+
+
+def test_one_image_gives_no_interval() -> None:
+    estimate = sampled_bias(sampled(biased_scene()[0], 1))
+    assert estimate.low.isnan().all()
+    assert not estimate.bias.isnan().any()
+
+
+def test_too_few_pixels_give_no_estimate() -> None:
+    logits, _ = biased_scene()
+    assert sampled_bias(sampled(logits[:, :, :400], 4)).bias.isnan().all()
