@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.methods import AlignmentSettings, Method
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file
@@ -160,9 +160,11 @@ def make_report(
         The report.
 
     Raises:
-        BldaError: predictions or labels cannot be read or do not fit each other.
+        BldaError: predictions or labels cannot be read or do not fit each other, or there is nothing to compare on.
         Interrupted: the user asked to stop.
     """
+    if compare and not len(content.statistics.sample):
+        raise BldaError(f"{statistics} keeps no sampled pixels, so --compare has nothing to try methods on")
     digest = file_digest(statistics)
     remarks = [
         f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
@@ -262,10 +264,12 @@ def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Den
     """The distributions of the statistics, and as the first folder's correction moves them."""
     source = picture_source(content.statistics)
     cells = content.statistics.cells[source]
-    files = _fitted_from(folders[0].record) if folders else None
+    settings = recorded_settings(folders[0].record.settings) if folders else None
+    if settings is None or settings.method is Method.SUPERVISED:  # which moves pixels, not cells
+        return densities(cells, cells, None)
+    files = _fitted_from(folders[0].record)
     if files is None:
         return densities(cells, cells, None)
-    settings = recorded_settings(folders[0].record.settings)
     target, anchors = files
     return densities(cells, anchors.statistics.cells.get(source, cells), fit_from_files(settings, target, anchors))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from blda_cli.core.bias import bias_interval, estimated_bias
+from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.shifts import location_shifts, occupied
@@ -45,7 +45,7 @@ def build_report(
     statistics = content.statistics
     source = estimate_source(statistics)
     shown = picture_source(statistics)
-    remarks = [*remarks, *_remarks(content, source)]
+    remarks = [*remarks, *_remarks(content)]
     before_confusion = confusions[0] if confusions else (None if runs else statistics.confusion)
     before = Predictions(
         share=shares(runs[0][1].pixels_before) if runs else statistics.predicted_share().tolist(),
@@ -56,7 +56,7 @@ def build_report(
         classes=content.classes,
         images=statistics.images,
         pixels=statistics.pixels,
-        source=str(source),
+        source="sample" if len(statistics.sample) else str(source),
         estimates=estimates,
         mean_shifts=mean_shifts(statistics.cells[shown]),
         shift_source=str(shown),
@@ -73,7 +73,7 @@ def build_report(
 
 
 def estimate_source(statistics: LogitStatistics) -> LabelSource:
-    """The cells that the bias is estimated from: those without labels where there are any."""
+    """The cells that stand for the target: those without labels where there are any."""
     return _first(statistics, LabelSource.PSEUDO, LabelSource.SOFT, LabelSource.GROUND_TRUTH)
 
 
@@ -110,13 +110,13 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimate]:
-    bias = estimated_bias(statistics.cells[source]).cpu()
-    sample = statistics.sample
-    low = high = torch.full_like(bias, torch.nan)
-    if source is not LabelSource.SOFT:
-        labels = sample.predicted if source is LabelSource.PSEUDO else sample.labels
-        low, high = bias_interval(bias, sample, labels, statistics.space)
-    return [Estimate(*row) for row in torch.stack([bias, low, high], dim=1).tolist()]
+    if len(statistics.sample):
+        found = sampled_bias(statistics.sample)
+        rows = torch.stack([found.bias, found.low, found.high], dim=1)
+    else:  # what fine-tuning counts online holds no sampled pixels
+        bias = estimated_bias(statistics.cells[source]).cpu()
+        rows = torch.stack([bias, torch.full_like(bias, torch.nan), torch.full_like(bias, torch.nan)], dim=1)
+    return [Estimate(*row) for row in rows.tolist()]
 
 
 def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:
@@ -151,15 +151,11 @@ def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> flo
     return float(stats.spearmanr(estimated, true).statistic)
 
 
-def _remarks(content: StatisticsFile, source: LabelSource) -> list[str]:
+def _remarks(content: StatisticsFile) -> list[str]:
     remarks = []
     if not content.complete:
         remarks.append("The statistics are of a run that did not finish: they hold only the images counted so far.")
     skipped = content.provenance.get("skipped", {})
     if skipped:
         remarks.append(f"{len(skipped)} images could not be read and were left out, {min(skipped)} among them.")
-    if source is LabelSource.GROUND_TRUTH:
-        remarks.append("The statistics hold no pseudo-label cells: the estimate is made from the labelled ones.")
-    if source is LabelSource.SOFT:
-        remarks.append("The statistics hold only soft cells: the estimate has no intervals.")
     return remarks

@@ -1,12 +1,12 @@
 """Comparing corrections on the sampled pixels of the statistics: nothing is run again."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Evidence, Method, fit_correction
+from blda_cli.core.methods import AlignmentSettings, Evidence, Method, fit_correction, resolve_strength
 from blda_cli.core.methods.settings import PUBLISHED, Shift
 from blda_cli.core.sample import PixelSample
 from blda_cli.reporting.build import describe, estimate_source
@@ -17,7 +17,9 @@ _FRACTION = 1 << 10
 
 
 def compare_methods(content: StatisticsFile) -> list[Candidate]:
-    """Try every method and form, with default strength, on the sampled pixels.
+    """Try every method and form that needs no labels, with default strength, on the sampled pixels.
+
+    The supervised method is left out: the labels it is fitted to are those it would be scored with.
 
     Args:
         content: its sample is what is predicted, its cells are what the corrections are fitted to.
@@ -34,13 +36,15 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     if source is PUBLISHED.label_source and mixtures is not None:
         settings.append(PUBLISHED)
     settings += [
-        AlignmentSettings(method=method, label_source=source)
+        # At 1 logit adjustment overshoots wherever shares are far from even: blda align finds its strength too.
+        AlignmentSettings(method=method, label_source=source, tau="auto" if method is Method.LOGIT_ADJUST else 1.0)
         for method in Method
-        if method not in (Method.BLDA, Method.NONE)
+        if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
     ]
     cells = statistics.cells[source]
     sample = statistics.sample
     evidence = Evidence(statistics, cells, None if mixtures is None else (mixtures, mixtures))
+    settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in settings]
     return [
         _candidate(
             "blda as published" if choice == PUBLISHED else describe(asdict(choice)),

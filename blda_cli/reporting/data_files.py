@@ -4,7 +4,8 @@
 
 - ``created_by``; ``made``: command, date, versions, the statistics' file, digest, model and provenance, the labels'
   encoding and the share of pixels without a class.
-- ``images``, ``pixels``: what the statistics are of. ``estimate_source``: the cells behind the estimates.
+- ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
+  the ``sample`` of pixels or the cells of a label source.
 - ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
 - ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "verdict"}, "before": VALUES,
   "runs": {NAME: VALUES}}``, in the order of the channels. VALUES: ``share`` of the pixels predicted as the class and,

@@ -68,7 +68,7 @@ def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correc
     Args:
         cells: whose distributions are shown.
         anchors: whose pooled cells are the anchors.
-        correction: None where there is none to show.
+        correction: None where there is none; one that mixes the channels is not shown either.
 
     Returns:
         The curves.
@@ -107,8 +107,11 @@ def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correc
     )
 
 
-def _shifts(correction: Correction, cells: LogitHistogram) -> np.ndarray:
-    """What is added to each cell's logits, ``[C, C, B]`` or ``[C, C, 1]``: label, channel, bin."""
+def _shifts(correction: Correction, cells: LogitHistogram) -> np.ndarray | None:
+    """What is added to each cell's logits, ``[C, C, B]`` or ``[C, C, 1]``: label, channel, bin.
+
+    None of a correction that is no shift of single logits.
+    """
     match correction:
         case OffsetCorrection(offsets):
             # A constant over the channels changes no prediction: without it the shifts are as small as they can be.
@@ -118,7 +121,7 @@ def _shifts(correction: Correction, cells: LogitHistogram) -> np.ndarray:
         case QuantileCorrection():
             shifts = _resampled(correction, cells)
         case _:
-            raise TypeError(type(correction).__name__)
+            return None
     values: np.ndarray = shifts.double().cpu().numpy()
     return values
 

@@ -139,7 +139,7 @@ class Report:
         classes: the classes.
         images: how many images the statistics are of.
         pixels: how many pixels.
-        source: the cells that the estimate is made from.
+        source: what the estimate is made from: the ``sample`` of pixels, or the cells of a label source.
         estimates: one per class.
         mean_shifts: ``[C][C]``, label and channel: from a cell's mean to that of its anchor, in logits.
         shift_source: the cells that these are of.

@@ -4,13 +4,24 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from blda_cli.reporting.report import Predictions, Report, Run, Scores, Verdict
 
 _NAMED = 4
 
-_SHARED_OPTIONS = {"--model", "--weights", "--images", "--slide", "--stride", "--scales", "--device", "--batch-size"}
+_SHARED_OPTIONS = {
+    "--model",
+    "--weights",
+    "--images",
+    "--slide",
+    "--stride",
+    "--scales",
+    "--device",
+    "--batch-size",
+    "--calibrator",
+}
 _SHARED_FLAGS = {"--flip", "--amp"}
 
 
@@ -229,7 +240,7 @@ def _shared_arguments(command: str) -> str:
     """What a command that counted said of model and images, for the next command; placeholders where it is unknown."""
     words = shlex.split(command)
     kept: list[str] = []
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in zip_longest(words, words[1:], fillvalue=""):
         name, given, _ = word.partition("=")
         if name in _SHARED_FLAGS:
             kept.append(word)

@@ -1,0 +1,362 @@
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from rich.console import Console
+
+from blda_cli.commands import cli
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.methods.settings import PUBLISHED, Method, Shift
+from blda_cli.data.classes import class_set
+from blda_cli.reporting.report import Estimate, Report, Scores, Verdict, scores_of
+from blda_cli.reporting.terminal import print_report
+from blda_cli.reporting.words import next_steps, percent, points, score, summary
+
+MakeDomain = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def domain(make_domain: MakeDomain) -> Any:
+    made = make_domain(6, 6)
+    made.align("aligned", AlignmentSettings())
+    made.align("adjusted", AlignmentSettings(method=Method.LOGIT_ADJUST, tau=0.5))
+    return made
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, ["report", *map(str, arguments)], catch_exceptions=False)
+
+
+def report(domain: Any, output: Path, *arguments: object) -> dict[str, Any]:
+    result = run("--stats", domain.stats, *arguments, "--json", "--quiet", "--output", output)
+    assert result.exit_code == 0, result.output
+    data: dict[str, Any] = json.loads(result.stdout)
+    assert data == json.loads((output / "report.json").read_text(encoding="utf-8"))
+    return data
+
+
+def confusion_of(domain: Any, folder: str) -> ConfusionMatrix:
+    confusion = ConfusionMatrix(len(domain.classes))
+    for key, labels in domain.labels.items():
+        predicted = np.array(Image.open(domain.folder / folder / f"{key}.png"))
+        confusion.update(labels[0], torch.from_numpy(predicted).long())
+    return confusion
+
+
+def test_without_labels(domain: Any, tmp_path: Path) -> None:
+    data = report(domain, tmp_path)
+    assert (data["format"], data["format_version"]) == ("blda-report", 1)
+    assert [entry["name"] for entry in data["classes"]] == list(domain.classes.names)
+    assert data["images"] == 6
+    assert data["estimate_source"] == "sample"
+    estimates = [entry["estimate"] for entry in data["classes"]]
+    assert [estimate["verdict"] for estimate in estimates[:-1]] == sorted(
+        (estimate["verdict"] for estimate in estimates[:-1]), key=["under", "unclear", "over"].index
+    )  # later classes are favoured
+    assert estimates[0]["verdict"] == "under"
+    assert estimates[-2]["verdict"] == "over"
+    assert estimates[-1] == {"bias": None, "low": None, "high": None, "verdict": "n/a"}
+    for estimate in estimates[:-1]:
+        assert estimate["low"] < estimate["bias"] < estimate["high"]
+    assert set(data["classes"][0]["before"]) == {"share"}
+    assert data["confusion"] is None
+    assert data["overall"] == {"before": {}, "runs": {}, "rank_correlation": None}
+    assert data["next_steps"][0]["command"].startswith("blda align --model net.toml --images frames --flip --stats")
+
+
+def test_scores_are_pooled_over_pixels_and_leave_absent_classes_out(domain: Any, tmp_path: Path) -> None:
+    data = report(domain, tmp_path, "--aligned", domain.folder / "aligned", "--labels", domain.folder / "labels")
+    for stage, folder in ((data["overall"]["before"], "argmax"), (data["overall"]["runs"]["aligned"], "predictions")):
+        confusion = confusion_of(domain, f"aligned/{folder}")
+        present = confusion.present
+        assert present.tolist() == [True] * 5 + [False]
+        assert stage["mean_iou"] == pytest.approx(float(confusion.iou()[present].mean()))
+        assert stage["mean_accuracy"] == pytest.approx(float(confusion.accuracy()[present].mean()))
+        assert stage["iou_spread"] == pytest.approx(float(np.std(confusion.iou()[present].numpy())))
+        assert stage["total_bias"] == pytest.approx(float(confusion.bias()[present].abs().sum()))
+    last = data["classes"][-1]
+    for values in (last["before"], last["runs"]["aligned"]):
+        assert (values["bias"], values["iou"], values["accuracy"]) == (None, None, None)
+        assert values["share"] == 0
+    assert data["overall"]["runs"]["aligned"]["mean_iou"] > data["overall"]["before"]["mean_iou"]
+    assert data["overall"]["rank_correlation"] > 0.9
+    assert np.array(data["confusion"]["before"]).sum() == sum(labels.numel() for labels in domain.labels.values())
+    changed = np.mean([(a != b).mean() for a, b in zip(*_pictures(domain), strict=True)])
+    assert data["overall"]["runs"]["aligned"]["changed"] == pytest.approx(changed)
+    assert data["made"]["labels"]["ignored_share"] == 0
+
+
+def _pictures(domain: Any) -> list[list[np.ndarray]]:
+    return [
+        [np.array(Image.open(domain.folder / "aligned" / kind / f"{key}.png")) for key in domain.labels]
+        for kind in ("argmax", "predictions")
+    ]
+
+
+def test_confusion_of_the_statistics_serves_without_folders(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(5, 3, labelled=True)
+    data = report(made, tmp_path)
+    assert data["confusion"]["before"] == made.statistics.confusion.counts.tolist()
+    assert data["classes"][0]["before"]["iou"] is not None
+    assert data["mean_shifts"]["source"] == "ground_truth"
+
+
+def test_folders_side_by_side(domain: Any, tmp_path: Path) -> None:
+    folders = ["--aligned", domain.folder / "aligned", "--aligned", domain.folder / "adjusted"]
+    data = report(domain, tmp_path, *folders, "--labels", domain.folder / "labels")
+    assert list(data["runs"]) == ["aligned", "adjusted"]
+    assert data["runs"]["adjusted"]["method"] == "logit-adjust, τ 0.5"
+    for name in data["runs"]:
+        expected = scores_of(confusion_of(domain, f"{name}/predictions"))
+        assert data["overall"]["runs"][name]["mean_iou"] == pytest.approx(expected.mean_iou)
+        assert [entry["runs"][name]["iou"] for entry in data["classes"]][:-1] == pytest.approx(expected.iou[:-1])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "before | after adjusted" in page
+
+
+def test_methods_are_compared_on_the_sample(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(5, 3, labelled=True)
+    data = report(made, tmp_path, "--compare")
+    tried = {candidate["method"]: candidate for candidate in data["candidates"]}
+    assert next(iter(tried)) == "argmax"
+    assert tried["argmax"]["changed"] == 0
+    assert tried["argmax"]["mean_iou"] == pytest.approx(made.statistics.confusion.mean_iou(), abs=0.01)
+    assert tried["blda two-pass, τ 1"]["mean_iou"] > tried["argmax"]["mean_iou"]
+    assert {name.split(",")[0] for name in tried} >= {"blda balanced", "logit-adjust", "prior-shift"}
+    for candidate in tried.values():
+        assert sum(candidate["share"]) == pytest.approx(1)
+
+
+def test_original_ids_are_read_back(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(4, 2)
+    made.align("plain", AlignmentSettings())
+    made.align("ids", AlignmentSettings(), ids=[7, 300, 11, 24])
+    arguments = ["--aligned", made.folder / "plain", "--aligned", made.folder / "ids"]
+    data = report(made, tmp_path, *arguments, "--labels", made.folder / "labels", "--label-encoding", "ids")
+    assert data["confusion"]["runs"]["plain"] == data["confusion"]["runs"]["ids"]
+
+
+def test_csv_has_one_line_a_class_and_empty_fields(domain: Any, tmp_path: Path) -> None:
+    data = report(domain, tmp_path, "--aligned", domain.folder / "aligned", "--labels", domain.folder / "labels")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text(encoding="utf-8"))))
+    assert [row["class"] for row in rows] == list(domain.classes.names)
+    assert float(rows[0]["before_iou"]) == data["classes"][0]["before"]["iou"]
+    assert float(rows[0]["aligned_iou"]) == data["classes"][0]["runs"]["aligned"]["iou"]
+    assert rows[0]["estimate_verdict"] == "under"
+    assert rows[-1]["before_iou"] == ""
+    assert rows[-1]["estimate_bias"] == ""
+
+
+def test_names_from_others_are_text(make_domain: MakeDomain, tmp_path: Path) -> None:
+    names = ["</script><b>x", 'a "quoted" & <i>class</i>', "=1+1", "plain", "last"]
+    made = make_domain(5, 2, names=names)
+    made.align("aligned", AlignmentSettings())
+    report(made, tmp_path, "--aligned", made.folder / "aligned", "--compare")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<b>x" not in page
+    assert "<i>class" not in page
+    assert "&lt;/script&gt;&lt;b&gt;x" in page
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(AlignmentSettings(), shift=Shift.QUANTILE),
+        PUBLISHED,
+        AlignmentSettings(method=Method.NONE),
+        AlignmentSettings(shift=Shift.BALANCED),
+    ],
+)
+def test_every_correction_can_be_shown(
+    settings: AlignmentSettings, domain: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = domain.align(f"of {request.node.name}", settings)
+    report(domain, tmp_path, "--aligned", folder)
+    assert ">after</text>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_correction_by_lost_statistics_is_shown_without_an_after(domain: Any, tmp_path: Path) -> None:
+    statistics = {"file": str(tmp_path / "gone.h5"), "sha256": "sha256:1", "anchors": None, "anchors_sha256": None}
+    folder = domain.align("lost", AlignmentSettings(), statistics=statistics)
+    data = report(domain, tmp_path, "--aligned", folder)
+    assert any("gone.h5" in remark for remark in data["remarks"])
+    assert ">after</text>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_image_has_no_interval(make_domain: MakeDomain, tmp_path: Path) -> None:
+    data = report(make_domain(4, 1), tmp_path)
+    assert all(entry["estimate"]["low"] is None for entry in data["classes"])
+    assert {entry["estimate"]["verdict"] for entry in data["classes"]} == {"over", "under", "n/a"}
+    assert any("two or more images" in sentence for sentence in data["summary"])
+
+
+def test_terminal_says_over_and_under(domain: Any, tmp_path: Path) -> None:
+    folder = domain.folder / "aligned"
+    arguments = ["--stats", domain.stats, "--aligned", folder, "--labels", domain.folder / "labels"]
+    result = run(*arguments, "--output", tmp_path)
+    assert result.exit_code == 0
+    assert "▲ over" in result.stdout
+    assert "▼ under" in result.stdout
+    assert "pooled over pixels" in result.stdout
+    assert "n/a" in result.stdout
+    assert "→ after aligned: blda two-pass, τ 1" in result.stdout
+    assert "…" not in result.stdout  # nothing is cut at 80 columns
+    assert str(tmp_path / "report.html") in result.stdout
+    assert result.stderr == ""
+
+
+def test_quiet_prints_nothing(domain: Any, tmp_path: Path) -> None:
+    result = run("--stats", domain.stats, "--quiet", "--output", tmp_path)
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_existing_report_is_kept(domain: Any, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("mine", encoding="utf-8")
+    result = run("--stats", domain.stats, "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "--overwrite" in result.stderr
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == "mine"
+    assert run("--stats", domain.stats, "--output", tmp_path, "--overwrite").exit_code == 0
+
+
+def refused(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    message: str = result.stderr
+    return message
+
+
+def test_mistakes_are_named(domain: Any, make_domain: MakeDomain, tmp_path: Path) -> None:
+    output = ["--output", tmp_path / "report"]
+    stats = ["--stats", domain.stats]
+    assert "gone.h5" in refused("--stats", tmp_path / "gone.h5", *output)
+    assert "run.json" in refused(*stats, "--aligned", tmp_path, *output)
+    assert "--aligned" in refused(*stats, "--labels", domain.folder / "labels", *output)
+    other = make_domain(4, 2).align("aligned", AlignmentSettings())
+    assert "other classes" in refused(*stats, "--aligned", other, *output)
+    fewer = domain.align("fewer", AlignmentSettings(), pixels_before=[1] * 6)
+    both = ["--aligned", domain.folder / "aligned", "--aligned", fewer]
+    assert "different predictions" in refused(*stats, *both, *output)
+    assert not (tmp_path / "report").exists()
+
+
+def test_damaged_prediction_is_named(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(4, 2)
+    folder = made.align("aligned", AlignmentSettings())
+    arguments = [
+        "--stats",
+        made.stats,
+        "--aligned",
+        folder,
+        "--labels",
+        made.folder / "labels",
+        "--output",
+        tmp_path / "r",
+    ]
+    picture = folder / "predictions" / "drive" / "frame 1.png"
+    Image.fromarray(np.full((60, 90), 77, np.uint8)).save(picture)
+    assert "no class" in refused(*arguments)
+    Image.fromarray(np.zeros((6, 9), np.uint8)).save(picture)
+    assert "9x6" in refused(*arguments)
+    picture.unlink()
+    assert "frame 1.png" in refused(*arguments)
+    assert not (tmp_path / "r").exists()
+
+
+def test_images_that_are_gone_leave_the_predictions(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(4, 2)
+    folder = made.align("aligned", AlignmentSettings())
+    for picture in (made.folder / "images").rglob("*.png"):
+        picture.unlink()
+    report(made, tmp_path, "--aligned", folder)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<figcaption>image" not in page
+    assert "prediction before" in page
+
+
+def test_classifier(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(4, 3)
+    classified = {key: [1, 2] for key in made.logits}
+    folder = made.align("classified", AlignmentSettings(), classified=classified)
+    table = tmp_path / "labels.csv"
+    table.write_text("".join(f"{key},2\n" for key in made.logits), encoding="utf-8")
+    data = report(made, tmp_path / "report", "--aligned", folder, "--labels", table)
+    assert data["overall"]["before"]["mean_accuracy"] == 0
+    assert data["overall"]["runs"]["classified"]["mean_accuracy"] == 1
+    assert data["classes"][0]["before"]["iou"] is None
+    assert "Frames that changed most" not in (tmp_path / "report/report.html").read_text(encoding="utf-8")
+
+
+def test_verdicts() -> None:
+    assert Estimate(0.1, 0.02, 0.2).verdict is Verdict.OVER
+    assert Estimate(-0.1, -0.2, -0.02).verdict is Verdict.UNDER
+    assert Estimate(0.1, -0.02, 0.2).verdict is Verdict.UNCLEAR
+    assert Estimate(math.nan, math.nan, math.nan).verdict is Verdict.UNKNOWN
+    assert Estimate(0.1, math.nan, math.nan).verdict is Verdict.OVER
+
+
+def test_numbers() -> None:
+    assert points(-0.0321) == "−3.2"
+    assert points(0.0004) == points(-0.0004) == "0.0"
+    assert points(math.nan) == percent(math.nan) == score(math.nan) == "n/a"
+    assert percent(0.1234).split() == ["12.3", "%"]
+    assert percent(0.00123).split() == ["0.12", "%"]
+    assert percent(0.0).split() == ["0.0", "%"]
+    assert score(0.178) == "17.8"
+
+
+def made_up(before: Scores | None) -> Report:
+    from blda_cli.reporting.report import Predictions
+
+    return Report(
+        classes=class_set(["road", "bus", "bike"]),
+        images=4,
+        pixels=400,
+        source="pseudo",
+        estimates=[Estimate(0.05, 0.03, 0.07), Estimate(-0.04, -0.05, -0.03), Estimate(math.nan, math.nan, math.nan)],
+        mean_shifts=[[0.0] * 3] * 3,
+        shift_source="pseudo",
+        before=Predictions([0.7, 0.3, 0.0], before),
+        runs=[],
+        candidates=[],
+        rank_correlation=math.nan,
+        made={"statistics": {"file": "my stats.h5", "provenance": {}}},
+    )
+
+
+def test_words() -> None:
+    text = summary(made_up(None))
+    assert text[0] == (
+        "On these 4 images the network, as estimated without labels, over-predicts road (+5.0 points) and "
+        "under-predicts bus (−4.0 points)."
+    )
+    assert "2 of 2 classes" in text[1]
+    assert "(n/a): bike" in text[1]
+    assert next_steps(made_up(None))[0].command == (
+        "blda align --model MODEL --images DIR --stats 'my stats.h5' --output aligned"
+    )
+
+
+def test_labels_without_any_class_are_said() -> None:
+    text = " ".join(summary(made_up(scores_of(ConfusionMatrix(3)))))
+    assert "none of the classes" in text
+
+
+def test_terminal_table_fits_any_width() -> None:
+    for width in (60, 80, 140):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_report(made_up(None), console)
+        lines = console.export_text().splitlines()
+        assert max(len(line) for line in lines if "blda align" not in line and "blda report" not in line) <= width
