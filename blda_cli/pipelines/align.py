@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.corrections import Correction
+from blda_cli.core.kernels import argmax
 from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction
 from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SkippedFile
@@ -229,11 +229,10 @@ def _align(
     kept = time.monotonic()
     try:
         for batch in segmenter.stream(files, inference, None, skipped):
-            before, after = batch.logits.argmax(dim=1), correction.predict(batch.logits)
-            # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
-            dtype = torch.uint8 if batch.logits.shape[1] <= IGNORE_INDEX else torch.int16
+            before, after = argmax(batch.logits), correction.predict(batch.logits)
             scores = correction.scores(batch.logits).half().cpu() if writer.keeps_scores else None
-            ids = torch.stack([before, after], dim=1).to(dtype).cpu().numpy()
+            # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
+            ids = torch.stack([before, after.to(before.dtype)], dim=1).cpu().numpy()
             for index, file in enumerate(batch.files):
                 writer.write(file, ids[index, 0], ids[index, 1], None if scores is None else scores[index])
             monitor.advance(len(batch.files))
