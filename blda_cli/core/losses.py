@@ -11,6 +11,8 @@ from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid
 from blda_cli.core.shifts import QUANTILE_RANGE
 
+_LEVELS = 1 << 11
+
 
 @dataclass(frozen=True)
 class ShiftTable:
@@ -46,12 +48,11 @@ class ShiftTable:
         edges = grid.edges
         row = torch.arange(rows, device=edges.device)
         own = row % num_classes
-        levels = cells.cdf(edges)
-        clamped = levels.clamp(*QUANTILE_RANGE)
-        target = anchors[1].quantile(clamped.flatten()).view_as(levels)
-        target[row, own] = anchors[0].quantile(clamped[row, own].flatten()).view(rows, -1)
-        shifts = torch.where(fitted.unsqueeze(-1), target - edges, 0.0).float()
-        positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], 0.5).float()
+        levels = _cdf(cells, edges)
+        target = _quantile(anchors[1], levels)
+        target[row, own] = _quantile(anchors[0], levels[row, own])
+        shifts = torch.where(fitted.unsqueeze(-1), target - edges, 0.0)
+        positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], 0.5)
         return cls(grid, F.pad(shifts, (0, 0, 0, 0, 0, 1)), F.pad(positive, (0, 0, 0, 1)))
 
     def shift(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -64,9 +65,11 @@ class ShiftTable:
         Returns:
             float32 ``[N, C, *spatial]``.
         """
-        num_classes = logits.shape[1]
-        channel = torch.arange(num_classes, device=logits.device).view(-1, *[1] * (logits.dim() - 2))
-        return self._look_up(self.shifts, self._known(rows).unsqueeze(1) * num_classes + channel, logits)
+        num_classes, entries = logits.shape[1], self.grid.bins + 1
+        channel = torch.arange(num_classes, dtype=torch.int32, device=logits.device) * entries
+        channel = channel.view(-1, *[1] * (logits.dim() - 2))
+        row = (self._known(rows) * (num_classes * entries)).unsqueeze(1)
+        return _interpolate(self.shifts.flatten(), self.grid.position(logits.detach()), row, channel)
 
     def density(self, logits: Tensor, rows: Tensor) -> Tensor:
         """``F[r, y](f_y)``, ``y = r mod C``: the cumulative density of every pixel's own logit; no gradient.
@@ -79,20 +82,13 @@ class ShiftTable:
             float32 ``[N, *spatial]`` in [0, 1]; 0 outside ``[0, R)``.
         """
         rows = self._known(rows)
-        own = logits.detach().gather(1, (rows % logits.shape[1]).unsqueeze(1)).squeeze(1)
-        return self._look_up(self.positive_cdf, rows, own)
+        own = logits.detach().gather(1, (rows % logits.shape[1]).long().unsqueeze(1)).squeeze(1)
+        row = rows * (self.grid.bins + 1)
+        return _interpolate(self.positive_cdf.flatten(), self.grid.position(own), row)
 
     def _known(self, rows: Tensor) -> Tensor:
-        rows, none = rows.long(), self.positive_cdf.shape[0] - 1
+        rows, none = rows.int(), self.positive_cdf.shape[0] - 1
         return torch.where((rows >= 0) & (rows < none), rows, none)
-
-    def _look_up(self, table: Tensor, cell: Tensor, logits: Tensor) -> Tensor:
-        position = self.grid.position(logits.detach())
-        below = position.to(torch.int64).clamp_(max=self.grid.bins - 1)
-        within = position.sub_(below)
-        index = below.add_(cell * (self.grid.bins + 1))
-        table = table.flatten()
-        return torch.lerp(table.take(index), table.take(index + 1), within)
 
 
 def corrected_cross_entropy(logits: Tensor, labels: Tensor, shift: Tensor, tau: float) -> Tensor:
@@ -122,3 +118,37 @@ def cumulative_density_loss(predicted: Tensor, density: Tensor, labels: Tensor) 
         float32 ``[N, *spatial]``, 0 where the label is ``IGNORE_INDEX``.
     """
     return torch.where(labels == IGNORE_INDEX, 0.0, (predicted.float() - density).abs())
+
+
+# GaussianMixture's own methods work in double precision, at several times the cost of these, which run every step.
+
+
+def _cdf(mixture: GaussianMixture, values: Tensor) -> Tensor:
+    """``F(z)`` in float32, ``[..., V]`` for values ``[V]``."""
+    scale = (0.5 / mixture.variances).sqrt()
+    total = 0.5 * mixture.weights.sum(dim=-1, keepdim=True)
+    for k in range(mixture.weights.shape[-1]):
+        standard = (values * scale[..., k, None]).sub_((mixture.means * scale)[..., k, None])
+        total = total + standard.erf_().mul_(0.5 * mixture.weights[..., k, None])
+    return total
+
+
+def _quantile(anchor: GaussianMixture, levels: Tensor) -> Tensor:
+    """``F⁻¹`` of levels clamped to ``QUANTILE_RANGE``, in float32, linear between 2¹¹ levels."""
+    low, high = QUANTILE_RANGE
+    known = torch.linspace(low, high, _LEVELS + 1, dtype=torch.float64, device=levels.device)
+    table = anchor.quantile(known).float()
+    position = (levels - low).mul_(_LEVELS / (high - low)).clamp_(0, _LEVELS)
+    return _interpolate(table, position)
+
+
+def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:
+    """Values of a table ``[T]`` at ``position`` after ``starts``, linear between entries; ``position`` is used up."""
+    below = position.int()
+    within = position.sub_(below)
+    for start in starts:
+        below.add_(start)
+    index = below.flatten()
+    # Beyond a row's last entry the step leads into the next row, but there ``within`` is 0.
+    step = F.pad(table.diff(), (0, 1)).index_select(0, index)
+    return torch.addcmul(table.index_select(0, index).view_as(within), step.view_as(within), within)

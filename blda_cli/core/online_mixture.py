@@ -72,13 +72,12 @@ def count_cells(grid: LogitGrid, logits: Tensor, labels: Tensor) -> Tensor:
         float32 ``[C, C, B]``: label, channel, bin; exact up to 2²⁴ pixels a bin.
     """
     num_classes, bins = logits.shape[1], grid.bins
-    bin_index = grid.position(logits).flatten(2).to(torch.int64).clamp_(max=bins - 1)
-    labels = labels.flatten(1).long()
-    row = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
-    channel = torch.arange(num_classes, device=logits.device).unsqueeze(1)
-    index = bin_index.add_((row.unsqueeze(1) * num_classes + channel) * bins).flatten()
+    labels = labels.flatten(1)
+    row = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes).int() * (num_classes * bins)
+    channel = torch.arange(num_classes, dtype=torch.int32, device=logits.device).unsqueeze(1) * bins
+    index = grid.position(logits).flatten(2).int().clamp_(max=bins - 1).add_(row.unsqueeze(1)).add_(channel).flatten()
     counts = torch.zeros((num_classes + 1) * num_classes * bins, device=logits.device)
-    counts.scatter_add_(0, index, torch.ones((), device=logits.device).expand_as(index))
+    counts.index_add_(0, index, torch.ones((), device=logits.device).expand_as(index))
     return counts.view(num_classes + 1, num_classes, bins)[:num_classes]
 
 

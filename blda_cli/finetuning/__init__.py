@@ -1,1 +1,1 @@
-"""Online self-training of a segmenter: teacher, mixing, sampling, pseudo-labels, and the methods put together of them."""
+"""Online self-training of a segmenter: teacher, mixing, sampling, pseudo-labels, and the methods made of them."""

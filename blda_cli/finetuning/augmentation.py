@@ -50,6 +50,11 @@ class Augmentation:
             taps /= taps.sum()
         return cls(color.astype(np.float32), float(contrast), taps.astype(np.float32))
 
+    def fields(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays by name, as a batch holds them."""
+        values = {"color": self.color, "contrast": np.array(self.contrast, dtype=np.float32), "blur": self.blur}
+        return {prefix + name: value for name, value in values.items()}
+
 
 def augment(images: Tensor, color: Tensor, contrast: Tensor, blur: Tensor) -> Tensor:
     """Apply a batch's draws.

@@ -16,27 +16,12 @@ SHARE = 0.75
 """A feature counts where at least this share of the pixels under it are of one thing class."""
 
 THINGS = frozenset(
-    [
-        "traffic light",
-        "traffic sign",
-        "sign",
-        "person",
-        "pedestrian",
-        "rider",
-        "bicyclist",
-        "motorcyclist",
-        "cyclist",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-        "trailer",
-        "caravan",
-        "animal",
-    ]
+    {
+        *("traffic light", "traffic sign", "sign", "person", "pedestrian", "rider", "bicyclist", "motorcyclist"),
+        *("cyclist", "car", "truck", "bus", "train", "motorcycle", "bicycle", "trailer", "caravan", "animal"),
+    }
 )
+"""Classes that are things, by name."""
 
 
 class FeatureDistance:
@@ -90,4 +75,5 @@ class FeatureDistance:
         classes = len(self.things) - 1
         one_hot = F.one_hot(torch.where(labels == IGNORE_INDEX, classes, labels), classes + 1)
         shares = F.adaptive_avg_pool2d(one_hot.permute(0, 3, 1, 2).float(), size)
-        return ((shares >= SHARE) & self.things.view(1, -1, 1, 1)).any(dim=1).float()
+        counted: Tensor = (shares >= SHARE) & self.things.view(1, -1, 1, 1)
+        return torch.any(counted, dim=1).float()

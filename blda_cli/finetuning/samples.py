@@ -22,6 +22,9 @@ from blda_cli.finetuning.settings import Settings
 
 _CACHE_BYTES = 1 << 30
 
+Sample = dict[str, np.ndarray | list[str]]
+"""The fields of one crop pair's `Batch`, without the batch dimension."""
+
 
 @dataclass
 class Batch:
@@ -92,7 +95,7 @@ class Sampler:
         self._image = cache.reading(lambda file: read_image(file.path))
         self._labels = cache.reading(labels)
 
-    def draw(self, number: int) -> dict[str, np.ndarray | list[str]]:
+    def draw(self, number: int) -> Sample:
         """The fields of one crop pair's `Batch`, without the batch dimension."""
         settings, host = self._settings, self._settings.host
         generator = np.random.default_rng([settings.training.seed, number])
@@ -128,13 +131,9 @@ class Sampler:
             "target_images": target_image,
             "target_rows": weighed.astype(np.float32),
             "pasted": pasted,
-            "color": mixed.color,
-            "contrast": np.float32(mixed.contrast),  # type: ignore[dict-item]
-            "blur": mixed.blur,
+            **mixed.fields(""),
             "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),
-            "masked_color": masked.color,
-            "masked_contrast": np.float32(masked.contrast),  # type: ignore[dict-item]
-            "masked_blur": masked.blur,
+            **masked.fields("masked_"),
             "files": [str(self._source[index].path), str(target_file.path)],
         }
 
@@ -146,14 +145,14 @@ class Sampler:
             workers: threads.
         """
         executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-draw")
-        ahead: deque[list[Future[dict[str, np.ndarray | list[str]]]]] = deque()
+        ahead: deque[list[Future[Sample]]] = deque()
         try:
             for batch in numbers:
                 ahead.append([executor.submit(self.draw, number) for number in batch])
                 if len(ahead) > 1 + max(workers, 1) // len(batch):
-                    yield _collate([future.result() for future in ahead.popleft()])
+                    yield collate([future.result() for future in ahead.popleft()])
             while ahead:
-                yield _collate([future.result() for future in ahead.popleft()])
+                yield collate([future.result() for future in ahead.popleft()])
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -238,7 +237,8 @@ class _Cache:
         return cached
 
 
-def _collate(samples: list[dict[str, np.ndarray | list[str]]]) -> Batch:
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of one size as a batch on the CPU."""
     values: dict[str, Tensor | list[str]] = {"files": [name for sample in samples for name in sample["files"]]}
     for name in samples[0].keys() - {"files"}:
         values[name] = torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))

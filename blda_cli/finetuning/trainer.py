@@ -219,11 +219,13 @@ def _checkpoint_activations(network: torch.nn.Module) -> None:
         BldaError: it offers neither.
     """
     for module in network.modules():
-        if hasattr(module, "gradient_checkpointing_enable"):
-            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        hugging_face: Any = getattr(module, "gradient_checkpointing_enable", None)
+        timm: Any = getattr(module, "set_grad_checkpointing", None)
+        if hugging_face is not None:
+            hugging_face(gradient_checkpointing_kwargs={"use_reentrant": False})
             return
-        if hasattr(module, "set_grad_checkpointing"):
-            module.set_grad_checkpointing(True)
+        if timm is not None:
+            timm(True)
             return
     raise BldaError(
         "--activation-checkpointing: the network offers neither gradient_checkpointing_enable (Hugging Face) nor "

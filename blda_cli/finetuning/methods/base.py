@@ -90,7 +90,7 @@ class Method(ABC):
         """What the method has learnt besides the networks."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # nothing, where nothing is learnt
         """Go on from :meth:`state_dict`."""
 
 

@@ -1,4 +1,4 @@
-"""DACS (Tranheden et al., WACV 2021): cross-entropy on the source and on mixed images with confidence-weighted labels."""
+"""DACS (Tranheden et al., WACV 2021): cross-entropy on the source and on mixed images, weighted by confidence."""
 
 from torch import Tensor
 

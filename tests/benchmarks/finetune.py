@@ -1,0 +1,177 @@
+"""What BLDA adds to a training step, and what a step costs over the networks' bare forward and backward passes.
+
+    python tests/benchmarks/finetune.py [--device cuda] [--json FILE]
+
+On the CPU: ESPNet on 256x256 crops. On a GPU: a SegFormer of B2's size on 512x512 crops in mixed precision, and in
+float32. Two source and two target crops a step, random pixels, labels in blocks. Medians; the variants take turns, so
+that what else the machine does falls on all of them alike.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.finetuning.augmentation import Augmentation
+from blda_cli.finetuning.methods.source import cross_entropy
+from blda_cli.finetuning.mixing import block_mask, class_mask
+from blda_cli.finetuning.samples import Batch, collate
+from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.trainer import Trainer
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.spec import parse_model
+
+ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
+CLASSES = {"espnet": 11, "segformer-b2": 19}
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--steps", default=15, show_default=True, help="Steps of each variant that count.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
+def main(device: str, steps: int, json_file: Path | None) -> None:
+    """Time training steps."""
+    place = torch.device(device)
+    cases = (
+        [("espnet", 256, False)] if place.type == "cpu" else [("segformer-b2", 512, True), ("segformer-b2", 512, False)]
+    )
+    results = [measure(network, crop, amp, place, steps) for network, crop, amp in cases]
+    machine = torch.cuda.get_device_name() if place.type == "cuda" else f"{platform.processor()}, {threads()}"
+    print(f"\n{machine}, torch {torch.__version__}, medians of {steps} steps, milliseconds\n")
+    print("| network | crop | amp | bare passes | dacs | blda | blda / dacs | dacs / bare | blda / bare |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for one in results:
+        print(
+            f"| {one['network']} | {one['crop']} | {'yes' if one['amp'] else 'no'} | {one['bare_ms']:.1f} "
+            f"| {one['dacs_ms']:.1f} | {one['blda_ms']:.1f} | {one['blda_over_dacs']:.3f} "
+            f"| {one['dacs_over_bare']:.3f} | {one['blda_over_bare']:.3f} |"
+        )
+    if json_file:
+        json_file.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "cases": results}, indent=1))
+
+
+def measure(network: str, crop: int, amp: bool, device: torch.device, steps: int) -> dict[str, Any]:
+    """Median times of the bare passes and of the two methods' steps."""
+    settings = Settings().with_values(
+        {"training.crop": (crop, crop), "training.amp": amp, "training.iterations": 40_000}, "benchmark"
+    )
+    batches = [random_batch(settings, CLASSES[network], number, device) for number in range(4)]
+    trainers = {
+        method: Trainer(load(network, device), settings.with_values({"training.method": method}, "benchmark"))
+        for method in ("dacs", "blda")
+    }
+    variants: dict[str, Callable[[Batch], Any]] = {
+        "bare": bare_passes(load(network, device), load(network, device), amp),
+        **{name: (lambda batch, trainer=trainer: trainer.train_step([batch])) for name, trainer in trainers.items()},
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for step in range(steps + 3):
+        for name, run in variants.items():
+            wait(device)
+            start = time.perf_counter()
+            run(batches[step % len(batches)])
+            wait(device)
+            if step >= 3:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "network": network,
+        "crop": crop,
+        "amp": amp,
+        **{f"{name}_ms": value for name, value in median.items()},
+        "blda_over_dacs": statistics.median(b / d for b, d in zip(times["blda"], times["dacs"], strict=True)),
+        "dacs_over_bare": median["dacs"] / median["bare"],
+        "blda_over_bare": median["blda"] / median["bare"],
+    }
+
+
+def bare_passes(student: NetworkSegmenter, teacher: NetworkSegmenter, amp: bool) -> Callable[[Batch], None]:
+    """Forward and backward on the source and on as many other crops, and the teacher's forward: no more."""
+    student.module.train()
+    teacher.module.train()
+
+    def logits(segmenter: NetworkSegmenter, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            return segmenter.forward_logits(images, (images.shape[2], images.shape[3]))
+
+    def run(batch: Batch) -> None:
+        student.module.zero_grad(set_to_none=True)
+        cross_entropy(logits(student, batch.source_images), batch.source_labels).mean().backward()
+        with torch.no_grad():
+            logits(teacher, batch.target_images)
+        cross_entropy(logits(student, batch.target_images), batch.source_labels).mean().backward()
+
+    return run
+
+
+def load(network: str, device: torch.device) -> NetworkSegmenter:
+    """The network with random weights, as any user's."""
+    torch.manual_seed(0)
+    if network == "espnet":
+        segmenter = load_segmenter(parse_model(str(ESPNET)), device)
+    else:
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+        config = SegformerConfig(
+            depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=19
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            SegformerForSemanticSegmentation(config).save_pretrained(folder)
+            SegformerImageProcessor(do_resize=False).save_pretrained(folder)
+            segmenter = load_segmenter(parse_model(folder), device)
+    assert isinstance(segmenter, NetworkSegmenter)
+    return segmenter
+
+
+def random_batch(settings: Settings, num_classes: int, number: int, device: torch.device) -> Batch:
+    """Two pairs of crops as a sampler would draw them, of noise."""
+    generator = np.random.default_rng(number)
+    crop = settings.training.crop
+    samples = []
+    for _ in range(settings.training.batch_size):
+        blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.uint8)
+        labels = blocks.repeat(32, axis=0).repeat(32, axis=1)
+        labels[generator.random(crop) < 0.05] = IGNORE_INDEX
+        draws = [Augmentation.draw(generator, replace(settings.host, color_jitter=1.0, blur=1.0)) for _ in range(2)]
+        samples.append(
+            {
+                "source_images": generator.integers(0, 256, (*crop, 3), dtype=np.uint8),
+                "source_labels": labels,
+                "target_images": generator.integers(0, 256, (*crop, 3), dtype=np.uint8),
+                "target_rows": np.ones(crop[0], dtype=np.float32),
+                "pasted": class_mask(generator, labels),
+                "kept": block_mask(generator, crop, 64, 0.7),
+                **draws[0].fields(""),
+                **draws[1].fields("masked_"),
+                "files": [],
+            }
+        )
+    return collate(samples).to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def threads() -> str:
+    """How many threads torch uses."""
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+if __name__ == "__main__":
+    main()
