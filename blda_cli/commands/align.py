@@ -296,7 +296,7 @@ def _show(record: "RunRecord", output: Path) -> None:
     from rich.table import Table
 
     summary = _summary(record, output)
-    table = Table(title="Share of the pixels predicted as each class", title_justify="left")
+    table = Table()
     table.add_column("class")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
@@ -305,6 +305,7 @@ def _show(record: "RunRecord", output: Path) -> None:
         change = f"×{after / before:.2f}" if before > 0 else ("new" if after > 0 else "n/a")
         table.add_row(name, f"{before:.2%}", f"{after:.2%}", change)
     console = Console()
+    console.print("Share of the pixels predicted as each class")
     console.print(table)
     console.print(
         f"{output}: {summary['images']} images, {summary['changed']:.1%} of the pixels changed",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.logit_space import LogitSpace
 from blda_cli.core.mixture import fit_mixtures
@@ -103,7 +105,7 @@ def collect_statistics(
             counting.sources,
             space=counting.space,
             bins=counting.bins,
-            device=segmenter.device,
+            device=_counting_device(segmenter.device),
         ),
         classes=segmenter.classes,
         model=model_identity(segmenter, inference),
@@ -135,7 +137,7 @@ def collect_statistics(
         write_statistics(output, content)
     shard.wait()
     part.unlink(missing_ok=True)
-    return content if shard.first else read_statistics(output)
+    return read_statistics(output)
 
 
 def _count(
@@ -150,10 +152,12 @@ def _count(
 ) -> None:
     """Count ``files``, keeping what is counted in ``part`` now and then and when something stops it."""
     kept = time.monotonic()
+    device = _counting_device(segmenter.device)
     try:
         for batch in segmenter.stream(files, inference, labels, skipped):
             keys = [file.key for file in batch.files]
-            content.statistics.update(batch.logits, batch.labels, keys)
+            labels_there = None if batch.labels is None else batch.labels.to(device)
+            content.statistics.update(batch.logits.to(device), labels_there, keys)
             content.images += keys
             monitor.advance(len(keys))
             monitor.check()
@@ -164,6 +168,11 @@ def _count(
         if content.images:
             write_statistics(part, content)
         raise
+
+
+def _counting_device(device: torch.device) -> torch.device:
+    """Counts are float64, which Apple's GPUs do not have: there the logits are counted on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _being_replaced(output: Path, shard: Shard) -> bool:
