@@ -43,13 +43,14 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     ]
     cells = statistics.cells[source]
     sample = statistics.sample
+    pixels = sample.logits.T.contiguous().unsqueeze(0)  # one image of many pixels, not many of one
     evidence = Evidence(statistics, cells, None if mixtures is None else (mixtures, mixtures))
     settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in settings]
     return [
         _candidate(
             "blda as published" if choice == PUBLISHED else describe(asdict(choice)),
             sample,
-            fit_correction(choice, evidence).predict(sample.logits),
+            fit_correction(choice, evidence).predict(pixels).squeeze(0),
         )
         for choice in settings
     ]
