@@ -140,6 +140,8 @@ def command(
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
+    if output.resolve().is_relative_to(Path(images).resolve()):
+        raise BldaError(f"{output} lies in {images}, where its pictures would be taken for images: give another folder")
     held = {path: read_statistics(path) for path in (stats, anchors, labelled) if path is not None}
     subject = load_subject(model, weights, images, device, calibrator)
     shard = current_shard()

@@ -428,3 +428,36 @@ def test_full_disk(run: Run, refused: Refused, scene: Scene, stats: Path, aligne
         assert record(disk / "a")["pixels_after"] == record(aligned)["pixels_after"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_predictions_do_not_go_among_the_images(refused: Refused, scene: Scene, stats: Path) -> None:
+    output = scene.images / "aligned"
+    said = refused("align", *scene.options(), "--stats", stats, "--output", output)
+    assert "where its pictures would be taken for images" in said
+    assert not output.exists()
+
+
+def test_the_strength_is_found_without_labels(run: Run, scene: Scene, stats: Path) -> None:
+    output = scene.root / "adjusted"
+    run("align", *scene.options("--method", "logit-adjust"), "--stats", stats, "--output", output)
+    tau = record(output)["settings"]["tau"]
+    assert isinstance(tau, float)
+    assert 0 <= tau <= 1.5
+
+
+def test_a_few_labels_supervise_the_rest(run: Run, scene: Scene, stats: Path) -> None:
+    unlabelled = scene.root / "unlabelled.h5"
+    run("collect-stats", *scene.options(), "--output", unlabelled, "--quiet")
+    options = scene.options("--method", "supervised", "--labelled", str(stats))
+    run("align", *options, "--stats", unlabelled, "--output", scene.root / "a")
+    held = record(scene.root / "a")
+    assert held["settings"]["method"] == "supervised"
+    assert held["statistics"]["labelled"] == str(stats)
+
+
+def test_supervision_without_labels_is_refused(run: Run, refused: Refused, scene: Scene) -> None:
+    unlabelled = scene.root / "unlabelled.h5"
+    run("collect-stats", *scene.options(), "--output", unlabelled, "--quiet")
+    options = scene.options("--method", "supervised")
+    said = refused("align", *options, "--stats", unlabelled, "--output", scene.root / "a")
+    assert "no labelled pixel" in said
