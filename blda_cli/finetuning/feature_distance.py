@@ -67,7 +67,7 @@ class FeatureDistance:
             initial = last_features(self._initial(*args, **kwargs))
         assert initial is not None
         weights = self._mask(labels, (features.shape[2], features.shape[3]))
-        distance = (features.float() - initial.float()).norm(dim=1)
+        distance = torch.linalg.vector_norm(features.float() - initial.float(), dim=1)
         return (weights * distance).sum() / weights.sum().clamp(min=1)
 
     def _mask(self, labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.methods.source import cross_entropy
 from blda_cli.finetuning.mixing import block_mask, class_mask
-from blda_cli.finetuning.samples import Batch, collate
+from blda_cli.finetuning.samples import Batch, Sample, collate
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
@@ -74,7 +75,7 @@ def measure(network: str, crop: int, amp: bool, device: torch.device, steps: int
     }
     variants: dict[str, Callable[[Batch], Any]] = {
         "bare": bare_passes(load(network, device), load(network, device), amp),
-        **{name: (lambda batch, trainer=trainer: trainer.train_step([batch])) for name, trainer in trainers.items()},
+        **{name: partial(step_of, trainer) for name, trainer in trainers.items()},
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for step in range(steps + 3):
@@ -95,6 +96,11 @@ def measure(network: str, crop: int, amp: bool, device: torch.device, steps: int
         "dacs_over_bare": median["dacs"] / median["bare"],
         "blda_over_bare": median["blda"] / median["bare"],
     }
+
+
+def step_of(trainer: Trainer, batch: Batch) -> None:
+    """One step."""
+    trainer.train_step([batch])
 
 
 def bare_passes(student: NetworkSegmenter, teacher: NetworkSegmenter, amp: bool) -> Callable[[Batch], None]:
@@ -139,7 +145,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
     """Two pairs of crops as a sampler would draw them, of noise."""
     generator = np.random.default_rng(number)
     crop = settings.training.crop
-    samples = []
+    samples: list[Sample] = []
     for _ in range(settings.training.batch_size):
         blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.uint8)
         labels = blocks.repeat(32, axis=0).repeat(32, axis=1)
