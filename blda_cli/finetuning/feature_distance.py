@@ -68,7 +68,8 @@ class FeatureDistance:
         assert initial is not None
         weights = self._mask(labels, (features.shape[2], features.shape[3]))
         distance = torch.linalg.vector_norm(features.float() - initial.float(), dim=1)
-        return (weights * distance).sum() / weights.sum().clamp(min=1)
+        mean: Tensor = (weights * distance).sum() / weights.sum().clamp(min=1)
+        return mean
 
     def _mask(self, labels: Tensor, size: tuple[int, int]) -> Tensor:
         """1 where one thing class has the share of a feature's pixels, ``[N, *size]``."""
