@@ -28,6 +28,7 @@ import csv
 import io
 import json
 import math
+import re
 from typing import Any
 
 from blda_cli import __version__
@@ -36,6 +37,9 @@ from blda_cli.reporting.words import next_steps, summary
 
 FORMAT = "blda-report"
 FORMAT_VERSION = 1
+
+# A list of numbers over several lines; no text holds a line break in JSON.
+_NUMBERS = re.compile(r"\[\n(?:[\s\d.,eE+-]|null)*\]")
 
 _PER_CLASS = ("bias", "iou", "accuracy")
 _OVERALL = ("mean_iou", "mean_accuracy", "iou_spread", "accuracy_spread", "total_bias")
@@ -78,7 +82,8 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def to_json(report: Report) -> str:
     """The text of ``report.json``: the nested lists of numbers on one line a row."""
-    return json.dumps(as_data(report), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    text = json.dumps(as_data(report), ensure_ascii=False, allow_nan=False, indent=1)
+    return _NUMBERS.sub(lambda found: "".join(found[0].split()).replace(",", ", "), text) + "\n"
 
 
 def to_csv(report: Report) -> str:

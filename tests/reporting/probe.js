@@ -63,6 +63,9 @@ function overflowing(view) {
       found.push(`${element.tagName}.${element.getAttribute("class")}: ${element.textContent.slice(0, 40)}`);
     }
   }
+  for (const element of view.document.querySelectorAll(".tile, figcaption, dd, pre, aside, .words")) {
+    if (element.scrollWidth > element.clientWidth + 1) found.push(`inside ${element.className || element.tagName}`);
+  }
   return found;
 }
 
