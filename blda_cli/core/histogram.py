@@ -109,6 +109,10 @@ class LogitHistogram:
             _widened(self.counts, self.limit, limit) + _widened(other.counts, other.limit, limit), limit
         )
 
+    def cpu(self) -> "LogitHistogram":
+        """The same histogram on the CPU."""
+        return self if self.counts.device.type == "cpu" else LogitHistogram.from_counts(self.counts.cpu(), self.limit)
+
     def label_pixels(self) -> Tensor:
         """Pixels counted under each label, float64 ``[C]`` (soft counts: probability mass)."""
         return self.counts[:, 0].sum(dim=-1)

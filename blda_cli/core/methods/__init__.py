@@ -33,6 +33,7 @@ def fit_correction(settings: AlignmentSettings, evidence: Evidence) -> Correctio
     Raises:
         ValueError: the statistics lack what the method needs.
     """
+    evidence = evidence.cpu()
     return METHODS[settings.method](settings, evidence, resolve_strength(settings, evidence))
 
 
@@ -40,5 +41,5 @@ def resolve_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
     """The strength itself, found without labels where it is ``"auto"``."""
     if settings.tau != "auto":
         return settings.tau
-    fit = METHODS[settings.method]
+    fit, evidence = METHODS[settings.method], evidence.cpu()
     return label_free_strength(lambda tau: fit(settings, evidence, tau), evidence.statistics.sample)

@@ -1,7 +1,7 @@
 """What a correction is fitted with: the user's choices and the statistics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -95,6 +95,11 @@ class Evidence:
             counted = ", ".join(self.statistics.cells)
             raise ValueError(f"the statistics hold no {source} cells (only {counted})")
         return self.statistics.cells[source]
+
+    def cpu(self) -> "Evidence":
+        """The same evidence with every histogram on the CPU, where the samples are."""
+        cells = {source: histogram.cpu() for source, histogram in self.statistics.cells.items()}
+        return replace(self, statistics=replace(self.statistics, cells=cells), anchor_cells=self.anchor_cells.cpu())
 
 
 Fit = Callable[[AlignmentSettings, Evidence, float], Correction]
