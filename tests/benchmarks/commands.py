@@ -1,0 +1,214 @@
+"""What ``blda collect-stats`` and ``blda align`` cost over the network itself.
+
+    python tests/benchmarks/commands.py [--device cuda] [--images DIR] [--weights FILE] [--json FILE]
+
+The bare loop reads the same images with the same loader, runs the same network and takes its argmax; it writes nothing.
+On the CPU: ESPNet, on the frames of ``--images`` if given. On a GPU: SegFormers of B0's and B5's size with random
+weights on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what
+else the machine does falls on all alike; each loads its network anew. Wall times are medians. The last columns leave
+out what does not grow with the images (loading, fitting mixtures): a run on all less a run on one image.
+"""
+
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from blda_cli.commands import cli
+from blda_cli.commands.options import load_subject
+from blda_cli.data.images import find_images, read_image
+from blda_cli.data.loader import load_batches
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.inference import upload
+from blda_cli.segmenters.network import NetworkSegmenter
+
+ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
+SEGFORMERS = {
+    "segformer-b0": ([2, 2, 2, 2], [32, 64, 160, 256], 256),
+    "segformer-b5": ([3, 6, 40, 3], [64, 128, 320, 512], 768),
+}
+COMMANDS = ("collect-stats", "align")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and images for it.
+
+    Attributes:
+        name: what the table calls it.
+        model: as ``--model``.
+        weights: as ``--weights``.
+        images: a folder.
+        amp: whether in mixed precision.
+    """
+
+    name: str
+    model: Path
+    weights: Path | None
+    images: Path
+    amp: bool
+
+
+def espnet(weights: Path | None, images: Path | None, count: int, folder: Path) -> Case:
+    """ESPNet on frames, or on drawn ones of CamVid's size."""
+    frames = folder / "frames"
+    if images is None:
+        draw(frames, count, (360, 480), "png")
+        return Case("espnet, drawn 360x480 png", ESPNET, weights, frames, False)
+    frames.mkdir()
+    for file in find_images(images)[:count]:
+        shutil.copy(file.path, frames)
+    return Case(f"espnet, {images.parent.name}", ESPNET, weights, frames, False)
+
+
+def segformer(size: str, suffix: str, count: int, folder: Path) -> Case:
+    """A SegFormer with random weights and 19 classes, on drawn images of Cityscapes' size."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    model, images = folder / size, folder / suffix
+    if not model.exists():
+        torch.manual_seed(0)
+        depths, widths, decoder = SEGFORMERS[size]
+        config = SegformerConfig(depths=depths, hidden_sizes=widths, decoder_hidden_size=decoder, num_labels=19)
+        SegformerForSemanticSegmentation(config).save_pretrained(model)
+        SegformerImageProcessor(do_resize=False).save_pretrained(model)
+    if not images.exists():
+        draw(images, count, (1024, 2048), suffix)
+    return Case(f"{size}, drawn 1024x2048 {suffix}, fp16", model, None, images, True)
+
+
+def draw(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
+    """Draw images that take about as long to decode as photographs: coloured blocks under some noise."""
+    folder.mkdir(parents=True)
+    height, width = size
+    for number in range(count):
+        generator = np.random.default_rng(number)
+        blocks = generator.integers(20, 236, (height // 40 + 1, width // 40 + 1, 3))
+        pixels = blocks.repeat(40, axis=0).repeat(40, axis=1)[:height, :width] + generator.normal(
+            0, 4, (height, width, 1)
+        )
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.{suffix}")
+
+
+def measure(case: Case, device: str, workers: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Wall times of the bare loop and of the commands, on all images and on the first."""
+    one = folder / "one.txt"
+    one.write_text(f"{find_images(case.images)[0].path}\n")
+    common = ["--model", case.model, "--device", device, "--workers", workers, "--quiet", "--overwrite"]
+    common += ["--weights", case.weights] if case.weights else []
+    common += ["--amp"] if case.amp else []
+    outputs = {
+        "collect-stats": ["--output", folder / "s.h5"],
+        "align": ["--output", folder / "o", "--stats", folder / "s.h5"],
+    }
+    variants: dict[str, Callable[[Path], None]] = {
+        "bare": lambda images: bare_loop(case, images, device, workers),
+        "collect-stats": lambda images: blda("collect-stats", "--images", images, *outputs["collect-stats"], *common),
+        "align": lambda images: blda("align", "--images", images, *outputs["align"], *common),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    starts: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            for source, kept in ((one, starts), (case.images, times)):
+                start = time.perf_counter()
+                run(source)
+                if repeat:  # the first fills caches and compiles kernels
+                    kept[name].append(time.perf_counter() - start)
+    images = len(find_images(case.images))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    growing = {name: median[name] - statistics.median(values) for name, values in starts.items()}
+    return {
+        "case": case.name,
+        "images": images,
+        **{f"{name}_s": value for name, value in median.items()},
+        **{f"{name}_ms_per_image": 1e3 * value / (images - 1) for name, value in growing.items()},
+        **{f"{name}_over_bare": ratio(times[name], times["bare"]) for name in COMMANDS},
+        **{f"{name}_over_bare_per_image": growing[name] / growing["bare"] for name in COMMANDS},
+    }
+
+
+def ratio(times: list[float], bare: list[float]) -> float:
+    """The median over the repeats, each against the loop that ran beside it."""
+    return statistics.median(one / other for one, other in zip(times, bare, strict=True))
+
+
+def bare_loop(case: Case, images: Path, device: str, workers: int) -> None:
+    """Images, network, argmax."""
+    subject = load_subject(str(case.model), case.weights, str(images), device)
+    segmenter = subject.segmenter
+    assert isinstance(segmenter, NetworkSegmenter)
+    batches = load_batches(subject.files, lambda file: read_image(file.path), workers=workers)
+    for _, pixels, _ in upload(batches, segmenter.device):
+        segmenter.logits(pixels, InferenceOptions(amp=case.amp)).argmax(dim=1)
+    if segmenter.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def blda(*arguments: Any) -> None:
+    """Run a command; its error ends the benchmark."""
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    if result.exit_code:
+        raise click.ClickException(f"blda {' '.join(map(str, arguments))}: {result.output}")
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--images", type=click.Path(path_type=Path), help="Frames for ESPNet.  [default: drawn ones]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights for ESPNet.  [default: random ones]")
+@click.option("--count", default=16, show_default=True, help="Images of a run.")
+@click.option("--repeats", default=5, show_default=True, help="Runs that count.")
+@click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
+def main(
+    device: str,
+    images: Path | None,
+    weights: Path | None,
+    count: int,
+    repeats: int,
+    workers: int | None,
+    json_file: Path | None,
+) -> None:
+    """Time the commands."""
+    cuda = device.startswith("cuda")
+    workers = workers or (8 if cuda else 2)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases = (
+            [segformer(size, suffix, count, folder) for size in SEGFORMERS for suffix in ("jpg", "png")]
+            if cuda
+            else [espnet(weights, images, count, folder)]
+        )
+        results = [measure(case, device, workers, repeats, folder) for case in cases]
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers\n")
+    print(
+        "| | bare, s | collect-stats / bare | align / bare | bare, ms an image | collect-stats / bare | align / bare |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for one in results:
+        print(
+            f"| {one['case']} | {one['bare_s']:.2f} | {one['collect-stats_over_bare']:.2f} "
+            f"| {one['align_over_bare']:.2f} | {one['bare_ms_per_image']:.1f} "
+            f"| {one['collect-stats_over_bare_per_image']:.2f} | {one['align_over_bare_per_image']:.2f} |"
+        )
+    if json_file:
+        json_file.write_text(
+            json.dumps({"machine": machine, "torch": torch.__version__, "workers": workers, "cases": results}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
