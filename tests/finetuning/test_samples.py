@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blda_cli.data.images import find_images
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.samples import Batch, check_crop, count_class_pixels
+
+COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Batch)]
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def test_a_sample_is_a_function_of_its_number(project: Any, batches: Callable[..., Any]) -> None:
+    one, other = batches(project, [[3, 7]]), batches(project, [[3, 7]])
+    assert equal(one[0], other[0])
+    assert not equal(one[0], batches(project, [[3, 8]])[0])
+    assert not equal(one[0], batches(project, [[3, 7]], training__seed=1)[0])
+
+
+def test_labels_lie_on_their_images(project: Any, batches: Callable[..., Any]) -> None:
+    for batch in batches(project, [[number] for number in range(12)]):
+        assert batch.source_images.shape == (1, 3, 32, 40)
+        labels = batch.source_labels[0].numpy()
+        known = labels != 255
+        difference = batch.source_images[0].permute(1, 2, 0).numpy()[known] - COLORS[labels[known]]
+        assert np.abs(difference).mean() < 15  # the noise; a shift of a block would be far more
+
+
+def test_rows_at_the_borders_of_the_target_can_be_left_out(project: Any, batches: Callable[..., Any]) -> None:
+    weighed = [batch.target_rows for batch in batches(project, [[n] for n in range(20)], host__ignore_rows=(4, 6))]
+    counts = torch.cat(weighed).sum(dim=1)
+    # Images have 40 rows, crops 32: of the first 4 and last 6 rows at least two are always in the crop.
+    assert float(counts.max()) <= 30
+    assert float(counts.min()) >= 22
+    assert all(bool((batch.target_rows == 1).all()) for batch in batches(project, [[0, 1]]))
+
+
+def test_without_classmix_nothing_is_pasted(project: Any, batches: Callable[..., Any]) -> None:
+    assert not batches(project, [[0, 1]], host__classmix=False)[0].pasted.any()
+    assert batches(project, [[0, 1]])[0].pasted.any()
+
+
+def test_rare_classes_are_seen_more_often(project: Any, batches: Callable[..., Any]) -> None:
+    def share(**values: Any) -> float:
+        drawn = batches(project, [list(range(40))], **values)[0].source_labels
+        return float((drawn == 3).sum() / (drawn != 255).sum())
+
+    assert share() > 1.2 * share(host__rare_class_sampling=False)
+
+
+def test_counts_are_kept_for_the_next_time(project: Any, tmp_path: Path) -> None:
+    files = find_images(project.folder / "day" / "images")
+    calls = []
+
+    def labels(file: Any) -> np.ndarray:
+        calls.append(file)
+        return np.array([[0, 1], [1, 255]], dtype=np.uint8)
+
+    cache = tmp_path / "counts.npz"
+    for _ in range(2):
+        assert count_class_pixels(files, labels, 4, 2, cache).tolist() == [[1, 2, 0, 0]] * 6
+    assert len(calls) == 6
+    count_class_pixels(files[:3], labels, 4, 2, cache)
+    assert len(calls) == 9
+
+
+def test_a_crop_that_does_not_fit_is_named(project: Any) -> None:
+    files = find_images(project.folder / "day" / "images")
+    check_crop(files, (40, 56))
+    with pytest.raises(BldaError, match=r"41x48 is larger than .*0.png \(40x56.*--crop 40 fits"):
+        check_crop(files, (41, 48))
