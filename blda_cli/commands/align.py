@@ -1,6 +1,6 @@
 """``blda align``."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -180,7 +180,7 @@ def command(
             inference=how,
             original_ids=original_ids,
             save_scores=save_scores,
-            provenance={**provenance(), "source": images},
+            provenance={**provenance(), "source": images, "labels": asdict(subject.spec.labels)},
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,
@@ -206,7 +206,7 @@ def _settings(
     tails: str | None,
 ) -> "AlignmentSettings":
     """The preset's settings, or the defaults, with what was said beside them."""
-    from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Method, Shift
+    from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Method, Shift, default_strength
     from blda_cli.core.shifts import Tails
     from blda_cli.core.statistics import LabelSource
 
@@ -218,8 +218,8 @@ def _settings(
         "density": density and Density(density),
         "tails": tails and Tails(tails),
     }
-    if method == "logit-adjust" and tau is None:
-        said["tau"] = "auto"  # at 1 it overshoots wherever shares are far from even
+    if method and tau is None:
+        said["tau"] = default_strength(Method(method))
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     return replace(PUBLISHED if preset else AlignmentSettings(), **changes)
 

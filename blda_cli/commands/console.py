@@ -81,18 +81,21 @@ class ConsoleMonitor:
 
 
 @contextmanager
-def monitored(*, quiet: bool) -> Iterator[ConsoleMonitor]:
-    """Run a pipeline under a :class:`ConsoleMonitor`; an interruption ends in one line and exit code 130."""
+def monitored(*, quiet: bool, resumable: bool = True) -> Iterator[ConsoleMonitor]:
+    """Run a pipeline under a :class:`ConsoleMonitor`; an interruption ends in one line and exit code 130.
+
+    Args:
+        quiet: say nothing but errors.
+        resumable: what was done is kept when the user stops it.
+    """
     monitor = ConsoleMonitor(quiet=quiet)
     before = signal.signal(signal.SIGINT, monitor.ask)
     try:
         yield monitor
     except Interrupted:
         monitor.stop()
-        click.echo(
-            "blda: interrupted; what was done is kept: the same command, without --overwrite, goes on from there",
-            err=True,
-        )
+        kept = "what was done is kept: the same command, without --overwrite, goes on from there"
+        click.echo(f"blda: interrupted; {kept if resumable else 'nothing was written'}", err=True)
         sys.exit(130)
     finally:
         monitor.stop()

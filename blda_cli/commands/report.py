@@ -68,7 +68,7 @@ def command(
     content = read_statistics(stats)
     folders = open_folders(aligned, stats, content.classes)
     reader = read_run_labels(folders, labels, label_encoding, ignore_label) if labels else None
-    with monitored(quiet=quiet) as monitor:
+    with monitored(quiet=quiet, resumable=False) as monitor:
         report = make_report(
             stats, content, folders, labels=reader, compare=compare, provenance=provenance(), monitor=monitor
         )

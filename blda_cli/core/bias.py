@@ -49,6 +49,9 @@ INTERVAL_LEVEL = 0.9
 
 _REPLICATES = 1000
 
+_MOST_GROUPS = 256
+"""Above so many images, groups of images are drawn: memory stays bounded, and the interval is hardly another."""
+
 
 @dataclass(frozen=True)
 class BiasEstimate:
@@ -104,7 +107,11 @@ def sampled_bias(sample: PixelSample, *, seed: int = 0) -> BiasEstimate:
 
 
 def _soft_confusion(sample: PixelSample) -> Tensor:
-    """Per image, the pixels predicted as each class, spread over the debiased classes; float64 ``[I, C, C]``."""
+    """Per image, the pixels predicted as each class, spread over the debiased classes.
+
+    Returns:
+        float64 ``[I, C, C]``: image (or group of images), debiased class, predicted class.
+    """
     num_classes = len(sample.seen)
     weights = sample.weights()
     logits = sample.logits.double()
@@ -115,7 +122,9 @@ def _soft_confusion(sample: PixelSample) -> Tensor:
     shifts = two_pass_shifts(logits, weights, balanced_centre(shares / pixels[:, None], pixels))
     debiased = LocationCorrection(shifts.float()).scores(sample.logits).double().softmax(dim=1) * weights[:, None]
     images, image = torch.unique(sample.images, return_inverse=True)
-    matrices = torch.zeros(len(images) * num_classes, num_classes, dtype=torch.float64)
+    groups = min(len(images), _MOST_GROUPS)
+    image = image % groups
+    matrices = torch.zeros(groups * num_classes, num_classes, dtype=torch.float64)
     matrices.index_add_(0, image * num_classes + sample.predicted, debiased)
     return matrices.view(-1, num_classes, num_classes).transpose(1, 2)
 

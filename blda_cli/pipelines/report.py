@@ -13,6 +13,7 @@ import torch
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.methods import AlignmentSettings, Method
 from blda_cli.data.classes import ClassSet
+from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import LabelReader, label_reader
@@ -111,7 +112,8 @@ def read_run_labels(
     Args:
         folders: what is to be scored.
         labels: folder, glob or list of label files.
-        encoding: what their values mean; None tells it by names and contents.
+        encoding: what their values mean; None takes what the model's description says, or tells it by names and
+            contents.
         ignore: a value that means no class.
 
     Returns:
@@ -125,11 +127,16 @@ def read_run_labels(
             "--labels scores the predictions of --aligned folders: give one, or collect the statistics with --labels"
         )
     record = folders[0].record
+    described = record.provenance.get("labels", {})
+    if encoding is None and described.get("mapping"):
+        meaning: str | LabelEncoding = custom_encoding(described["mapping"])
+    else:
+        meaning = encoding or described.get("encoding") or "auto"
     return label_reader(
         folders[0].files,
         labels,
         record.class_set,
-        encoding=encoding or "auto",
+        encoding=meaning,
         groups=record.model.get("groups") or None,
         ignore=ignore,
     )

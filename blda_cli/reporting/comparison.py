@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Evidence, Method, fit_correction, resolve_strength
+from blda_cli.core.methods import (
+    AlignmentSettings,
+    Evidence,
+    Method,
+    default_strength,
+    fit_correction,
+    resolve_strength,
+)
 from blda_cli.core.methods.settings import PUBLISHED, Shift
 from blda_cli.core.sample import PixelSample
 from blda_cli.reporting.build import describe, estimate_source
@@ -37,7 +44,7 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
         settings.append(PUBLISHED)
     settings += [
         # At 1 logit adjustment overshoots wherever shares are far from even: blda align finds its strength too.
-        AlignmentSettings(method=method, label_source=source, tau="auto" if method is Method.LOGIT_ADJUST else 1.0)
+        AlignmentSettings(method=method, label_source=source, tau=default_strength(method))
         for method in Method
         if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
     ]

@@ -5,10 +5,19 @@ A new method is one module with a ``fit`` function and one line in :data:`METHOD
 
 from blda_cli.core.corrections import Correction
 from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method
+from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method, default_strength
 from blda_cli.core.strength import label_free_strength
 
-__all__ = ["METHODS", "AlignmentSettings", "Evidence", "Fit", "Method", "fit_correction", "resolve_strength"]
+__all__ = [
+    "METHODS",
+    "AlignmentSettings",
+    "Evidence",
+    "Fit",
+    "Method",
+    "default_strength",
+    "fit_correction",
+    "resolve_strength",
+]
 
 METHODS: dict[Method, Fit] = {
     Method.BLDA: blda.fit,
