@@ -13,6 +13,10 @@ from blda_cli.core import IGNORE_INDEX
 SAMPLE_SIZE = 1 << 16
 _SMALLEST_STRATUM = 256
 
+# A priority is 31 bits of the position and 18 of the image, which tell apart equal ones of two images.
+_TIE_BITS = 18
+_PRIORITY_BITS = 31 + _TIE_BITS
+
 
 @dataclass
 class PixelSample:
@@ -69,21 +73,24 @@ class PixelSample:
             keys: N names, one per image, unique over all updates.
         """
         num_classes = len(self.seen)
-        ceiling = self._ceilings()
+        ceiling = (self._ceilings() >> _TIE_BITS).int().to(logits.device)
         parts = [self]
         for index, key in enumerate(keys):
-            pixels = predicted[index].reshape(-1).cpu().long()
-            generator, image = _image_generator(key)
-            priorities = torch.from_numpy(generator.integers(0, 1 << 62, size=len(pixels), dtype=np.int64))
-            chosen = (priorities < ceiling[pixels]).nonzero().squeeze(1)
-            chosen = chosen[_lowest(pixels[chosen], priorities[chosen], num_classes, self.capacity)]
-            where = chosen.to(logits.device)
+            # All pixels are looked at where they are; only those that may enter leave the device.
+            pixels = predicted[index].reshape(-1)
+            image = _digest(key)
+            mixed = _mixed(image, len(pixels), logits.device)
+            where = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
+            classes = pixels[where].long().cpu()
+            priorities = (mixed[where].long().cpu() << _TIE_BITS) | (image & ((1 << _TIE_BITS) - 1))
+            chosen = _lowest(classes, priorities, num_classes, self.capacity)
+            where = where[chosen.to(where.device)]
             parts.append(
                 PixelSample(
                     capacity=self.capacity,
-                    seen=torch.bincount(pixels, minlength=num_classes),
+                    seen=torch.bincount(pixels, minlength=num_classes).cpu(),
                     logits=logits[index].reshape(num_classes, -1)[:, where].T.float().cpu(),
-                    predicted=pixels[chosen],
+                    predicted=classes[chosen],
                     labels=torch.full_like(chosen, IGNORE_INDEX)
                     if labels is None
                     else labels[index].reshape(-1)[where].long().cpu(),
@@ -106,7 +113,7 @@ class PixelSample:
         """Per class, the priority a pixel must stay below to enter; int64 ``[C]``."""
         full = torch.bincount(self.predicted, minlength=len(self.seen)) >= self.capacity
         highest = torch.zeros_like(self.seen).scatter_reduce(0, self.predicted, self.priorities, "amax")
-        return torch.where(full, highest, torch.iinfo(torch.int64).max)
+        return torch.where(full, highest, (1 << _PRIORITY_BITS) - 1)
 
 
 def _joined(parts: Sequence[PixelSample]) -> PixelSample:
@@ -118,25 +125,37 @@ def _joined(parts: Sequence[PixelSample]) -> PixelSample:
     return PixelSample(
         capacity=first.capacity,
         seen=torch.stack([part.seen for part in parts]).sum(dim=0),
-        logits=torch.cat([part.logits for part in parts])[chosen],
-        predicted=predicted[chosen],
-        labels=torch.cat([part.labels for part in parts])[chosen],
-        images=torch.cat([part.images for part in parts])[chosen],
-        priorities=priorities[chosen],
+        logits=torch.cat([part.logits for part in parts]).index_select(0, chosen),
+        predicted=predicted.index_select(0, chosen),
+        labels=torch.cat([part.labels for part in parts]).index_select(0, chosen),
+        images=torch.cat([part.images for part in parts]).index_select(0, chosen),
+        priorities=priorities.index_select(0, chosen),
     )
 
 
 def _lowest(classes: Tensor, priorities: Tensor, num_classes: int, capacity: int) -> Tensor:
     """Indices of the ``capacity`` lowest priorities of every class, sorted by class and priority."""
-    by_priority = priorities.argsort()
-    order = by_priority[classes[by_priority].argsort(stable=True)]
+    # One key for both; numpy's stable sort is quick on runs that are sorted already, as samples are.
+    keys = (classes << _PRIORITY_BITS) | priorities
+    order = torch.from_numpy(np.argsort(keys.numpy(), kind="stable"))
     counts = torch.bincount(classes, minlength=num_classes)
     starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(order)) - starts[classes[order]]
+    rank = torch.arange(len(order)) - starts.repeat_interleave(counts)
     return order[rank < capacity]
 
 
-def _image_generator(key: str) -> tuple[np.random.Generator, int]:
-    """An image's random numbers and its digest."""
-    digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
-    return np.random.default_rng(digest), digest
+def _digest(key: str) -> int:
+    """An image's digest, in [0, 2⁶³)."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
+
+
+def _mixed(image: int, pixels: int, device: torch.device) -> Tensor:
+    """Random numbers of an image's positions, int32 ``[P]`` in [0, 2³¹): the same on every device.
+
+    The finaliser of MurmurHash3 (Appleby, 2011), on the position counted from a number of the image's own.
+    """
+    start = (image >> _TIE_BITS) % (1 << 31)
+    values = torch.arange(start, start + pixels, device=device).int()
+    values = values.bitwise_xor_((values >> 16) & 0xFFFF).mul_(-0x7A143595)
+    values = values.bitwise_xor_((values >> 13) & 0x7FFFF).mul_(-0x3D4D51CB)
+    return values.bitwise_xor_((values >> 16) & 0xFFFF).bitwise_and_(0x7FFFFFFF)
