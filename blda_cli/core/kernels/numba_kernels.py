@@ -20,8 +20,8 @@ from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids
 
 _BLOCK = 512  # pixels: a block's temporaries, 12 bytes a logit, stay in the first two levels of cache
 _PADDED = _BLOCK + 16  # rows a power of two apart would share a few cache sets
-_TASK = 1 << 16  # pixels a thread takes at a time
-_CHUNK = 1 << 18  # pixels converted at a time where the logits are not float32 rows already
+_TASK = 1 << 13  # pixels a thread takes at a time: a millisecond's work
+_CHUNK = 1 << 21  # logits converted at a time where they are not float32 rows already
 _SOFT_CHUNK = (1 << 16) - 1  # pixels whose weights, 2^16 at most each, add up in 32 bits
 
 _LOG2_E = np.float32(1 / math.log(2))
@@ -32,15 +32,6 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 _SOFT_SCALE = np.float32(1 / SOFT_UNIT)
 
 Array = NDArray[Any]
-
-
-def argmax(logits: Tensor) -> Tensor:
-    """See :func:`blda_cli.core.kernels.argmax`."""
-    ids = empty_ids(logits)
-    for image, start, values in _rows(logits):
-        out = ids[image, start : start + values.shape[1]].numpy()
-        _in_threads(_argmax, values.shape[1], _TASK, values, out)
-    return ids
 
 
 def count_cells(counts: Tensor, logits: Tensor, labels: Tensor, limit: float) -> None:
@@ -61,7 +52,7 @@ def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
     for _, _, values in _rows(logits):
         for start in range(0, values.shape[1], _SOFT_CHUNK):
             size = min(_SOFT_CHUNK, values.shape[1] - start)
-            _in_threads(_weigh, size, _TASK // 4, values, start, weights)
+            _in_threads(_weigh, size, _TASK, values, start, weights)
             _in_threads(_count_soft, num_classes, share, values, start, weights[:size], scale, cells)
 
 
@@ -73,23 +64,6 @@ def align_quantile(logits: Tensor, factors: Tensor, limit: float) -> Tensor:
         out = ids[image, start : start + values.shape[1]].numpy()
         _in_threads(_align, values.shape[1], _TASK, values, table, scale, out)
     return ids
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _argmax(first: int, last: int, logits: Array, ids: Array) -> None:
-    highest, winner = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    for start in range(first, last, _BLOCK):
-        size = min(_BLOCK, last - start)
-        for j in range(size):
-            highest[j], winner[j] = logits[0, start + j], 0
-        for channel in range(1, logits.shape[0]):
-            row = logits[channel, start : start + size]
-            for j in range(size):
-                higher = row[j] > highest[j]
-                highest[j] = row[j] if higher else highest[j]
-                winner[j] = channel if higher else winner[j]
-        for j in range(size):
-            ids[start + j] = winner[j]
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -229,7 +203,7 @@ def _exponentiate(logits: Array, start: int, size: int, exponentials: Array, bit
 def _rows(logits: Tensor) -> Iterator[tuple[int, int, Array]]:
     """Image, first pixel and values: whole images of contiguous float32, else chunks converted to it."""
     whole = logits.dtype is torch.float32 and logits.is_contiguous()
-    step = logits.shape[2] if whole else _CHUNK
+    step = logits.shape[2] if whole else max(_TASK, _CHUNK // logits.shape[1])
     for image in range(logits.shape[0]):
         for start in range(0, logits.shape[2], step):
             yield image, start, logits[image, :, start : start + step].float().contiguous().numpy()
