@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from blda_cli.data.classes import ClassSet
@@ -218,8 +219,8 @@ class PredictionWriter:
         count = len(self._classes)
         return _Written(
             key=key,
-            before=np.bincount(before.ravel(), minlength=count),
-            after=np.bincount(after.ravel(), minlength=count),
+            before=_count(before, count),
+            after=_count(after, count),
             changed=int((before != after).sum()),
         )
 
@@ -229,6 +230,11 @@ class PredictionWriter:
         record.pixels_after = (np.array(record.pixels_after) + written.after).tolist()
         record.pixels_changed += written.changed
         record.changed[written.key] = written.changed / int(written.before.sum())
+
+
+def _count(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class; numpy's own would first copy bytes to integers of eight."""
+    return torch.bincount(torch.as_tensor(ids).reshape(-1), minlength=num_classes).numpy()
 
 
 def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
