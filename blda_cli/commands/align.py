@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tau",
     type=StrengthType(),
-    help="Strength of the correction; 0 leaves argmax, auto finds it without labels.  [default: 1, logit-adjust auto]",
+    help="Strength of the correction; 0 leaves argmax, auto finds it without labels.  [default: auto where it can]",
 )
 @click.option(
     "--label-source",
@@ -159,10 +159,7 @@ def command(
         evidence = evidence_from_files(
             settings, target, held[anchors] if anchors else target, held[labelled] if labelled else None
         )
-        searched = settings.tau == "auto"
         settings = replace(settings, tau=resolve_strength(settings, evidence))
-        if searched:
-            monitor.say(f"--tau auto: {settings.tau:.2f}")
         record = align(
             subject.segmenter,
             subject.files,
@@ -218,10 +215,11 @@ def _settings(
         "density": density and Density(density),
         "tails": tails and Tails(tails),
     }
-    if method and tau is None:
-        said["tau"] = default_strength(Method(method))
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
-    return replace(PUBLISHED if preset else AlignmentSettings(), **changes)
+    settings = replace(PUBLISHED if preset else AlignmentSettings(), **changes)
+    if tau is None and not preset:
+        settings = replace(settings, tau=default_strength(settings.method, settings.shift))
+    return settings
 
 
 def _refuse_unused(
@@ -297,6 +295,8 @@ def _show(record: "RunRecord", output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from blda_cli.reporting.build import describe
+
     summary = _summary(record, output)
     table = Table()
     table.add_column("class")
@@ -310,7 +310,8 @@ def _show(record: "RunRecord", output: Path) -> None:
     console.print("Share of the pixels predicted as each class")
     console.print(table)
     console.print(
-        f"{output}: {summary['images']} images, {summary['changed']:.1%} of the pixels changed",
+        f"{output}: {summary['images']} images, {summary['changed']:.1%} of the pixels changed; "
+        f"{describe(record.settings)}",
         highlight=False,
         soft_wrap=True,
     )

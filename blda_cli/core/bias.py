@@ -68,7 +68,7 @@ class BiasEstimate:
     high: Tensor
 
 
-def sampled_bias(sample: PixelSample, *, seed: int = 0) -> BiasEstimate:
+def sampled_bias(sample: PixelSample, *, interval: bool = True, seed: int = 0) -> BiasEstimate:
     """``Bias(l)`` of the network's argmax, the debiased scores in the place of the labels.
 
     The two-pass location form gives every sampled pixel a probability of each class; the confusion matrix of argmax
@@ -82,6 +82,7 @@ def sampled_bias(sample: PixelSample, *, seed: int = 0) -> BiasEstimate:
 
     Args:
         sample: random pixels, not none.
+        interval: also draw the interval; its ends are NaN otherwise.
         seed: of the draws.
 
     Returns:
@@ -91,7 +92,7 @@ def sampled_bias(sample: PixelSample, *, seed: int = 0) -> BiasEstimate:
     whole = matrices.sum(dim=0)
     bias = _bias_of(whole[None], whole.sum(dim=1) >= MINIMUM_PIXELS)[0]
     count = len(matrices)
-    if count < 2:
+    if count < 2 or not interval:
         return BiasEstimate(bias, torch.full_like(bias, torch.nan), torch.full_like(bias, torch.nan))
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_REPLICATES)
     drawn = torch.from_numpy(draws).to(matrices.dtype)

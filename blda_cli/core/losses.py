@@ -144,7 +144,7 @@ def _quantile(anchor: GaussianMixture, levels: Tensor) -> Tensor:
 
 def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:
     """Values of a table ``[T]`` at ``position`` after ``starts``, linear between entries; ``position`` is used up."""
-    below = position.int()
+    below = position.nan_to_num_(0.0).int()  # NaN is for the loss to tell; as an index it would bring a GPU down
     within = position.sub_(below)
     for start in starts:
         below.add_(start)

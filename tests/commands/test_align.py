@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from blda_cli.core.strength import bias_strength
+from blda_cli.store.statistics import read_statistics
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Run, Scene
@@ -94,6 +98,8 @@ def test_the_biased_class_loses_and_accuracy_gains(aligned: Path, scene: Scene) 
 
 def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats: Path) -> None:
     said = record(aligned)
+    strength = bias_strength(read_statistics(stats).statistics.sample)
+    assert 0 < strength < 1
     assert said["format"] == "blda-predictions"
     assert said["classes"] == ["road", "tree", "car", "sky"]
     assert said["ids"] == [0, 1, 2, 3]
@@ -105,7 +111,7 @@ def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats:
     assert {name: said["settings"][name] for name in ("method", "shift", "tau", "label_source")} == {
         "method": "blda",
         "shift": "two-pass",
-        "tau": 1.0,
+        "tau": strength,
         "label_source": "pseudo",
     }
     assert said["provenance"]["command"].startswith("blda ")
@@ -347,7 +353,8 @@ def test_a_run_goes_on_after_interruptions(run: Run, refused: Refused, scene: Sc
     interrupted(run, [*arguments, output], 2)
     assert not (output / "run.json").exists()
     assert (output / "run.json.partial").exists()
-    assert "differs in settings.tau (1.0 and 0.5)" in refused(*arguments, output, "--tau", "0.5", "--quiet")
+    said = refused(*arguments, output, "--tau", "0.5", "--quiet")
+    assert re.search(r"differs in settings.tau \(0\.\d+ and 0\.5\)", said)
     interrupted(run, [*arguments, output], 1)
     assert "aligning: going on after 3 of 6 images" in run(*arguments, output).stderr
     one, other = tree(output), tree(scene.root / "whole")

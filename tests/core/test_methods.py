@@ -9,7 +9,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.corrections import LocationCorrection, OffsetCorrection
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import LogitSpace
-from blda_cli.core.methods import METHODS, fit_correction, resolve_strength
+from blda_cli.core.methods import METHODS, default_strength, fit_correction, resolve_strength
 from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Evidence, Method, Shift
 from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.self_training import class_thresholds
@@ -296,3 +296,27 @@ def test_the_label_free_strength_improves_on_argmax(settings: AlignmentSettings)
     confusion.update(labels, fit_correction(settings, evidence).predict(logits))
     argmax.update(labels, logits.argmax(dim=1))
     assert confusion.mean_accuracy() > argmax.mean_accuracy() + 0.01
+
+
+def test_blda_is_as_strong_as_the_bias_is_large() -> None:
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, C, (2, 128, 128), generator=random)
+    logits = torch.randn(2, C, 128, 128, generator=random)
+    logits += 4.0 * torch.nn.functional.one_hot(labels, C).movedim(-1, 1)
+    found = []
+    for ahead in (0.0, 3.0, 6.0):
+        shifted = logits.clone()
+        shifted[:, 0] += ahead
+        confusion = ConfusionMatrix(C)
+        confusion.update(labels, shifted.argmax(dim=1))
+        found.append(resolve_strength(AlignmentSettings(tau="auto"), evidence_of(shifted, labels)))
+        assert found[-1] == pytest.approx(min(1.0, float(confusion.bias().abs().sum())), abs=0.1)
+    assert found[0] < 0.1
+    assert found == sorted(found)
+    assert found[-1] == 1
+
+
+def test_what_nobody_says_is_found_where_it_can_be() -> None:
+    assert default_strength(Method.BLDA, Shift.TWO_PASS) == "auto"
+    assert default_strength(Method.BLDA, Shift.QUANTILE) == 1
+    assert default_strength(Method.SUPERVISED, Shift.TWO_PASS) == 1

@@ -132,7 +132,8 @@ def test_methods_are_compared_on_the_sample(make_domain: MakeDomain, tmp_path: P
     assert next(iter(tried)) == "argmax"
     assert tried["argmax"]["changed"] == 0
     assert tried["argmax"]["mean_iou"] == pytest.approx(made.statistics.confusion.mean_iou(), abs=0.01)
-    assert tried["blda two-pass, τ 1"]["mean_iou"] > tried["argmax"]["mean_iou"]
+    two_pass = next(candidate for name, candidate in tried.items() if name.startswith("blda two-pass, τ 0."))
+    assert two_pass["mean_iou"] > tried["argmax"]["mean_iou"]
     assert {name.split(",")[0] for name in tried} >= {"blda balanced", "logit-adjust", "prior-shift"}
     for candidate in tried.values():
         assert sum(candidate["share"]) == pytest.approx(1)

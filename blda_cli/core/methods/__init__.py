@@ -5,8 +5,8 @@ A new method is one module with a ``fit`` function and one line in :data:`METHOD
 
 from blda_cli.core.corrections import Correction
 from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method, default_strength
-from blda_cli.core.strength import label_free_strength
+from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method, Shift, default_strength
+from blda_cli.core.strength import bias_strength, label_free_strength
 
 __all__ = [
     "METHODS",
@@ -50,5 +50,8 @@ def resolve_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
     """The strength itself, found without labels where it is ``"auto"``."""
     if settings.tau != "auto":
         return settings.tau
+    sample = evidence.statistics.sample
+    if settings.method is Method.BLDA and settings.shift is not Shift.QUANTILE:
+        return bias_strength(sample)
     fit, evidence = METHODS[settings.method], evidence.cpu()
-    return label_free_strength(lambda tau: fit(settings, evidence, tau), evidence.statistics.sample)
+    return label_free_strength(lambda tau: fit(settings, evidence, tau), sample)

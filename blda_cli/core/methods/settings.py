@@ -65,9 +65,11 @@ class AlignmentSettings:
     tails: Tails = Tails.CONSTANT
 
 
-def default_strength(method: Method) -> float | Literal["auto"]:
-    """What a method's strength is where nobody says it: 1, which overshoots for logit adjustment alone."""
-    return "auto" if method is Method.LOGIT_ADJUST else 1.0
+def default_strength(method: Method, shift: Shift) -> float | Literal["auto"]:
+    """What the strength is where nobody says it: found without labels where there is a sound way to."""
+    if method is Method.LOGIT_ADJUST or (method is Method.BLDA and shift is not Shift.QUANTILE):
+        return "auto"
+    return 1.0
 
 
 PUBLISHED = AlignmentSettings(shift=Shift.QUANTILE, tau=0.2, density=Density.MIXTURE, tails=Tails.CLAMP)
