@@ -5,8 +5,9 @@
 The bare loop reads the same images with the same loader, runs the same network and takes its argmax; it writes nothing.
 On the CPU: ESPNet, on the frames of ``--images`` if given. On a GPU: SegFormers of B0's and B5's size with random
 weights on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what
-else the machine does falls on all alike; each loads its network anew. Wall times are medians. The last columns leave
-out what does not grow with the images (loading, fitting mixtures): a run on all less a run on one image.
+else the machine does falls on all alike; each loads its network anew. Wall times are medians; processor times (of all
+threads) tell more where others use the machine. The last columns leave out what does not grow with the images (loading,
+fitting mixtures): a run on all less a run on one image.
 """
 
 import json
@@ -118,26 +119,49 @@ def measure(case: Case, device: str, workers: int, repeats: int, folder: Path) -
         "collect-stats": lambda images: blda("collect-stats", "--images", images, *outputs["collect-stats"], *common),
         "align": lambda images: blda("align", "--images", images, *outputs["align"], *common),
     }
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    starts: dict[str, list[float]] = {name: [] for name in variants}
+    times = {clock: {name: Times([], []) for name in variants} for clock in CLOCKS}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
-            for source, kept in ((one, starts), (case.images, times)):
-                start = time.perf_counter()
+            for source in (one, case.images):
+                start = {clock: read() for clock, read in CLOCKS.items()}
                 run(source)
-                if repeat:  # the first fills caches and compiles kernels
-                    kept[name].append(time.perf_counter() - start)
+                if repeat == 0:  # fills caches and compiles kernels
+                    continue
+                for clock, read in CLOCKS.items():
+                    kept = times[clock][name]
+                    (kept.one if source is one else kept.all).append(read() - start[clock])
     images = len(find_images(case.images))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    growing = {name: median[name] - statistics.median(values) for name, values in starts.items()}
     return {
         "case": case.name,
         "images": images,
-        **{f"{name}_s": value for name, value in median.items()},
-        **{f"{name}_ms_per_image": 1e3 * value / (images - 1) for name, value in growing.items()},
-        **{f"{name}_over_bare": ratio(times[name], times["bare"]) for name in COMMANDS},
-        **{f"{name}_over_bare_per_image": growing[name] / growing["bare"] for name in COMMANDS},
+        **{
+            clock: {
+                "seconds": {name: statistics.median(kept.all) for name, kept in of_clock.items()},
+                "seconds_per_further_image": {name: kept.further() / (images - 1) for name, kept in of_clock.items()},
+                **{f"{name}_over_bare": ratio(of_clock[name].all, of_clock["bare"].all) for name in COMMANDS},
+                **{
+                    f"{name}_over_bare_per_further_image": of_clock[name].further() / of_clock["bare"].further()
+                    for name in COMMANDS
+                },
+            }
+            for clock, of_clock in times.items()
+        },
     }
+
+
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of runs on all images, and on one."""
+
+    all: list[float]
+    one: list[float]
+
+    def further(self) -> float:
+        """What all images but one take."""
+        return statistics.median(self.all) - statistics.median(self.one)
 
 
 def ratio(times: list[float], bare: list[float]) -> float:
@@ -194,16 +218,18 @@ def main(
         results = [measure(case, device, workers, repeats, folder) for case in cases]
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers\n")
-    print(
-        "| | bare, s | collect-stats / bare | align / bare | bare, ms an image | collect-stats / bare | align / bare |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| | | bare, s | collect-stats / bare | align / bare | further image, bare, ms | collect-stats | align |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in results:
-        print(
-            f"| {one['case']} | {one['bare_s']:.2f} | {one['collect-stats_over_bare']:.2f} "
-            f"| {one['align_over_bare']:.2f} | {one['bare_ms_per_image']:.1f} "
-            f"| {one['collect-stats_over_bare_per_image']:.2f} | {one['align_over_bare_per_image']:.2f} |"
-        )
+        for clock in CLOCKS:
+            row = one[clock]
+            print(
+                f"| {one['case']} | {clock} | {row['seconds']['bare']:.2f} "
+                + "".join(f"| {row[f'{name}_over_bare']:.2f} " for name in COMMANDS)
+                + f"| {1e3 * row['seconds_per_further_image']['bare']:.1f} "
+                + "".join(f"| {row[f'{name}_over_bare_per_further_image']:.2f} " for name in COMMANDS)
+                + "|"
+            )
     if json_file:
         json_file.write_text(
             json.dumps({"machine": machine, "torch": torch.__version__, "workers": workers, "cases": results}, indent=1)
