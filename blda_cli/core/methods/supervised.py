@@ -18,10 +18,10 @@ from blda_cli.core.sample import PixelSample
 from blda_cli.core.statistics import LabelSource
 
 SHIFT_WEIGHT = 0.5
-"""Weight of BLDA's score beside the calibrator's; measured, flat between 0.3 and 1."""
+"""Weight of BLDA's score beside the calibrator's; measured, mIoU is flat between 0.3 and 0.7."""
 
-ADJUSTMENT = 0.3
-"""Strength of logit adjustment by the labelled shares; measured, trades accuracy of rare classes for IoU."""
+ADJUSTMENT = 0.5
+"""Strength of logit adjustment by the labelled shares; measured: from 0.3 to 0.5 accuracy gains 1.6 and mIoU loses 0.7."""
 
 _DECAY = 1e-5
 _ITERATIONS = 100
