@@ -21,7 +21,7 @@ SHIFT_WEIGHT = 0.5
 """Weight of BLDA's score beside the calibrator's; measured, mIoU is flat between 0.3 and 0.7."""
 
 ADJUSTMENT = 0.5
-"""Strength of logit adjustment by the labelled shares; measured: from 0.3 to 0.5 accuracy gains 1.6 and mIoU loses 0.7."""
+"""Strength of logit adjustment by the labelled shares; from 0.3 to 0.5 accuracy gains 1.6 points, mIoU loses 0.7."""
 
 _DECAY = 1e-5
 _ITERATIONS = 100
