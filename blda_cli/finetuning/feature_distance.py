@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import plain_name
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.student import Outputs, Student, last_features
+from blda_cli.finetuning.student import Outputs, last_features
 
 SHARE = 0.75
 """A feature counts where at least this share of the pixels under it are of one thing class."""
@@ -31,13 +31,21 @@ class FeatureDistance:
         things: the classes it is for, bool ``[C + 1]``; the last for pixels without a label.
     """
 
-    def __init__(self, student: Student, class_names: Sequence[str], things: Sequence[str]) -> None:
+    def __init__(
+        self, network: nn.Module, encoder: str | None, class_names: Sequence[str], things: Sequence[str]
+    ) -> None:
         """Copy the encoder as it is now.
+
+        Args:
+            network: the network before training, without hooks.
+            encoder: the encoder's name in it.
+            class_names: all classes.
+            things: the classes it is for; empty: those known as things by name.
 
         Raises:
             BldaError: the network has no encoder that can be found, or no class is a thing.
         """
-        if student.encoder is None:
+        if encoder is None:
             raise BldaError("feature distance: the network has no part called encoder or backbone; leave it out")
         unknown = set(things) - set(class_names)
         if unknown:
@@ -45,13 +53,8 @@ class FeatureDistance:
         chosen = [name in things if things else plain_name(name) in THINGS for name in class_names]
         if not any(chosen):
             raise BldaError("feature distance: no class is known as a thing; name some as host.thing_classes")
-        device = next(student.parameters()).device
-        self.things = torch.tensor([*chosen, False], device=device)
-        encoder = student.network.get_submodule(student.encoder)
-        hooks = encoder._forward_hooks.copy()
-        self._initial: nn.Module = copy.deepcopy(encoder).requires_grad_(False).eval()
-        for handle in hooks:
-            self._initial._forward_hooks.pop(handle, None)
+        self._initial: nn.Module = copy.deepcopy(network.get_submodule(encoder)).requires_grad_(False).eval()
+        self.things = torch.tensor([*chosen, False], device=next(network.parameters()).device)
 
     def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """The distance, a scalar.

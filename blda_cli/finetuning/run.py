@@ -20,6 +20,7 @@ from blda_cli.data.images import ImageFile, find_images
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning import distributed
+from blda_cli.finetuning.distributed import all_sum
 from blda_cli.finetuning.methods.base import Losses, OnlineMixtures, or_none
 from blda_cli.finetuning.run_folder import EventLog, RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler, check_crop, count_class_pixels
@@ -268,8 +269,10 @@ class _Log:
     def take(self, crops: int) -> dict[str, Any]:
         """Means since the last time; ``crops`` is how many a step has."""
         steps = self._losses
-        losses = {name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]}
-        labelled, kept = torch.as_tensor(self._labelled), torch.as_tensor(self._kept)
+        means = [torch.stack([step[name] for step in steps]).mean() for name in steps[0]]
+        averaged = all_sum(torch.stack(means)) / distributed.world_size()
+        losses = dict(zip(steps[0], averaged.tolist(), strict=True))
+        labelled, kept = (all_sum(torch.as_tensor(counts)) for counts in (self._labelled, self._kept))
         now = time.perf_counter()
         entry: dict[str, Any] = {
             "loss": sum(losses.values()),

@@ -125,9 +125,6 @@ class Student(nn.Module):
         self._tapped.encoder_output = last_features(output)
         self._tapped.encoder_inputs = (args, kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Student":
-        raise TypeError("copy the network, not the student: hooks would stay with the original")
-
 
 def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable[..., Any], images: Tensor) -> Outputs:
     """A forward pass at the images' size.

@@ -70,7 +70,7 @@ class Trainer:
         self._classes = len(segmenter.classes)
         self.method = METHODS[training.method](MethodContext(settings, self._classes, self._device))
         network = segmenter.module
-        self.teacher = Teacher(network, settings.host.teacher_momentum)
+        self.teacher = Teacher(network, settings.host.teacher_momentum, labels=self.method.uses_target)
         if distributed.world_size() > 1 and self._device.type == "cuda":
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.student = Student(
@@ -78,7 +78,9 @@ class Trainer:
         )
         self._feature_distance: FeatureDistance | None = None
         if settings.host.feature_distance > 0:
-            self._feature_distance = FeatureDistance(self.student, segmenter.classes.names, settings.host.thing_classes)
+            self._feature_distance = FeatureDistance(
+                self.teacher.network, self.student.encoder, segmenter.classes.names, settings.host.thing_classes
+            )
         if training.activation_checkpointing:
             _checkpoint_activations(self.student.network)
         self.student.train()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -32,3 +33,23 @@ def test_dropout_and_stochastic_depth_are_off_and_batch_norms_follow_the_target(
         teacher[:3](images)
     assert float(teacher.state_dict()["1.running_mean"].abs().min()) > 0
     assert torch.count_nonzero(student.state_dict()["1.running_mean"]) == 0
+
+
+def test_running_statistics_average_the_targets_as_slowly_as_the_weights() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(1, affine=False))
+    teacher = Teacher(student, 0.9)
+    expected = 0.0
+    for step in range(1, 30):
+        teacher.follow(student, step)
+        images = torch.randn(2, 1, 4, 4)
+        teacher.network(images)
+        expected += max(1 / (step + 1), 0.1) * (float(images.mean()) - expected)
+    assert float(teacher.network.state_dict()["0.running_mean"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_teacher_that_never_labels_takes_the_students_statistics() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(1))
+    teacher = Teacher(student, 0.5, labels=False)
+    student.state_dict()["0.running_mean"].fill_(8.0)
+    teacher.follow(student, 1)
+    assert float(teacher.network.state_dict()["0.running_mean"]) == 4.0

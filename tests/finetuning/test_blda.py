@@ -1,0 +1,167 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blda_cli.core.mixture import GaussianMixture
+from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
+from blda_cli.core.shifts import Anchors, Tails, quantile_shifts
+from blda_cli.finetuning.methods.base import MethodContext, MixedTargets
+from blda_cli.finetuning.methods.blda import Blda
+from blda_cli.finetuning.methods.dacs import Dacs
+from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.student import Outputs
+
+C = 3
+
+
+def method(**values: Any) -> Blda:
+    settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()}, "test")
+    return Blda(MethodContext(settings, C, torch.device("cpu")))
+
+
+def forward(seed: int, size: int = 48) -> tuple[Outputs, Tensor]:
+    """Logits that know the labels, biased towards class 0."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, C, (2, size, size), generator=generator)
+    logits = torch.randn(2, C, size, size, generator=generator) + 3 * F.one_hot(labels, C).permute(0, 3, 1, 2)
+    logits[:, 0] += 1.5
+    labels[0, :2] = 255
+    density = torch.rand(2, size, size, generator=generator)
+    return Outputs(logits.requires_grad_(), density.requires_grad_(), None, ((), {})), labels
+
+
+def exact_loss(
+    outputs: Outputs, labels: Tensor, cells: GaussianMixture, anchors: GaussianMixture, tau: float
+) -> Tensor:
+    """Corrected cross-entropy, pixel by pixel as the formula reads."""
+    kept = labels != 255
+    logits = outputs.logits.detach().permute(0, 2, 3, 1)[kept].double()
+    own = labels[kept]
+    shifts = quantile_shifts(
+        cells, Anchors(anchors[0], anchors[1]), torch.ones(C, dtype=torch.bool), logits.T.contiguous(), Tails.CLAMP
+    )
+    shift = shifts[own, :, torch.arange(len(own))]
+    loss = torch.zeros(labels.shape, dtype=torch.float64)
+    loss[kept] = F.cross_entropy(logits - tau * shift, own, reduction="none")
+    return loss
+
+
+def cells_of(bank: OnlineMixture) -> GaussianMixture:
+    return GaussianMixture(
+        *(getattr(bank.mixture, name)[: C * C].unflatten(0, (C, C)) for name in ("weights", "means", "variances"))
+    )
+
+
+def anchors_of(blda: Blda) -> GaussianMixture:
+    return GaussianMixture(*(getattr(blda.source.mixture, name)[-2:] for name in ("weights", "means", "variances")))
+
+
+def test_source_losses_are_the_formulas() -> None:
+    blda = method(blda__tau=0.3, blda__density_weight=0.5)
+    outputs, labels = forward(0)
+    losses = blda.source_losses(outputs, labels)
+    cells = cells_of(blda.source)
+    expected = exact_loss(outputs, labels, cells, anchors_of(blda), 0.3).mean()
+    torch.testing.assert_close(losses["source"].double(), expected, atol=1e-4, rtol=0)
+    kept = labels != 255
+    own = outputs.logits.detach().gather(1, labels.clamp(max=C - 1).unsqueeze(1)).squeeze(1)
+    levels = torch.stack([cells[label][label].cdf(own.flatten()).view_as(own) for label in range(C)])
+    target = levels.gather(0, labels.clamp(max=C - 1).unsqueeze(0)).squeeze(0)
+    assert outputs.density is not None
+    difference = torch.where(kept, (outputs.density - target).abs(), 0.0).mean()
+    torch.testing.assert_close(losses["source_density"].double(), 0.5 * difference, atol=1e-4, rtol=0)
+
+
+def test_the_banks_are_fitted_to_cells_and_pools() -> None:
+    blda = method()
+    start = blda.source.mixture
+    outputs, labels = forward(1)
+    blda.source_losses(outputs, labels)
+    grid = LogitGrid.spanning(reach(outputs.logits), 256)
+    counts = count_cells(grid, outputs.logits.detach(), labels)
+    pooled = torch.stack([counts.diagonal().sum(dim=1), counts.sum(dim=(0, 1)) - counts.diagonal().sum(dim=1)])
+    rows = torch.cat([counts.flatten(0, 1), pooled])
+    torch.testing.assert_close(blda.source.mixture.means, fit(start, grid.centers, rows, grid.width).means)
+    assert blda.source.fitted.all()
+    assert not blda.target.fitted.any()
+
+
+def test_mixed_pixels_look_in_the_bank_of_their_domain() -> None:
+    blda = method(blda__tau=0.3)
+    outputs, labels = forward(2)
+    blda.source_losses(outputs, labels)
+    mixed, pseudo = forward(3)
+    mixed.logits.data -= 1.0
+    from_source = torch.rand(labels.shape) < 0.5
+    weights = torch.rand(labels.shape)
+    losses = blda.mixed_losses(mixed, MixedTargets(pseudo, weights, from_source))
+    anchors = anchors_of(blda)
+    per_pixel = torch.where(
+        from_source,
+        exact_loss(mixed, pseudo, cells_of(blda.source), anchors, 0.3),
+        exact_loss(mixed, pseudo, cells_of(blda.target), anchors, 0.3),
+    )
+    torch.testing.assert_close(losses["mixed"].double(), (weights * per_pixel).mean(), atol=1e-4, rtol=0)
+    only_target = torch.where(from_source, 255, pseudo)
+    grid = LogitGrid.spanning(reach(mixed.logits), 256)
+    pixels = count_cells(grid, mixed.logits.detach(), only_target)[:, 0].sum(dim=1)
+    torch.testing.assert_close(blda.target_pixels, pixels * (1 - 0.99))
+
+
+def test_with_both_weights_zero_it_is_dacs() -> None:
+    settings = Settings().with_values({"blda.tau": 0.0, "blda.density_weight": 0.0}, "test")
+    context = MethodContext(settings, C, torch.device("cpu"))
+    blda, dacs = Blda(context), Dacs(context)
+    outputs, labels = forward(4)
+    targets = MixedTargets(labels, torch.rand(labels.shape), torch.rand(labels.shape) < 0.5)
+    for ours, theirs in (
+        (blda.source_losses(outputs, labels), dacs.source_losses(outputs, labels)),
+        (blda.mixed_losses(outputs, targets), dacs.mixed_losses(outputs, targets)),
+    ):
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value)
+        assert all(float(value.detach()) == 0 for name, value in ours.items() if name not in theirs)
+
+
+def test_debiased_labels_are_dacs_until_the_banks_know_the_target_and_then_less_biased() -> None:
+    blda = method(blda__debias_pseudo_labels=True)
+    outputs, labels = forward(5)
+    logits = outputs.logits.detach()
+    assert torch.equal(blda.label_target(logits).labels, logits.argmax(dim=1))
+    targets = MixedTargets(logits.argmax(dim=1), torch.ones(labels.shape), torch.zeros(labels.shape, dtype=torch.bool))
+    blda.source_losses(outputs, labels)
+    for _ in range(3):
+        blda.mixed_losses(outputs, targets)
+    pseudo = blda.label_target(logits)
+    known = labels != 255
+    before = (logits.argmax(dim=1) == labels)[known].float().mean()
+    after = (pseudo.labels == labels)[known].float().mean()
+    assert float(after) > float(before)
+    assert torch.equal(pseudo.weights, method().label_target(logits).weights)
+
+
+def test_it_tells_the_bias_of_the_target_and_its_mixtures() -> None:
+    blda = method()
+    assert blda.metrics()["estimated_bias"] == [None] * C
+    outputs, labels = forward(6)
+    blda.source_losses(outputs, labels)
+    blda.mixed_losses(
+        outputs, MixedTargets(labels, torch.ones(labels.shape), torch.zeros(labels.shape, dtype=torch.bool))
+    )
+    bias = blda.metrics()["estimated_bias"]
+    assert all(isinstance(one, float) for one in bias)
+    assert bias[0] == max(one for one in bias if one is not None)
+    online = blda.mixtures()
+    assert online.fitted.all()
+    assert online.cells.means.shape == (C, C, 5)
+    torch.testing.assert_close(online.anchors.means, anchors_of(blda).means.double())
+
+
+@pytest.mark.parametrize("classes", [3, 19, 65, 150])
+def test_tables_stay_small_with_many_classes(classes: int) -> None:
+    blda = Blda(MethodContext(Settings(), classes, torch.device("cpu")))
+    assert 64 <= blda._table_bins <= 2048
+    assert blda._table_bins * classes**2 <= 1 << 22

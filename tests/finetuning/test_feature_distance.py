@@ -1,0 +1,63 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.feature_distance import FeatureDistance
+from blda_cli.finetuning.student import Outputs, Student, run_student
+
+
+def parts(project: Any, things: tuple[str, ...] = ()) -> tuple[Any, Student, FeatureDistance]:
+    segmenter = project.segmenter()
+    initial = copy.deepcopy(segmenter.module)
+    student = Student(segmenter, density=False, feature_layer=None, crop=(32, 40))
+    return segmenter, student, FeatureDistance(initial, student.encoder, segmenter.classes.names, things)
+
+
+def outputs_of(segmenter: Any, student: Student) -> Outputs:
+    generator = torch.Generator().manual_seed(0)
+    return run_student(segmenter, student, student, 255 * torch.rand(2, 3, 32, 40, generator=generator))
+
+
+def test_it_is_zero_at_the_start_and_grows_with_the_encoder(project: Any) -> None:
+    segmenter, student, distance = parts(project)
+    labels = torch.full((2, 32, 40), 2)
+    assert float(distance.loss(outputs_of(segmenter, student), labels).detach()) == 0
+    with torch.no_grad():
+        student.network.get_parameter("encoder.3.bias").add_(0.5)
+    loss = distance.loss(outputs_of(segmenter, student), labels)
+    torch.testing.assert_close(float(loss.detach()), float(torch.full((12,), 0.5).norm()))
+    loss.backward()
+    assert student.network.get_parameter("encoder.3.bias").grad is not None
+
+
+def test_only_features_that_are_mostly_of_one_thing_count(project: Any) -> None:
+    segmenter, student, distance = parts(project)
+    with torch.no_grad():
+        student.network.get_parameter("encoder.3.bias").add_(0.5)
+    outputs = outputs_of(segmenter, student)
+    labels = torch.zeros(2, 32, 40, dtype=torch.long)  # roads are no things
+    assert float(distance.loss(outputs, labels)) == 0
+    labels[:, ::2, ::2] = 2  # a quarter of each feature's pixels
+    assert float(distance.loss(outputs, labels)) == 0
+    labels[:] = 255
+    assert float(distance.loss(outputs, labels)) == 0
+    labels[0, :2, :2] = 2
+    labels[0, 0, 0] = 0  # three quarters
+    assert float(distance.loss(outputs, labels)) > 1
+
+
+def test_things_are_known_by_name_or_named(project: Any) -> None:
+    assert parts(project)[2].things.tolist() == [False, False, True, False, False]
+    assert parts(project, ("sky", "tree"))[2].things.tolist() == [False, True, False, True, False]
+    with pytest.raises(BldaError, match="no class 'boat'"):
+        parts(project, ("boat",))
+    with pytest.raises(BldaError, match="no class is known as a thing"):
+        FeatureDistance(project.segmenter().module, "encoder", ("road", "sky"), ())
+
+
+def test_a_network_without_an_encoder_is_refused(project: Any) -> None:
+    with pytest.raises(BldaError, match="no part called encoder or backbone"):
+        FeatureDistance(project.segmenter().module, None, ("car",), ())

@@ -1,0 +1,70 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def blda(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, "-m", "blda_cli", "finetune", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def options(project: Any, output: Path, **changes: Any) -> list[str]:
+    values = {
+        "config": project.folder / "config.toml",
+        "device": "cpu",
+        "output": output,
+        **changes,
+    }
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def state(output: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(output / "checkpoint.pth", weights_only=True)["trainer"]
+    return loaded
+
+
+@pytest.mark.slow
+def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: Path) -> None:
+    settings = still_project.settings(
+        host__feature_distance=0.005, host__masked_consistency=1.0, training__iterations=5, run__log_every=1
+    )
+    (still_project.folder / "config.toml").write_text(settings.to_toml())
+    alone = blda(*options(still_project, tmp_path / "alone", batch_size=2))
+    assert alone.returncode == 0, alone.stderr
+    both = blda(*options(still_project, tmp_path / "both", batch_size=1), processes=2)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("model.toml") == 1
+    one, other = state(tmp_path / "alone"), state(tmp_path / "both")
+    start = still_project.segmenter().module.state_dict()
+    for name, value in one["teacher"].items():
+        # Adam turns rounding into steps where a gradient is almost zero: the whole way is compared, not each weight.
+        way = float((value - start[name]).norm())
+        assert way > 1e-3
+        assert float((other["teacher"][name] - value).norm()) < 0.05 * way, name
+    for bank in ("source", "target"):
+        for name in ("weights", "means", "variances"):
+            torch.testing.assert_close(other["method"][bank][name], one["method"][bank][name], atol=5e-3, rtol=1e-2)
+        assert torch.equal(other["method"][bank]["fitted"], one["method"][bank]["fitted"])
+    first = [json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("alone", "both")]
+    for share in ("pseudo_share", "kept_share"):
+        assert first[0][share] == pytest.approx(first[1][share], abs=1e-3)
+    for name, value in first[0]["losses"].items():
+        # Its mean is over the features of each process' crops.
+        assert first[1]["losses"][name] == pytest.approx(value, rel=1e-3, abs=1e-2 if name == "feature_distance" else 0)

@@ -1,0 +1,251 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blda_cli.core.statistics import LabelSource
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.settings import read_settings
+from blda_cli.pipelines.align import check_statistics
+from blda_cli.pipelines.monitor import Interrupted, SilentMonitor
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.spec import parse_model
+from blda_cli.store.statistics import read_statistics
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(output: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(output / "checkpoint.pth", weights_only=True)
+    return state
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+@pytest.fixture(scope="module")
+def finished(project: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    values = {
+        "data__val_images": str(project.folder / "dusk" / "images"),
+        "data__val_labels": str(project.folder / "dusk" / "labels"),
+        "run__validate_every": 4,
+        "run__pictures_every": 3,
+    }
+    return output, project.run(output, **values)
+
+
+def test_a_run_folder_holds_all_it_should(finished: tuple[Path, dict[str, Any]], project: Any) -> None:
+    output, result = finished
+    weights = {"weights.safetensors"} if (output / "weights.safetensors").exists() else {"weights.pth"}
+    assert {path.name for path in output.iterdir()} == {
+        *("config.toml", "run.json", "metrics.jsonl", "checkpoint.pth", "source_classes.npz"),
+        *("model.toml", "statistics.h5", "pictures"),
+        *weights,
+    }
+    assert read_settings(output / "config.toml").training == project.settings().training
+    record = json.loads((output / "run.json").read_text())
+    assert record["command"] == "blda finetune"
+    assert record["model"]["weights"].startswith("sha256:")
+    assert result["model"] == str(output / "model.toml")
+    assert sorted(path.name for path in (output / "pictures").iterdir()) == ["000003.png", "000006.png"]
+    with Image.open(output / "pictures" / "000003.png") as picture:
+        assert picture.size == (80, 64)
+
+
+def test_metrics_tell_what_happened(finished: tuple[Path, dict[str, Any]]) -> None:
+    entries = lines(finished[0])
+    trained = [entry for entry in entries if "loss" in entry]
+    assert [entry["iteration"] for entry in trained] == [2, 4, 6]
+    for entry in trained:
+        assert entry["loss"] == pytest.approx(sum(entry["losses"].values()))
+        assert entry["crops_per_second"] > 0
+        assert sum(entry["pseudo_share"]) == pytest.approx(1)
+        assert all(0 <= share <= 1 for share in entry["kept_share"] if share is not None)
+        assert len(entry["estimated_bias"]) == 4
+    validations = [entry for entry in entries if "validation" in entry]
+    assert [entry["iteration"] for entry in validations] == [4, 6]
+    assert validations[-1]["validation"] == finished[1]["validation"]
+    assert 0 <= finished[1]["validation"]["mean_iou"] <= 1
+
+
+def test_the_model_is_one_for_the_other_commands(finished: tuple[Path, dict[str, Any]], project: Any) -> None:
+    output = finished[0]
+    segmenter = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
+    state = segmenter.module.state_dict()  # type: ignore[attr-defined]
+    assert same(state, dict(checkpoint(output)["trainer"]["teacher"]))
+    content = read_statistics(output / "statistics.h5")
+    check_statistics(segmenter, InferenceOptions(), content, output / "statistics.h5", force=False)
+    assert content.complete
+    assert content.statistics.images == 5
+    assert set(content.statistics.cells) == {LabelSource.PSEUDO, LabelSource.SOFT}
+    mixtures = content.mixtures[LabelSource.PSEUDO]
+    bank = checkpoint(output)["trainer"]["method"]
+    fitted = bank["target"]["fitted"].view(4, 4)
+    assert fitted.any()
+    online = bank["target"]["means"].view(4, 4, 5)[fitted].double()
+    torch.testing.assert_close(mixtures.cells.means[fitted], online)
+    torch.testing.assert_close(mixtures.anchors.means, bank["source"]["means"][-2:].double())
+
+
+class StopAt(SilentMonitor):
+    """Is asked to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.said: list[str] = []
+
+    def advance(self, count: int) -> None:
+        self.step -= count
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def check(self) -> None:
+        if self.step <= 0:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("method", ["dacs", "blda"])
+def test_an_interrupted_run_goes_on_bit_for_bit(project: Any, tmp_path: Path, method: str) -> None:
+    values = {"training__method": method, "host__masked_consistency": 1.0, "training__accumulate": 2}
+    project.run(tmp_path / "through", **values)
+    with pytest.raises(Interrupted):
+        project.run(tmp_path / "halted", StopAt(3), **values)
+    assert checkpoint(tmp_path / "halted")["trainer"]["step"] == 3
+    assert [entry["iteration"] for entry in lines(tmp_path / "halted")] == [2]
+    project.run(tmp_path / "halted", resume=True, **values)
+    assert same(checkpoint(tmp_path / "through")["trainer"], checkpoint(tmp_path / "halted")["trainer"])
+    assert [entry["iteration"] for entry in lines(tmp_path / "halted")] == [2, 4, 6]
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        project.run(output, StopAt(3))
+    with (output / "metrics.jsonl").open("a") as stream:
+        stream.write('{"iteration": 4}\n{"iterat')
+    project.run(output, resume=True)
+    assert [entry["iteration"] for entry in lines(output)] == [2, 4, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(BldaError, match=r"iteration \d+: the source loss is nan; the batch was .*day/images/\d.png"):
+        project.run(output, training__learning_rate=1e30, run__checkpoint_every=1)
+    state = checkpoint(output)
+    assert 0 < state["trainer"]["step"] < 6
+    assert all(
+        torch.isfinite(value).all() for value in state["trainer"]["method"]["source"].values() if torch.is_tensor(value)
+    )
+
+
+def test_a_full_disk_loses_nothing(project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        project.run(output, StopAt(2))
+    before = checkpoint(output)
+
+    def full(state: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BldaError, match=r"checkpoint\.pth cannot be written: No space left"):
+        project.run(output, resume=True)
+    monkeypatch.undo()
+    assert same(checkpoint(output), before)
+    assert not [path for path in output.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_run_is_not_overwritten_and_not_mistaken(project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(BldaError, match="holds no checkpoint to go on from"):
+        project.run(output, resume=True)
+    with pytest.raises(Interrupted):
+        project.run(output, StopAt(2))
+    with pytest.raises(BldaError, match="holds a run already: --resume"):
+        project.run(output)
+    with pytest.raises(BldaError, match=r"of another run: there training\.seed is 0, here 1"):
+        project.run(output, resume=True, training__seed=1)
+    project.run(output, resume=True, run__log_every=3)
+    (output / "checkpoint.pth").write_bytes((output / "checkpoint.pth").read_bytes()[:1000])
+    with pytest.raises(BldaError, match="cannot be read as a checkpoint"):
+        project.run(output, resume=True)
+
+
+def test_a_checkpoint_of_other_weights_is_refused(project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        project.run(output, StopAt(2))
+    toml = Path(project.model)
+    text = toml.read_text()
+    try:
+        toml.write_text(text.replace("dropout = 0.1", "dropout = 0.1, seed = 5"))
+        with pytest.raises(BldaError, match="from other weights"):
+            project.run(output, resume=True)
+    finally:
+        toml.write_text(text)
+
+
+def test_bad_input_is_named(project: Any, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(BldaError, match="empty holds no images"):
+        project.run(tmp_path / "a", data__target_images=str(empty))
+    with pytest.raises(BldaError, match="empty"):
+        project.run(tmp_path / "b", data__source_labels=str(empty))
+    with pytest.raises(BldaError, match="larger than"):
+        project.run(tmp_path / "c", training__crop=(64, 64))
+    with pytest.raises(BldaError, match="--val-images needs --val-labels"):
+        project.run(tmp_path / "d", data__val_images=str(project.folder / "dusk" / "images"))
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((40, 56), 255, dtype=np.uint8)).save(nothing / f"{number}.png")
+    with pytest.raises(BldaError, match="no pixel has one of the model's classes"):
+        project.run(tmp_path / "e", data__source_labels=str(nothing))
+    for name in "abcde":
+        assert not (tmp_path / name / "checkpoint.pth").exists()
+
+
+def test_a_class_that_the_labels_never_hold_is_said(project: Any, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for number in range(6):
+        with Image.open(project.folder / "day" / "labels" / f"{number}.png") as image:
+            values = np.asarray(image).copy()
+        values[values == 2] = 255
+        Image.fromarray(values).save(labels / f"{number}.png")
+    monitor = StopAt(1)
+    with pytest.raises(Interrupted):
+        project.run(tmp_path / "run", monitor, data__source_labels=str(labels))
+    assert any("never hold car" in line for line in monitor.said)
+
+
+def test_source_only_needs_no_target(project: Any, tmp_path: Path) -> None:
+    result = project.run(tmp_path / "run", training__method="source", data__target_images="")
+    assert Path(result["model"]).is_file()
+    assert not (tmp_path / "run" / "statistics.h5").exists()
+    assert "pseudo_share" not in lines(tmp_path / "run")[0]
+
+
+def test_without_safetensors_the_weights_are_torchs(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    project.run(tmp_path / "run", training__method="source")
+    assert (tmp_path / "run" / "weights.pth").is_file()
+    load_segmenter(parse_model(str(tmp_path / "run" / "model.toml")), torch.device("cpu"))

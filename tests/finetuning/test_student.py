@@ -1,0 +1,146 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.student import Student, encoder_of, run_student
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.spec import parse_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CROP = (64, 64)
+
+
+def load(model: str) -> NetworkSegmenter:
+    segmenter = load_segmenter(parse_model(model), torch.device("cpu"))
+    assert isinstance(segmenter, NetworkSegmenter)
+    return segmenter
+
+
+def student_of(segmenter: NetworkSegmenter, **changes: Any) -> Student:
+    return Student(segmenter, **{"density": True, "feature_layer": None, "crop": CROP, **changes})
+
+
+@pytest.mark.parametrize(
+    ("toml", "classifier", "encoder"),
+    [("espnet/espnet.toml", "classifier", "encoder"), ("streets/streets.toml", "classifier", None)],
+)
+def test_classifier_and_encoder_are_found(toml: str, classifier: str, encoder: str | None) -> None:
+    student = student_of(load(str(EXAMPLES / toml)))
+    assert student.classifier == classifier
+    assert student.encoder == encoder
+
+
+@pytest.fixture
+def segformer(tmp_path: Path) -> NetworkSegmenter:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16,
+        num_labels=5,
+    )
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    transformers.SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
+    return load(str(tmp_path))
+
+
+def test_a_hugging_face_network_trains(segformer: NetworkSegmenter) -> None:
+    student = student_of(segformer)
+    assert student.classifier == "decode_head.classifier"
+    assert student.encoder == "segformer"
+    outputs = run_student(segformer, student, student, 255 * torch.rand(2, 3, *CROP))
+    assert outputs.logits.shape == (2, 5, *CROP)
+    assert outputs.encoder_features is not None
+    assert outputs.encoder_features.shape == (2, 16, 2, 2)
+    assert outputs.density is not None
+    (outputs.logits.mean() + outputs.density.mean()).backward()
+    assert student.density_head is not None
+    assert all(one.grad is not None for one in student.density_head.parameters())
+
+
+def test_class_groups_train_through_the_grouped_logits() -> None:
+    segmenter = load(str(EXAMPLES / "espnet" / "espnet.toml"))
+    student = student_of(segmenter)
+    outputs = run_student(segmenter, student, student, 255 * torch.rand(1, 3, *CROP))
+    assert outputs.logits.shape == (1, 11, *CROP)
+    outputs.logits[:, 1].sum().backward()  # building: building and wall
+    gradient = student.network.get_parameter("classifier.weight").grad
+    assert gradient is not None
+    moved = gradient.abs().sum(dim=(0, 2, 3)) > 0
+    assert moved.nonzero().flatten().tolist() == [2, 3]
+
+
+def test_encoder_and_the_rest_have_their_own_learning_rates() -> None:
+    student = student_of(load(str(EXAMPLES / "espnet" / "espnet.toml")))
+    slow, fast = student.parameter_groups(1e-4, 10)
+    assert (slow["lr"], fast["lr"]) == (1e-4, 1e-3)
+    assert {id(one) for one in slow["params"]} == {
+        id(one) for one in student.network.get_submodule("encoder").parameters()
+    }
+    assert len(slow["params"]) + len(fast["params"]) == len(list(student.parameters()))
+
+
+def test_without_an_encoder_all_but_the_classifier_is_slow() -> None:
+    student = student_of(load(str(EXAMPLES / "streets" / "streets.toml")), density=False)
+    slow, fast = student.parameter_groups(1.0, 10)
+    assert {id(one) for one in fast["params"]} == {
+        id(one) for one in student.network.get_submodule("classifier").parameters()
+    }
+    assert len(slow["params"]) == len(list(student.parameters())) - 2
+
+
+def test_a_named_feature_layer_is_used() -> None:
+    student = student_of(load(str(EXAMPLES / "streets" / "streets.toml")), feature_layer="lateral2")
+    assert student.density_head is not None
+    first = student.density_head.layers[0]
+    assert isinstance(first, nn.Conv2d)
+    assert first.in_channels == 32
+
+
+def test_a_feature_layer_that_does_not_exist_is_named() -> None:
+    with pytest.raises(
+        BldaError, match=r"--feature-layer head: the network runs no such layer; its last ones are .*classifier"
+    ):
+        student_of(load(str(EXAMPLES / "streets" / "streets.toml")), feature_layer="head")
+
+
+def test_features_that_are_no_map_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "flat.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Flat(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.head = nn.Linear(3, 4)\n\n"
+        "    def forward(self, x):\n"
+        "        y = self.head(x.flatten(2).mT)\n        return y.mT.unflatten(2, x.shape[2:])\n"
+    )
+    (tmp_path / "flat.toml").write_text(
+        '[segmenter]\nkind = "python"\nfactory = "flat:Flat"\n[classes]\nnames = ["a", "b", "c", "d"]\n'
+    )
+    with pytest.raises(BldaError, match=r"no map of features .* --feature-layer, or use --method dacs"):
+        student_of(load(str(tmp_path / "flat.toml")))
+
+
+class Parts(nn.Module):
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+
+@pytest.mark.parametrize(
+    ("network", "encoder"),
+    [
+        (Parts(head=nn.Conv2d(9, 9, 3), backbone=nn.Conv2d(3, 3, 1)), "backbone"),
+        (Parts(model=Parts(encoder=nn.Conv2d(3, 3, 1), head=nn.Conv2d(9, 9, 3))), "model.encoder"),
+        (Parts(vit=nn.Conv2d(9, 9, 3), head=nn.Conv2d(3, 3, 1)), "vit"),
+        (Parts(stem=nn.Conv2d(3, 3, 1), body=nn.Conv2d(9, 9, 3)), None),
+        (nn.Sequential(nn.Conv2d(9, 9, 3), nn.Conv2d(3, 3, 1)), None),
+        (nn.Conv2d(3, 3, 1), None),
+    ],
+)
+def test_what_is_called_the_encoder(network: nn.Module, encoder: str | None) -> None:
+    assert encoder_of(network) == encoder

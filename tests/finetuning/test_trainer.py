@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.trainer import Trainer
+
+EVERYTHING = {"host.feature_distance": 0.005, "host.masked_consistency": 1.0, "blda.debias_pseudo_labels": True}
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.student.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["source", "dacs", "blda"])
+def test_every_method_learns(project: Any, batches: Callable[..., Any], method: str) -> None:
+    values = {"training__method": method, "training__iterations": 60, "training__learning_rate": 5e-3}
+    trainer = project.trainer(**values)
+    reports = [
+        trainer.train_step([batch]) for batch in batches(project, [[2 * n, 2 * n + 1] for n in range(60)], **values)
+    ]
+    losses = [float(sum(report.losses.values())) for report in reports]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert ("mixed" in reports[0].losses) == (method != "source")
+    assert ("source_density" in reports[0].losses) == (method == "blda")
+    pixels = 0 if method == "source" else 2 * 32 * 40
+    assert float(reports[0].labelled.sum()) == pixels
+    assert bool((reports[0].kept <= reports[0].labelled).all())
+
+
+def test_all_parts_together(project: Any, batches: Callable[..., Any]) -> None:
+    values = {key.replace(".", "__"): value for key, value in EVERYTHING.items()}
+    trainer = project.trainer(**values, training__iterations=40)
+    before = weights(trainer)
+    for batch in batches(project, [[0, 1], [2, 3]], **values):
+        report = trainer.train_step([batch])
+    assert set(report.losses) == {
+        *("source", "source_density", "mixed", "mixed_density"),
+        *("feature_distance", "masked"),
+    }
+    assert all(bool(torch.isfinite(one)) for one in report.losses.values())
+    assert all(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_the_learning_rate_warms_up_and_decays(project: Any) -> None:
+    trainer = project.trainer(training__iterations=100, training__warmup=10, training__learning_rate=1.0)
+    rates = []
+    for trainer.step in range(100):
+        rates.append(trainer.learning_rate)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(0.91)
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.01)
+
+
+def test_a_trainer_goes_on_bit_for_bit(project: Any, batches: Callable[..., Any]) -> None:
+    values = {key.replace(".", "__"): value for key, value in EVERYTHING.items()}
+    drawn = batches(project, [[2 * n, 2 * n + 1] for n in range(6)], **values)
+    through, first, second = (project.trainer(**values) for _ in range(3))
+    for batch in drawn:
+        through.train_step([batch])
+    for batch in drawn[:4]:
+        first.train_step([batch])
+    torch.randn(100)  # whatever else happens to the generators in between
+    second.load_state_dict(first.state_dict())
+    for batch in drawn[4:]:
+        second.train_step([batch])
+    assert all(torch.equal(value, weights(through)[name]) for name, value in weights(second).items())
+    teachers = (through.teacher.network.state_dict(), second.teacher.network.state_dict())
+    assert all(torch.equal(value, teachers[1][name]) for name, value in teachers[0].items())
+    banks = (through.method.state_dict(), second.method.state_dict())
+    assert all(
+        torch.equal(value, banks[1]["target"][name]) for name, value in banks[0]["target"].items() if name != "step"
+    )
+
+
+def test_accumulated_batches_are_one_large_batch(still_project: Any, batches: Callable[..., Any]) -> None:
+    project = still_project
+    together, apart = (project.trainer(training__method="dacs") for _ in range(2))
+    for numbers in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        together.train_step(batches(project, [numbers]))
+        apart.train_step(batches(project, [numbers[:2], numbers[2:]]))
+    for name, value in weights(together).items():
+        torch.testing.assert_close(value, weights(apart)[name], atol=1e-5, rtol=1e-4)
+
+
+def test_mixed_precision_is_close(still_project: Any, batches: Callable[..., Any]) -> None:
+    batch = batches(still_project, [[0, 1]])
+    full, half = (still_project.trainer(training__amp=amp).train_step(batch) for amp in (False, True))
+    for name, value in full.losses.items():
+        assert float(half.losses[name]) == pytest.approx(float(value), rel=0.05, abs=0.01)
+        assert half.losses[name].dtype is torch.float32
+
+
+def test_the_exported_network_is_a_copy_in_evaluation_mode(project: Any, batches: Callable[..., Any]) -> None:
+    trainers = {export: project.trainer(run__export=export) for export in ("teacher", "student")}
+    for export, trainer in trainers.items():
+        trainer.train_step(batches(project, [[0, 1]]))
+        segmenter = trainer.exported()
+        network = trainer.teacher.network if export == "teacher" else trainer.student.network
+        assert not segmenter.module.training
+        assert segmenter.module is not network
+        assert trainer.student.training
+        state = segmenter.module.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_that_offers_no_checkpointing_says_so(project: Any) -> None:
+    with pytest.raises(BldaError, match="offers neither"):
+        project.trainer(training__activation_checkpointing=True)
+
+
+def test_an_unknown_method_is_named(project: Any) -> None:
+    with pytest.raises(BldaError, match="no method 'cbst': one of source, dacs, blda"):
+        project.trainer(training__method="cbst")
