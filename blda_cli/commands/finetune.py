@@ -1,5 +1,6 @@
 """``blda finetune``."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +156,7 @@ def command(
     from blda_cli.commands.console import emit_json, monitored
     from blda_cli.finetuning.distributed import process_group, rank
     from blda_cli.finetuning.run import Machine, finetune
+    from blda_cli.pipelines.monitor import Interrupted
     from blda_cli.pipelines.sharding import choose_device
 
     if config is None and resume and (output / "config.toml").is_file():
@@ -169,14 +171,20 @@ def command(
             raise click.UsageError(f"--{name.replace('_', '-')} is missing")
     first = rank() == 0
     with process_group(choose_device(device)) as own, monitored(quiet=quiet or not first) as monitor:
-        result = finetune(
-            settings,
-            output,
-            resume=resume,
-            machine=Machine(own, workers, tensorboard),
-            provenance=provenance(),
-            monitor=monitor,
-        )
+        try:
+            result = finetune(
+                settings,
+                output,
+                resume=resume,
+                machine=Machine(own, workers, tensorboard),
+                provenance=provenance(),
+                monitor=monitor,
+            )
+        except Interrupted:
+            monitor.stop()
+            if first:
+                click.echo("blda: interrupted; a checkpoint is kept: --resume goes on from there", err=True)
+            sys.exit(130)
     if not first:
         return
     if as_json:

@@ -1,0 +1,181 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from blda_cli.commands import cli
+from blda_cli.finetuning.methods import METHODS
+from blda_cli.finetuning.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+STREETS = ROOT / "examples" / "streets"
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+
+def tiny(project: Any, output: Path, *more: object) -> Result:
+    return invoke(
+        *("finetune", "--model", project.model, "--output", output, "--device", "cpu", "--quiet"),
+        *("--source-images", project.folder / "day" / "images", "--source-labels", project.folder / "day" / "labels"),
+        *("--target-images", project.folder / "dusk" / "images", "--crop", "32x40", "--iterations", 3),
+        *more,
+    )
+
+
+def test_options_become_settings(project: Any, tmp_path: Path) -> None:
+    result = tiny(
+        *(
+            project,
+            tmp_path / "run",
+            "--method",
+            "dacs",
+            "--ignore-rows",
+            2,
+            3,
+            "--no-classmix",
+            "--learning-rate",
+            "1e-4",
+        ),
+        *("--export", "student", "--json"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["model"] == str(tmp_path / "run" / "model.toml")
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["training"]["crop"] == [32, 40]
+    assert config["training"]["learning_rate"] == 1e-4
+    assert config["host"]["ignore_rows"] == [2, 3]
+    assert config["host"]["classmix"] is False
+    assert config["run"]["export"] == "student"
+    assert config["host"]["teacher_momentum"] == Settings().host.teacher_momentum
+
+
+def test_a_config_is_read_back_and_options_replace_it(project: Any, tmp_path: Path) -> None:
+    assert tiny(project, tmp_path / "one", "--method", "dacs").exit_code == 0
+    again = invoke("finetune", "--config", tmp_path / "one" / "config.toml", "--output", tmp_path / "two", "--seed", 4)
+    assert again.exit_code == 0, again.stderr
+    first, second = (tomllib.loads((tmp_path / name / "config.toml").read_text()) for name in ("one", "two"))
+    assert second["training"].pop("seed") == 4
+    first["training"].pop("seed")
+    assert first == second
+
+
+def test_resume_needs_nothing_but_the_folder(project: Any, tmp_path: Path) -> None:
+    assert tiny(project, tmp_path / "run").exit_code == 0
+    (tmp_path / "run" / "model.toml").unlink()
+    result = invoke("finetune", "--output", tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run" / "model.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (("--crop", "64"), 1, "larger than"),
+        (("--crop", "big"), 2, "not a size"),
+        (("--tau", "nan"), 2, "not a finite number"),
+        (("--tau", "-1"), 1, "blda.tau"),
+        (("--feature-layer", "nowhere"), 1, "runs no such layer"),
+        (("--weights", "nothing.pth"), 1, "no such weights file"),
+        (("--target-images", "nowhere"), 1, "does not exist"),
+        (("--method", "cbst"), 2, "Invalid value for '--method'"),
+        (("--config", "nothing.toml"), 1, "cannot be read"),
+        (("--val-images", "nowhere"), 1, "--val-labels"),
+    ],
+)
+def test_bad_input_ends_in_one_line(project: Any, tmp_path: Path, more: tuple[str, ...], code: int, said: str) -> None:
+    result = tiny(project, tmp_path / "run", *more)
+    assert result.exit_code == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    result = invoke("finetune", "--output", tmp_path / "run", "--model", STREETS / "streets.toml")
+    assert result.exit_code == 2
+    assert "--source-images is missing" in result.stderr
+
+
+def test_a_kind_that_cannot_be_trained_says_what_to_give(project: Any, tmp_path: Path) -> None:
+    (tmp_path / "logits").mkdir()
+    result = tiny(project, tmp_path / "run", "--model", f"logits:{tmp_path / 'logits'}")
+    assert result.exit_code == 1
+    assert "cannot be trained: give the network as module:factory" in result.stderr or "no" in result.stderr
+
+
+def test_the_help_names_every_method_and_is_quick() -> None:
+    result = invoke("finetune", "--help")
+    assert all(method in result.stdout for method in METHODS)
+    program = (
+        "import sys; from blda_cli.commands import cli; cli(['finetune', '--help'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, check=False).returncode == 0
+
+
+def test_ctrl_c_writes_a_checkpoint_to_go_on_from(project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = [sys.executable, "-m", "blda_cli", "finetune", "--config", str(tmp_path / "config.toml")]
+    arguments += ["--output", str(output), "--device", "cpu"]
+    settings = project.settings(training__iterations=100_000, run__log_every=1)
+    (tmp_path / "config.toml").write_text(settings.to_toml())
+    process = subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    until = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "blda: interrupted; a checkpoint is kept: --resume goes on from there"
+    assert (output / "checkpoint.pth").is_file()
+
+
+@pytest.mark.slow
+def test_streets_by_day_to_streets_at_dusk(tmp_path: Path) -> None:
+    """The embedded example: training for a minute makes the network better at dusk, and blda takes what is left."""
+    drawing = [sys.executable, str(STREETS / "draw.py"), str(tmp_path / "streets")]
+    subprocess.run(drawing, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    dusk, day, run = tmp_path / "streets" / "dusk", tmp_path / "streets" / "day", tmp_path / "run"
+    result = invoke(
+        *("finetune", "--model", STREETS / "streets.toml", "--output", run, "--device", "cpu", "--quiet", "--json"),
+        *("--source-images", day / "images", "--source-labels", day / "labels", "--target-images", dusk / "images"),
+        *("--val-images", dusk / "images", "--val-labels", dusk / "labels", "--validate-every", 1),
+        *("--iterations", 1, "--crop", 96, "--learning-rate", "1e-9"),
+    )
+    assert result.exit_code == 0, result.stderr
+    before = json.loads(result.stdout)["validation"]
+    trained = invoke(
+        *("finetune", "--config", run / "config.toml", "--output", tmp_path / "trained", "--json", "--quiet"),
+        *("--iterations", 150, "--learning-rate", "3e-4", "--teacher-momentum", 0.98, "--validate-every", 150),
+    )
+    assert trained.exit_code == 0, trained.stderr
+    after = json.loads(trained.stdout)["validation"]
+    assert after["mean_iou"] > before["mean_iou"] + 0.02
+    for command in (
+        ("collect-stats", "--output", tmp_path / "again.h5"),
+        ("align", "--stats", tmp_path / "trained" / "statistics.h5", "--output", tmp_path / "aligned"),
+    ):
+        result = invoke(
+            *command, "--model", tmp_path / "trained" / "model.toml", "--images", dusk / "images", "--quiet"
+        )
+        assert result.exit_code == 0, result.stderr
+    report = invoke(
+        *("report", "--stats", tmp_path / "trained" / "statistics.h5", "--aligned", tmp_path / "aligned"),
+        *("--labels", dusk / "labels", "--output", tmp_path / "report"),
+    )
+    assert report.exit_code == 0, report.stderr
