@@ -70,7 +70,7 @@ class Trainer:
         self._classes = len(segmenter.classes)
         self.method = METHODS[training.method](MethodContext(settings, self._classes, self._device))
         network = segmenter.module
-        self.teacher = Teacher(network, settings.host.teacher_momentum, labels=self.method.uses_target)
+        self.teacher = Teacher(network, settings.host.teacher_momentum)
         if distributed.world_size() > 1 and self._device.type == "cuda":
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.student = Student(

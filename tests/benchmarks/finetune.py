@@ -4,7 +4,7 @@
 
 On the CPU: ESPNet on 256x256 crops. On a GPU: a SegFormer of B2's size on 512x512 crops in mixed precision, and in
 float32. Two source and two target crops a step, random pixels, labels in blocks. Medians; the variants take turns, so
-that what else the machine does falls on all of them alike.
+that what else the machine does falls on all of them alike. On a GPU also the memory of training at its peak.
 """
 
 import json
@@ -35,7 +35,18 @@ from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model
 
 ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
-CLASSES = {"espnet": 11, "segformer-b2": 19}
+CLASSES = {"espnet": 11, "segformer-b2": 19, "segformer-b5": 19}
+DEPTHS = {"segformer-b2": [3, 4, 6, 3], "segformer-b5": [3, 6, 40, 3]}
+MEMORY: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "--amp": {"training.amp": True},
+    "--amp --batch-size 1 --accumulate 2": {
+        "training.amp": True,
+        "training.batch_size": 1,
+        "training.accumulate": 2,
+    },
+    "--amp --activation-checkpointing": {"training.amp": True, "training.activation_checkpointing": True},
+}
 
 
 @click.command()
@@ -59,8 +70,16 @@ def main(device: str, steps: int, json_file: Path | None) -> None:
             f"| {one['dacs_ms']:.1f} | {one['blda_ms']:.1f} | {one['blda_over_dacs']:.3f} "
             f"| {one['dacs_over_bare']:.3f} | {one['blda_over_bare']:.3f} |"
         )
+    memory = {}
+    if place.type == "cuda":
+        print("\n| network, blda on 512x512 crops, 2 + 2 | " + " | ".join(MEMORY) + " |")
+        print("| --- " * (len(MEMORY) + 1) + "|")
+        for network in DEPTHS:
+            memory[network] = {name: peak_memory(network, values, place) for name, values in MEMORY.items()}
+            print(f"| {network} | " + " | ".join(f"{value:.1f} GB" for value in memory[network].values()) + " |")
     if json_file:
-        json_file.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "cases": results}, indent=1))
+        numbers = {"machine": machine, "torch": torch.__version__, "cases": results, "memory_gb": memory}
+        json_file.write_text(json.dumps(numbers, indent=1))
 
 
 def measure(network: str, crop: int, amp: bool, device: torch.device, steps: int) -> dict[str, Any]:
@@ -98,6 +117,20 @@ def measure(network: str, crop: int, amp: bool, device: torch.device, steps: int
     }
 
 
+def peak_memory(network: str, values: dict[str, Any], device: torch.device) -> float:
+    """Most memory that three of BLDA's steps hold, in GB."""
+    settings = Settings().with_values(values, "benchmark")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(load(network, device), settings)
+    batches = [
+        random_batch(settings, CLASSES[network], number, device) for number in range(settings.training.accumulate)
+    ]
+    for _ in range(3):
+        trainer.train_step(batches)
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
 def step_of(trainer: Trainer, batch: Batch) -> None:
     """One step."""
     trainer.train_step([batch])
@@ -131,7 +164,7 @@ def load(network: str, device: torch.device) -> NetworkSegmenter:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
         config = SegformerConfig(
-            depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=19
+            depths=DEPTHS[network], hidden_sizes=[64, 128, 320, 512], decoder_hidden_size=768, num_labels=19
         )
         with tempfile.TemporaryDirectory() as folder:
             SegformerForSemanticSegmentation(config).save_pretrained(folder)
