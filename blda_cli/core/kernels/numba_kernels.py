@@ -21,7 +21,7 @@ from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids
 _BLOCK = 512  # pixels: a block's temporaries, 12 bytes a logit, stay in the first two levels of cache
 _PADDED = _BLOCK + 16  # rows a power of two apart would share a few cache sets
 _TASK = 1 << 13  # pixels a thread takes at a time: a millisecond's work
-_CHUNK = 1 << 21  # logits converted at a time where they are not float32 rows already
+_CHUNK = 1 << 20  # logits converted at a time where they are not float32 rows already
 _SOFT_CHUNK = (1 << 16) - 1  # pixels whose weights, 2^16 at most each, add up in 32 bits
 
 _LOG2_E = np.float32(1 / math.log(2))
@@ -203,7 +203,7 @@ def _exponentiate(logits: Array, start: int, size: int, exponentials: Array, bit
 def _rows(logits: Tensor) -> Iterator[tuple[int, int, Array]]:
     """Image, first pixel and values: whole images of contiguous float32, else chunks converted to it."""
     whole = logits.dtype is torch.float32 and logits.is_contiguous()
-    step = logits.shape[2] if whole else max(_TASK, _CHUNK // logits.shape[1])
+    step = logits.shape[2] if whole else max(4 * _TASK, _CHUNK // logits.shape[1])
     for image in range(logits.shape[0]):
         for start in range(0, logits.shape[2], step):
             yield image, start, logits[image, :, start : start + step].float().contiguous().numpy()

@@ -9,7 +9,7 @@ from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids, id_type, location
 
 # Logits a block: enough to keep the device busy, few enough that the temporaries (a few bytes for each) stay in a
 # CPU's cache or are a small share of a GPU's memory.
-_CPU_BLOCK = 1 << 19
+_CPU_BLOCK = 1 << 18
 _GPU_BLOCK = 1 << 23
 
 
