@@ -132,8 +132,8 @@ class LogitHistogram:
     def _cover(self, logits: Tensor) -> None:
         """Double the range until it holds every logit."""
         # As float32, like the kernels bin them: a double just below a power of two rounds onto it.
-        low, high = torch.aminmax(logits)
-        largest = max(-float(low.float()), float(high.float()))
+        low, high = torch.stack(torch.aminmax(logits)).float().tolist()  # waits for the device once
+        largest = max(-low, high)
         if not math.isfinite(largest):
             raise ValueError("logits are not finite")
         limit = max(self.limit, 2.0 ** math.frexp(largest)[1])
