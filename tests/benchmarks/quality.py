@@ -32,6 +32,7 @@ from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.statistics import LabelSource
 from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.store.predictions import PREDICTIONS, RECORD, read_record
 from blda_cli.store.statistics import read_statistics
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -59,7 +60,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one folder of predictions, in %, pooled over pixels."""
+    """Of one folder of predictions, in %, pooled over pixels; and the strength it was made with."""
+
+    tau: float
 
     miou: float
     accuracy: float
@@ -85,6 +88,8 @@ class Domain:
 QUANTILE = ("--shift", "quantile")
 SOFT = ("--label-source", "soft")
 TRUTH = ("--label-source", "ground_truth")
+FULL = ("--tau", "1")
+AUTO = ("--tau", "auto")
 
 
 def _published(tau: float, *options: str) -> tuple[str, ...]:
@@ -112,17 +117,17 @@ ROWS = (
     *_family("logit-adjust, mean softmax", *SOFT),
     Row("prior-shift", ("--method", "prior-shift")),
     Row("class-confidence", ("--method", "class-confidence")),
-    Row("location", ("--shift", "location")),
-    Row("location, τ auto", ("--shift", "location", "--tau", "auto")),
-    Row("balanced", ("--shift", "balanced")),
-    Row("balanced, τ auto", ("--shift", "balanced", "--tau", "auto")),
-    Row("balanced, soft cells", ("--shift", "balanced", *SOFT)),
-    Row("**two-pass (default)**", ()),
-    Row("two-pass, τ auto", ("--tau", "auto")),
-    Row("two-pass, soft cells", SOFT),
+    Row("location, τ 1", ("--shift", "location", *FULL)),
+    Row("location, τ auto", ("--shift", "location", *AUTO)),
+    Row("balanced, τ 1", ("--shift", "balanced", *FULL)),
+    Row("balanced, τ auto", ("--shift", "balanced", *AUTO)),
+    Row("balanced, soft cells, τ 1", ("--shift", "balanced", *SOFT, *FULL)),
+    Row("two-pass, τ 1", FULL),
+    Row("two-pass, soft cells, τ 1", (*SOFT, *FULL)),
+    Row("**the default**: two-pass, τ auto", ()),
     Row("own ground truth: published form, τ 1", _published(1.0, *TRUTH), "own"),
     Row("own ground truth: quantile, constant tails", (*QUANTILE, *TRUTH), "own"),
-    Row("own ground truth: two-pass", TRUTH, "own"),
+    Row("own ground truth: two-pass, τ 1", (*TRUTH, *FULL), "own"),
     Row("own ground truth: supervised", ("--method", "supervised"), "own"),
 )
 
@@ -135,9 +140,11 @@ def score(predictions: Path, labels: Path, num_classes: int) -> ConfusionMatrix:
     return matrix
 
 
-def scores_of(matrix: ConfusionMatrix) -> Scores:
-    """What the tables show."""
+def scores_of(folder: Path, domain: Domain) -> Scores:
+    """What the tables show of a folder that ``blda align`` wrote."""
+    matrix = score(folder / PREDICTIONS, domain.labels, domain.num_classes)
     return Scores(
+        tau=read_record(folder / RECORD).settings["tau"],
         miou=100 * matrix.mean_iou(),
         accuracy=100 * matrix.mean_accuracy(),
         bias=100 * float(matrix.bias().abs().nansum()),
@@ -156,7 +163,7 @@ def aligned(domain: Domain, images: Path, work: Path, *options: Any) -> Scores:
     """Run ``blda align`` on images of a domain and score what it writes."""
     folder = work / "aligned"
     blda("align", "--model", domain.model, "--images", images, "--output", folder, "--device", "cpu", *options)
-    return scores_of(score(folder / "predictions", domain.labels, domain.num_classes))
+    return scores_of(folder, domain)
 
 
 def collected(domain: Domain, images: Path, output: Path, labelled: bool, *options: Any) -> Path:
@@ -276,11 +283,11 @@ def _one_draw(domain: Domain, work: Path, unlabelled: Path, few: int, seed: int)
         return name, result
 
     yield run("argmax", "--stats", unlabelled, "--method", "none")
-    yield run("no labels: two-pass (default)", "--stats", unlabelled)
+    yield run("no labels: the default", "--stats", unlabelled)
     yield run("published preset (τ 0.2)", "--stats", stats, "--preset", "published", *TRUTH)
     yield run("published form, τ 1", "--stats", stats, *_published(1.0, *TRUTH))
     yield run("quantile, constant tails, τ 1", "--stats", stats, *QUANTILE, *TRUTH)
-    yield run("two-pass", "--stats", stats, *TRUTH)
+    yield run("two-pass, τ 1", "--stats", stats, *TRUTH, *FULL)
     yield run("**supervised**", "--stats", stats, "--method", "supervised")
     yield run(
         "**supervised, unlabelled statistics beside**",
@@ -295,9 +302,9 @@ def _one_draw(domain: Domain, work: Path, unlabelled: Path, few: int, seed: int)
     yield run("matrix scaling", *rival, "--method", "none")
     for tau in STRENGTHS:
         yield run(f"matrix scaling, logit-adjust τ {tau}", *rival, *_adjusted(tau, *TRUTH))
-    yield run("matrix scaling, two-pass from the labels", *rival, *TRUTH)
+    yield run("matrix scaling, two-pass from the labels, τ 1", *rival, *TRUTH, *FULL)
     everywhere = collected(domain, domain.logits, work / f"everywhere{seed}.h5", False, *behind)
-    yield run("matrix scaling, two-pass from unlabelled statistics", *behind, "--stats", everywhere)
+    yield run("matrix scaling, the default from unlabelled statistics", *behind, "--stats", everywhere)
 
 
 def fitted_calibrator(domain: Domain, names: Sequence[str], path: Path, seed: int) -> Path | None:
@@ -336,10 +343,12 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
     for family, rows in itertools.groupby(ROWS, key=lambda row: row.family or row.name):
         names = [row.name for row in rows]
         best = [max(names, key=lambda name: one["rows"][name]["miou"]) for one in domains.values()]
-        cells = [_cell(one["rows"][name]) for one, name in zip(domains.values(), best, strict=True)]
+        chosen = [one["rows"][name] for one, name in zip(domains.values(), best, strict=True)]
+        cells = [_cell(row) for row in chosen]
         if len(names) > 1:
-            cells = [f"{cell} ({name.removeprefix(family + ', ')})" for cell, name in zip(cells, best, strict=True)]
             family += ", best mIoU, *chosen with labels*"
+        if len(names) > 1 or "auto" in family:
+            cells = [f"{cell} (τ {row['tau']:g})" for cell, row in zip(cells, chosen, strict=True)]
         yield f"| {family} | {' | '.join(cells)} |"
     yield "\nRank correlation (Spearman) of the label-free bias with the true one.\n"
     yield "| | " + " | ".join(domains) + " |"
