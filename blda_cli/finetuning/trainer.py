@@ -73,6 +73,7 @@ class Trainer:
         self.teacher = Teacher(network, settings.host.teacher_momentum)
         if distributed.world_size() > 1 and self._device.type == "cuda":
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        torch.manual_seed(training.seed)  # for the density head's first weights
         self.student = Student(
             segmenter, density=self.method.uses_density, feature_layer=training.feature_layer, crop=training.crop
         )
@@ -221,10 +222,14 @@ def _checkpoint_activations(network: torch.nn.Module) -> None:
         BldaError: it offers neither.
     """
     for module in network.modules():
-        hugging_face: Any = getattr(module, "gradient_checkpointing_enable", None)
+        hugging_face: Any = getattr(module, "activation_checkpointing_enable", None)
+        older: Any = getattr(module, "gradient_checkpointing_enable", None)
         timm: Any = getattr(module, "set_grad_checkpointing", None)
         if hugging_face is not None:
-            hugging_face(gradient_checkpointing_kwargs={"use_reentrant": False})
+            hugging_face()
+            return
+        if older is not None:
+            older(gradient_checkpointing_kwargs={"use_reentrant": False})
             return
         if timm is not None:
             timm(True)

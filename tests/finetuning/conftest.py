@@ -106,12 +106,14 @@ class Project:
     def trainer(self, **values: Any) -> Trainer:
         return Trainer(self.segmenter(), self.settings(**values))
 
-    def run(self, output: Path, monitor: Any = None, *, resume: bool = False, **values: Any) -> dict[str, Any]:
+    def run(
+        self, output: Path, monitor: Any = None, *, resume: bool = False, tensorboard: bool = False, **values: Any
+    ) -> dict[str, Any]:
         return finetune(
             self.settings(**values),
             output,
             resume=resume,
-            machine=Machine(torch.device("cpu"), workers=2),
+            machine=Machine(torch.device("cpu"), workers=2, tensorboard=tensorboard),
             provenance={"command": "blda finetune"},
             monitor=monitor or SilentMonitor(),
         )

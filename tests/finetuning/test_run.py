@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,24 @@ def test_source_only_needs_no_target(project: Any, tmp_path: Path) -> None:
 def test_without_safetensors_the_weights_are_torchs(
     project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     project.run(tmp_path / "run", training__method="source")
     assert (tmp_path / "run" / "weights.pth").is_file()
     load_segmenter(parse_model(str(tmp_path / "run" / "model.toml")), torch.device("cpu"))
+
+
+def test_tensorboard_gets_the_metrics(project: Any, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    output = tmp_path / "run"
+    project.run(output, tensorboard=True)
+    events = accumulator.EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    assert {"loss", "losses/mixed", "learning_rate", "pseudo_share/sky"} <= set(events.Tags()["scalars"])
+    told = [(event.step, event.value) for event in events.Scalars("losses/source")]
+    assert told == [(entry["iteration"], pytest.approx(entry["losses"]["source"])) for entry in lines(output)]
+
+
+def test_without_tensorboard_the_extra_is_named(project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(BldaError, match=r"blda-cli\[tensorboard\]"):
+        project.run(tmp_path / "run", tensorboard=True)

@@ -7,6 +7,7 @@ from torch import nn
 
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.student import Student, encoder_of, run_student
+from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model
@@ -36,7 +37,7 @@ def test_classifier_and_encoder_are_found(toml: str, classifier: str, encoder: s
 
 
 @pytest.fixture
-def segformer(tmp_path: Path) -> NetworkSegmenter:
+def segformer_folder(tmp_path: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
         depths=[1, 1, 1, 1],
@@ -47,7 +48,12 @@ def segformer(tmp_path: Path) -> NetworkSegmenter:
     )
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     transformers.SegformerImageProcessor(do_resize=False).save_pretrained(tmp_path)
-    return load(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def segformer(segformer_folder: Path) -> NetworkSegmenter:
+    return load(str(segformer_folder))
 
 
 def test_a_hugging_face_network_trains(segformer: NetworkSegmenter) -> None:
@@ -62,6 +68,47 @@ def test_a_hugging_face_network_trains(segformer: NetworkSegmenter) -> None:
     (outputs.logits.mean() + outputs.density.mean()).backward()
     assert student.density_head is not None
     assert all(one.grad is not None for one in student.density_head.parameters())
+
+
+def test_a_hugging_face_network_goes_through_a_run(segformer_folder: Path, project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    names = [f"class {number}" for number in range(5)]
+    (tmp_path / "hf.toml").write_text(
+        f'[segmenter]\nkind = "huggingface"\npath = "{segformer_folder}"\n[classes]\nnames = {names}\n'
+        '[labels]\nencoding = "ids"\n'
+    )
+    values = {
+        "data.model": str(tmp_path / "hf.toml"),
+        "training.activation_checkpointing": True,
+        "training.iterations": 2,
+    }
+    project.run(
+        output,
+        **{key.replace(".", "__"): value for key, value in values.items()},
+        host__feature_distance=0.005,
+        host__thing_classes=("class 2",),
+    )
+    trained = load(str(output / "model.toml")).module.state_dict()
+    start = load(str(tmp_path / "hf.toml")).module.state_dict()
+    teacher = torch.load(output / "checkpoint.pth", weights_only=True)["trainer"]["teacher"]
+    assert all(torch.equal(value, teacher[name]) for name, value in trained.items())
+    assert any(not torch.equal(value, start[name]) for name, value in trained.items())
+
+
+def test_recomputing_activations_changes_no_gradient(segformer_folder: Path, project: Any, batches: Any) -> None:
+    drawn = batches(project, [[0, 1]])
+    gradients = []
+    for recomputed in (False, True):
+        settings = project.settings(training__activation_checkpointing=recomputed)
+        segmenter = load(str(segformer_folder))
+        for module in segmenter.module.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        trainer = Trainer(segmenter, settings)
+        trainer.train_step(drawn)
+        gradients.append({name: one.grad for name, one in trainer.student.named_parameters() if one.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
 def test_class_groups_train_through_the_grouped_logits() -> None:
