@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blda_cli.finetuning.settings import HostSettings
 
-_LUMA = np.array([0.299, 0.587, 0.114])
+_LUMA = (0.299, 0.587, 0.114)
 _TO_YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 # Blurs wider than four deviations of the published 1.15 pixels do not occur.
@@ -70,9 +70,13 @@ def augment(images: Tensor, color: Tensor, contrast: Tensor, blur: Tensor) -> Te
     """
     count, _, height, width = images.shape
     images = (color @ images.flatten(2)).clamp_(0, 255)
-    luma = torch.as_tensor(_LUMA, dtype=images.dtype, device=images.device)
-    mean = (luma @ images.mean(dim=2, keepdim=True)).unsqueeze(2)
-    images = torch.lerp(mean, images, contrast.view(-1, 1, 1)).clamp_(0, 255).view(1, count * 3, height, width)
+    means = images.mean(dim=2)
+    mean = sum((weight * means[:, channel] for channel, weight in enumerate(_LUMA)), start=torch.zeros_like(contrast))
+    images = (
+        torch.lerp(mean.view(-1, 1, 1), images, contrast.view(-1, 1, 1))
+        .clamp_(0, 255)
+        .view(1, count * 3, height, width)
+    )
     taps = blur.repeat_interleave(3, dim=0)
     radius = blur.shape[1] // 2
     images = F.conv2d(F.pad(images, (radius, radius, 0, 0), "replicate"), taps[:, None, None, :], groups=count * 3)

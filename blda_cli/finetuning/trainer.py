@@ -91,6 +91,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self.student.parameter_groups(training.learning_rate, training.head_factor),
             weight_decay=training.weight_decay,
+            fused=self._device.type == "cuda",
         )
         for group in self._optimizer.param_groups:
             group["initial_lr"] = group["lr"]
