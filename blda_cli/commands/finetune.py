@@ -154,10 +154,10 @@ def command(
     the options here, are in RUN/config.toml.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.finetuning.distributed import process_group, rank
+    from blda_cli.finetuning.distributed import process_group
     from blda_cli.finetuning.run import Machine, finetune
     from blda_cli.pipelines.monitor import Interrupted
-    from blda_cli.pipelines.sharding import choose_device
+    from blda_cli.pipelines.sharding import choose_device, current_shard
 
     if config is None and resume and (output / "config.toml").is_file():
         config = output / "config.toml"
@@ -169,8 +169,8 @@ def command(
     for name in needed:
         if not getattr(settings.data, name):
             raise click.UsageError(f"--{name.replace('_', '-')} is missing")
-    first = rank() == 0
-    with process_group(choose_device(device)) as own, monitored(quiet=quiet or not first) as monitor:
+    first, own = current_shard().first, choose_device(device)
+    with process_group(own), monitored(quiet=quiet or not first) as monitor:
         try:
             result = finetune(
                 settings,

@@ -1,6 +1,5 @@
-"""Several processes under ``torchrun``: who this one is, and sums and maxima over all of them."""
+"""Sums and maxima over the processes that ``torchrun`` started."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,36 +7,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def rank() -> int:
-    """Which process this is; 0 without ``torchrun``."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes there are; 1 without ``torchrun``."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from blda_cli.pipelines.sharding import current_shard
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes, where ``torchrun`` started several.
-
-    Args:
-        device: as the user asked for it; on CUDA every process takes the GPU of its local rank.
-
-    Yields:
-        The device of this process.
-    """
-    if world_size() == 1:
-        yield device
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other processes, where there are some; ``device`` is this one's."""
+    if current_shard().world == 1:
+        yield
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield device
+        yield
     finally:
         dist.destroy_process_group()
 

@@ -19,8 +19,7 @@ from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import ImageFile, find_images
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
-from blda_cli.finetuning import distributed
-from blda_cli.finetuning.distributed import all_sum
+from blda_cli.finetuning.distributed import all_maximum, all_sum
 from blda_cli.finetuning.methods.base import Losses, OnlineMixtures, or_none
 from blda_cli.finetuning.run_folder import EventLog, RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler, check_crop, count_class_pixels
@@ -29,7 +28,7 @@ from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.validation import validate
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.monitor import Interrupted, Monitor
-from blda_cli.pipelines.sharding import Shard
+from blda_cli.pipelines.sharding import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -82,7 +81,7 @@ def finetune(
         Interrupted: the user asked to stop; a checkpoint is written.
     """
     folder = RunFolder(output)
-    first = distributed.rank() == 0
+    first = current_shard().first
     state = _resumed_state(folder, settings) if resume else None
     if state is None and folder.config.exists():
         raise BldaError(f"{output} holds a run already: --resume goes on with it, or choose another folder")
@@ -154,7 +153,7 @@ class _Run:
         self._settings = trainer.settings
         self._initial = initial
         self._validation = validation
-        self._first = distributed.rank() == 0
+        self._first = current_shard().first
         self._events: EventLog | None = None
         if machine.tensorboard and self._first:
             self._events = EventLog(folder.path / "tensorboard", trainer.segmenter.classes.names, trainer.step)
@@ -192,9 +191,9 @@ class _Run:
     def _numbers(self) -> Iterator[list[int]]:
         """The samples of this process' batches: those of all processes together are consecutive."""
         training = self._settings.training
-        world, rank, size = distributed.world_size(), distributed.rank(), training.batch_size
+        shard, size = current_shard(), training.batch_size
         for batch in range(self.trainer.step * training.accumulate, training.iterations * training.accumulate):
-            start = (batch * world + rank) * size
+            start = (batch * shard.world + shard.rank) * size
             yield list(range(start, start + size))
 
     def _check_interrupt(self) -> None:
@@ -203,10 +202,10 @@ class _Run:
             asked = False
         except Interrupted:
             asked = True
-        if distributed.world_size() > 1:
+        if current_shard().world > 1:
             if self.trainer.step % _INTERRUPT_STEPS:
                 return
-            asked = bool(distributed.all_maximum(torch.tensor(float(asked), device=self.machine.device)))
+            asked = bool(all_maximum(torch.tensor(float(asked), device=self.machine.device)))
         if asked:
             self._save()
             raise Interrupted
@@ -224,7 +223,7 @@ class _Run:
 
     def _write_metrics(self, learning_rate: float, group: Sequence[Batch]) -> None:
         self._watch.settle()
-        crops = 2 * sum(len(batch.source_images) for batch in group) * distributed.world_size()
+        crops = 2 * sum(len(batch.source_images) for batch in group) * current_shard().world
         entry = {
             "iteration": self.trainer.step,
             "learning_rate": learning_rate,
@@ -270,7 +269,7 @@ class _Log:
         """Means since the last time; ``crops`` is how many a step has."""
         steps = self._losses
         means = [torch.stack([step[name] for step in steps]).mean() for name in steps[0]]
-        averaged = all_sum(torch.stack(means)) / distributed.world_size()
+        averaged = all_sum(torch.stack(means)) / current_shard().world
         losses = dict(zip(steps[0], averaged.tolist(), strict=True))
         labelled, kept = (all_sum(torch.as_tensor(counts)) for counts in (self._labelled, self._kept))
         now = time.perf_counter()

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from blda_cli.errors import BldaError
-from blda_cli.finetuning import distributed
 from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.feature_distance import FeatureDistance
 from blda_cli.finetuning.methods import METHODS
@@ -23,6 +22,7 @@ from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs, Student, run_student
 from blda_cli.finetuning.teacher import Teacher
+from blda_cli.pipelines.sharding import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 
 
@@ -71,7 +71,7 @@ class Trainer:
         self.method = METHODS[training.method](MethodContext(settings, self._classes, self._device))
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum)
-        if distributed.world_size() > 1 and self._device.type == "cuda":
+        if current_shard().world > 1 and self._device.type == "cuda":
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         torch.manual_seed(training.seed)  # for the density head's first weights
         self.student = Student(
@@ -86,7 +86,7 @@ class Trainer:
             _checkpoint_activations(self.student.network)
         self.student.train()
         self._forward: Any = self.student
-        if distributed.world_size() > 1:
+        if current_shard().world > 1:
             self._forward = DistributedDataParallel(self.student, find_unused_parameters=True)
         self._optimizer = torch.optim.AdamW(
             self.student.parameter_groups(training.learning_rate, training.head_factor),
@@ -212,7 +212,7 @@ class Trainer:
         return torch.autocast(self._device.type, self._half)
 
     def _seed(self) -> int:
-        entropy = [self.settings.training.seed, self.step, distributed.rank()]
+        entropy = [self.settings.training.seed, self.step, current_shard().rank]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
