@@ -1,3 +1,4 @@
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ fiducio = pytest.importorskip("fiducio")
 
 from blda_cli.data.classes import class_set  # noqa: E402
 from blda_cli.data.images import ImageFile  # noqa: E402
+from blda_cli.data.labels import LabelReader  # noqa: E402
+from blda_cli.data.loader import SkippedFile  # noqa: E402
 from blda_cli.errors import BldaError  # noqa: E402
 from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter  # noqa: E402
 from blda_cli.segmenters.calibrated import calibrated  # noqa: E402
@@ -17,7 +20,13 @@ C = 3
 class Fixed(Segmenter):
     """Gives the same logits for every file."""
 
-    def stream(self, files, options, labels=None, skipped=None):  # type: ignore[no-untyped-def]
+    def stream(
+        self,
+        files: Sequence[ImageFile],
+        options: InferenceOptions,
+        labels: LabelReader | None = None,
+        skipped: list[SkippedFile] | None = None,
+    ) -> Iterator[LogitBatch]:
         generator = torch.Generator().manual_seed(0)
         for file in files:
             yield LogitBatch([file], 3 * torch.randn(1, C, 8, 8, generator=generator))
