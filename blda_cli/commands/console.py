@@ -32,16 +32,18 @@ class ConsoleMonitor:
         self._console = Console(stderr=True, quiet=quiet)
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._unit = ""
         self._what, self._total, self._done = "", 0, 0
         self._said = 0.0
         self._asked = False
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         """See :class:`blda_cli.pipelines.monitor.Monitor`."""
         self.stop()
+        self._unit = unit
         self._what, self._total, self._done, self._said = what, total, done, time.monotonic()
         if done:
-            self.say(f"{what}: going on after {done} of {total} images")
+            self.say(f"{what}: going on after {done} of {total} {unit}")
         if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console, transient=True)
@@ -55,7 +57,7 @@ class ConsoleMonitor:
             self._bar.advance(self._task, count)
         elif time.monotonic() - self._said > _PLAIN_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{self._what}: {self._done} of {self._total} images")
+            self.say(f"{self._what}: {self._done} of {self._total} {self._unit}")
 
     def say(self, line: str) -> None:
         """See :class:`blda_cli.pipelines.monitor.Monitor`."""

@@ -83,8 +83,8 @@ def finetune(
     folder = RunFolder(output)
     first = current_shard().first
     state = _resumed_state(folder, settings) if resume else None
-    if state is None and folder.config.exists():
-        raise BldaError(f"{output} holds a run already: --resume goes on with it, or choose another folder")
+    if state is None:
+        folder.check_free()
 
     data = settings.data
     spec = parse_model(data.model, Path(data.weights) if data.weights else None)
@@ -110,12 +110,10 @@ def finetune(
         if state["model"] != initial:
             raise BldaError(f"{folder.checkpoint} belongs to a run from other weights: give the same --weights")
         trainer.load_state_dict(state["trainer"])
-    if first:
-        if state is None:
-            folder.start(settings, {**provenance, "model": initial, "source": len(source), "target": len(target)})
-        folder.cut_metrics(trainer.step)
-    cache = output / "source_classes.npz" if first else None
-    pixels = count_class_pixels(source, source_labels, len(segmenter.classes), machine.workers, cache)
+    keys = [file.key for file in source]
+    pixels = folder.class_pixels(keys, segmenter.classes)
+    if pixels is None:
+        pixels = count_class_pixels(source, source_labels, len(segmenter.classes), machine.workers, monitor)
     if pixels.sum() == 0:
         raise BldaError(f"{data.source_labels}: no pixel has one of the model's classes; check --source-encoding")
     absent = [name for name, count in zip(segmenter.classes.names, pixels.sum(axis=0), strict=True) if count == 0]
@@ -124,6 +122,10 @@ def finetune(
     if segmenter.notes:
         monitor.say("; ".join(segmenter.notes))
 
+    if first:
+        folder.start(settings, {**provenance, "model": initial, "source": len(source), "target": len(target)})
+        folder.keep_class_pixels(keys, segmenter.classes, pixels)
+        folder.cut_metrics(trainer.step)
     run = _Run(trainer, folder, machine, monitor, initial, validation)
     sampler = Sampler(source, source_labels, target, pixels, settings)
     run.train(sampler)
@@ -163,7 +165,7 @@ class _Run:
     def train(self, sampler: Sampler) -> None:
         """All steps that are left."""
         trainer, training, run = self.trainer, self._settings.training, self._settings.run
-        self.monitor.start("training", training.iterations, trainer.step)
+        self.monitor.start("training", training.iterations, trainer.step, "steps")
         batches = (batch.to(self.machine.device) for batch in sampler.batches(self._numbers(), self.machine.workers))
         try:
             while trainer.step < training.iterations:

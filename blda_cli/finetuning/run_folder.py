@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,24 @@ class RunFolder:
         return self.path / "model.toml"
 
     @property
+    def _class_pixels(self) -> Path:
+        return self.path / "source_classes.npz"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    def check_free(self) -> None:
+        """Make sure that a run can start here.
+
+        Raises:
+            BldaError: there is a run with a checkpoint, or something else.
+        """
+        if self.checkpoint.exists():
+            raise BldaError(f"{self.path} holds a run already: --resume goes on with it, or choose another folder")
+        if self.path.exists() and not self.config.exists() and any(self.path.iterdir()):
+            raise BldaError(f"{self.path} holds other things: choose a new folder")
 
     def start(self, settings: Settings, record: dict[str, Any]) -> None:
         """Write down what the run is.
@@ -60,6 +76,19 @@ class RunFolder:
         """
         _write_text(self.config, settings.to_toml())
         _write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+
+    def class_pixels(self, keys: Sequence[str], classes: ClassSet) -> np.ndarray | None:
+        """What :meth:`keep_class_pixels` kept, if it is of these images and classes; int64 ``[images, C]``."""
+        if not self._class_pixels.is_file():
+            return None
+        with np.load(self._class_pixels, allow_pickle=False) as kept:
+            same = np.array_equal(kept["keys"], keys) and np.array_equal(kept["classes"], classes.names)
+            return np.asarray(kept["pixels"]) if same else None
+
+    def keep_class_pixels(self, keys: Sequence[str], classes: ClassSet, pixels: np.ndarray) -> None:
+        """Keep how many pixels of each class every source image has, as reading all labels takes long."""
+        with replacing(self._class_pixels) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, keys=np.array(keys), classes=np.array(classes.names), pixels=pixels)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; the old one stays until the new one is on disk.

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor
 from blda_cli.data.classes import IGNORE_INDEX
 from blda_cli.data.images import ImageFile, image_size, read_image
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
 from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.mixing import block_mask, class_mask
 from blda_cli.finetuning.rare_classes import RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
+from blda_cli.pipelines.monitor import Monitor
 
 _CACHE_BYTES = 1 << 30
 
@@ -162,39 +161,40 @@ def count_class_pixels(
     labels: Callable[[ImageFile], np.ndarray],
     num_classes: int,
     workers: int,
-    cache: Path | None = None,
+    monitor: Monitor,
 ) -> np.ndarray:
-    """How many pixels of each class every image has; read through once, in threads.
+    """How many pixels of each class every image has; all labels are read once, in threads.
 
     Args:
         files: the images.
         labels: reads a label.
         num_classes: C.
         workers: threads.
-        cache: file that keeps the counts for the next time.
+        monitor: is told the progress.
 
     Returns:
         int64 ``[images, C]``.
 
     Raises:
         BldaError: a label cannot be read.
+        Interrupted: the user asked to stop.
     """
-    keys = np.array([file.key for file in files])
-    if cache is not None and cache.is_file():
-        with np.load(cache, allow_pickle=False) as kept:
-            if np.array_equal(kept["keys"], keys) and kept["pixels"].shape == (len(keys), num_classes):
-                return np.asarray(kept["pixels"])
 
     def count(file: ImageFile) -> np.ndarray:
         values = labels(file)
         return np.bincount(values[values != IGNORE_INDEX].ravel(), minlength=num_classes)
 
-    with ThreadPoolExecutor(max(workers, 1)) as executor:
-        pixels = np.stack(list(executor.map(count, files)))
-    if cache is not None:
-        with replacing(cache) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, keys=keys, pixels=pixels)
-    return pixels
+    monitor.start("reading labels", len(files))
+    pixels = []
+    executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-count")
+    try:
+        for counted in executor.map(count, files):
+            pixels.append(counted)
+            monitor.advance(1)
+            monitor.check()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+    return np.stack(pixels)
 
 
 def check_crop(files: Sequence[ImageFile], crop: tuple[int, int]) -> None:

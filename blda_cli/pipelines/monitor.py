@@ -10,11 +10,11 @@ class Interrupted(Exception):  # noqa: N818  # a request, not an error
 class Monitor(Protocol):
     """Watches a pipeline; a command's is a progress bar that listens for Ctrl-C."""
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
-        """Announce ``total`` images, ``done`` of which were done by an earlier run."""
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        """Announce ``total`` images (or other units), ``done`` of which were done by an earlier run."""
 
     def advance(self, count: int) -> None:
-        """``count`` more images are done."""
+        """``count`` more are done."""
 
     def say(self, line: str) -> None:
         """A remark for the user."""
@@ -30,7 +30,7 @@ class Monitor(Protocol):
 class SilentMonitor:
     """Says nothing and is never asked to stop."""
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         """See :class:`Monitor`."""
 
     def advance(self, count: int) -> None:

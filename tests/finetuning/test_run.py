@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from blda_cli.core.statistics import LabelSource
+from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import read_settings
 from blda_cli.pipelines.align import check_statistics
 from blda_cli.pipelines.monitor import Interrupted, SilentMonitor
@@ -108,8 +110,11 @@ class StopAt(SilentMonitor):
         self.step = step
         self.said: list[str] = []
 
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        self.training = what == "training"
+
     def advance(self, count: int) -> None:
-        self.step -= count
+        self.step -= count if self.training else 0
 
     def say(self, line: str) -> None:
         self.said.append(line)
@@ -219,7 +224,9 @@ def test_bad_input_is_named(project: Any, tmp_path: Path) -> None:
     with pytest.raises(BldaError, match="no pixel has one of the model's classes"):
         project.run(tmp_path / "e", data__source_labels=str(nothing))
     for name in "abcde":
-        assert not (tmp_path / name / "checkpoint.pth").exists()
+        assert not (tmp_path / name).exists()
+    with pytest.raises(BldaError, match="nothing holds other things"):
+        project.run(nothing)
 
 
 def test_a_class_that_the_labels_never_hold_is_said(project: Any, tmp_path: Path) -> None:
@@ -267,3 +274,14 @@ def test_without_tensorboard_the_extra_is_named(project: Any, tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(BldaError, match=r"blda-cli\[tensorboard\]"):
         project.run(tmp_path / "run", tensorboard=True)
+
+
+def test_source_labels_are_read_through_once(project: Any, tmp_path: Path) -> None:
+    folder, classes = RunFolder(tmp_path), class_set(["a", "b"])
+    assert folder.class_pixels(["x", "y"], classes) is None
+    folder.keep_class_pixels(["x", "y"], classes, np.array([[1, 2], [3, 4]]))
+    kept = folder.class_pixels(["x", "y"], classes)
+    assert kept is not None
+    assert kept.tolist() == [[1, 2], [3, 4]]
+    assert folder.class_pixels(["x", "z"], classes) is None
+    assert folder.class_pixels(["x", "y"], class_set(["a", "c"])) is None

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from blda_cli.data.images import find_images
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.samples import Batch, check_crop, count_class_pixels
+from blda_cli.pipelines.monitor import SilentMonitor
 
 COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])
 
@@ -58,20 +58,11 @@ def test_rare_classes_are_seen_more_often(project: Any, batches: Callable[..., A
     assert share() > 1.2 * share(host__rare_class_sampling=False)
 
 
-def test_counts_are_kept_for_the_next_time(project: Any, tmp_path: Path) -> None:
+def test_pixels_of_every_class_are_counted(project: Any) -> None:
     files = find_images(project.folder / "day" / "images")
-    calls = []
-
-    def labels(file: Any) -> np.ndarray:
-        calls.append(file)
-        return np.array([[0, 1], [1, 255]], dtype=np.uint8)
-
-    cache = tmp_path / "counts.npz"
-    for _ in range(2):
-        assert count_class_pixels(files, labels, 4, 2, cache).tolist() == [[1, 2, 0, 0]] * 6
-    assert len(calls) == 6
-    count_class_pixels(files[:3], labels, 4, 2, cache)
-    assert len(calls) == 9
+    labels = np.array([[0, 1], [1, 255]], dtype=np.uint8)
+    pixels = count_class_pixels(files, lambda _: labels, 4, 2, SilentMonitor())
+    assert pixels.tolist() == [[1, 2, 0, 0]] * 6
 
 
 def test_a_crop_that_does_not_fit_is_named(project: Any) -> None:

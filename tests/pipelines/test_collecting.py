@@ -26,7 +26,7 @@ class Stopping(SilentMonitor):
         self.left = batches
         self.started: list[tuple[str, int, int]] = []
 
-    def start(self, what: str, total: int, done: int = 0) -> None:
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         self.started.append((what, total, done))
 
     def check(self) -> None:
