@@ -114,7 +114,7 @@ def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats:
         "tau": strength,
         "label_source": "pseudo",
     }
-    assert said["provenance"]["command"].startswith("blda ")
+    assert said["provenance"]["command"].startswith("blda")
     assert {"blda", "torch"} <= said["provenance"]["versions"].keys()
     before, after = ids(aligned, "argmax"), ids(aligned)
     counts = [int(sum((found == label).sum() for found in before.values())) for label in range(4)]

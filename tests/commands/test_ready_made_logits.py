@@ -38,7 +38,8 @@ def test_classifier_from_logits_to_predictions(run: Run, classifier: Path) -> No
     with h5py.File(stats) as file:
         assert file["confusion"][()].sum() == COUNT
         assert file["cells/ground_truth/counts"][:, 0].sum() == COUNT
-    run("align", *options, "--stats", stats, "--label-source", "soft", "--shift", "balanced", "--output", output)
+    form = ["--label-source", "soft", "--shift", "balanced", "--tau", "1"]
+    run("align", *options, "--stats", stats, *form, "--output", output)
     assert {path.name for path in output.iterdir()} == {"run.json", "predictions.csv"}
     with (output / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
