@@ -15,6 +15,34 @@ _LEVELS = 1 << 11
 
 
 @dataclass(frozen=True)
+class AnchorQuantiles:
+    """``F⁻¹`` of the two anchors over :data:`~blda_cli.core.shifts.QUANTILE_RANGE`, linear between 2¹¹ levels.
+
+    Attributes:
+        table: float32 ``[2, 2¹¹ + 1]``, positive then negative.
+    """
+
+    table: Tensor
+
+    @classmethod
+    def of(cls, anchors: GaussianMixture) -> "AnchorQuantiles":
+        """Tabulate anchors ``[2, K]``."""
+        levels = torch.linspace(*QUANTILE_RANGE, _LEVELS + 1, dtype=torch.float64, device=anchors.means.device)
+        return cls(anchors.quantile(levels.expand(2, -1)).float())
+
+    def __call__(self, levels: Tensor, anchor: Tensor) -> Tensor:
+        """``F⁻¹(q)``, levels clamped to the range as published.
+
+        Args:
+            levels: float32, of any shape.
+            anchor: int32, broadcasts to it: 0 positive, 1 negative.
+        """
+        low, high = QUANTILE_RANGE
+        position = (levels - low).mul_(_LEVELS / (high - low)).clamp_(0, _LEVELS)
+        return _interpolate(self.table.flatten(), position, anchor * (_LEVELS + 1))
+
+
+@dataclass(frozen=True)
 class ShiftTable:
     """Shifts and CDFs of cells, tabulated at the edges of a grid and linear between them.
 
@@ -32,26 +60,24 @@ class ShiftTable:
     positive_cdf: Tensor
 
     @classmethod
-    def build(cls, cells: GaussianMixture, fitted: Tensor, anchors: GaussianMixture, grid: LogitGrid) -> "ShiftTable":
+    def build(cls, cells: GaussianMixture, fitted: Tensor, anchors: AnchorQuantiles, grid: LogitGrid) -> "ShiftTable":
         """Tabulate ``Δ[r, l](z) = F_a⁻¹(F[r, l](z)) − z``, ``a`` positive where ``r mod C = l``, else negative.
 
-        Li et al., ICML 2025, eq. 5 and 6; levels are clamped to
-        :data:`~blda_cli.core.shifts.QUANTILE_RANGE` before inverting, as published.
+        Li et al., ICML 2025, eq. 5 and 6.
 
         Args:
             cells: ``[R, C, K]``.
             fitted: bool ``[R, C]``; the other cells' shift is zero, their CDF one half.
-            anchors: ``[2, K]``, positive then negative.
+            anchors: what they are shifted onto.
             grid: over the logits that will be looked up.
         """
         rows, num_classes = fitted.shape
         edges = grid.edges
         row = torch.arange(rows, device=edges.device)
         own = row % num_classes
+        negative = (own.unsqueeze(1) != torch.arange(num_classes, device=edges.device)).int().unsqueeze(-1)
         levels = _cdf(cells, edges)
-        target = _quantile(anchors[1], levels)
-        target[row, own] = _quantile(anchors[0], levels[row, own])
-        shifts = torch.where(fitted.unsqueeze(-1), target - edges, 0.0)
+        shifts = torch.where(fitted.unsqueeze(-1), anchors(levels, negative) - edges, 0.0)
         positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], 0.5)
         return cls(grid, F.pad(shifts, (0, 0, 0, 0, 0, 1)), F.pad(positive, (0, 0, 0, 1)))
 
@@ -120,26 +146,15 @@ def cumulative_density_loss(predicted: Tensor, density: Tensor, labels: Tensor) 
     return torch.where(labels == IGNORE_INDEX, 0.0, (predicted.float() - density).abs())
 
 
-# GaussianMixture's own methods work in double precision, at several times the cost of these, which run every step.
-
-
 def _cdf(mixture: GaussianMixture, values: Tensor) -> Tensor:
-    """``F(z)`` in float32, ``[..., V]`` for values ``[V]``."""
+    """``F(z)`` in float32, ``[..., V]`` for values ``[V]``.
+
+    :meth:`GaussianMixture.cdf` works in double precision, at several times the cost of this, which runs every step.
+    """
     scale = (0.5 / mixture.variances).sqrt()
-    total = 0.5 * mixture.weights.sum(dim=-1, keepdim=True)
-    for k in range(mixture.weights.shape[-1]):
-        standard = (values * scale[..., k, None]).sub_((mixture.means * scale)[..., k, None])
-        total = total + standard.erf_().mul_(0.5 * mixture.weights[..., k, None])
-    return total
-
-
-def _quantile(anchor: GaussianMixture, levels: Tensor) -> Tensor:
-    """``F⁻¹`` of levels clamped to ``QUANTILE_RANGE``, in float32, linear between 2¹¹ levels."""
-    low, high = QUANTILE_RANGE
-    known = torch.linspace(low, high, _LEVELS + 1, dtype=torch.float64, device=levels.device)
-    table = anchor.quantile(known).float()
-    position = (levels - low).mul_(_LEVELS / (high - low)).clamp_(0, _LEVELS)
-    return _interpolate(table, position)
+    standard = (values * scale.unsqueeze(-1)).sub_((mixture.means * scale).unsqueeze(-1))  # [..., K, V]
+    weights = 0.5 * mixture.weights
+    return standard.erf_().mul_(weights.unsqueeze(-1)).sum(dim=-2) + weights.sum(dim=-1, keepdim=True)
 
 
 def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:

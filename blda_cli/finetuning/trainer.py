@@ -177,8 +177,8 @@ class Trainer:
             teacher_logits = self.segmenter.forward_logits(batch.target_images, size, self.teacher.network)
         pseudo = self.method.label_target(teacher_logits)
         weights = pseudo.weights * batch.target_rows.unsqueeze(2)
-        report.labelled.index_add_(0, pseudo.labels.flatten(), torch.ones_like(pseudo.weights).flatten())
-        report.kept.index_add_(0, pseudo.labels.flatten(), pseudo.kept.float().flatten())
+        report.labelled += self._histogram(pseudo.labels)
+        report.kept += self._histogram(torch.where(pseudo.kept, pseudo.labels, -1))
 
         targets = MixedTargets(
             labels=paste(batch.pasted, batch.source_labels, pseudo.labels),
@@ -197,6 +197,10 @@ class Trainer:
             loss = (weights * cross_entropy(outputs.logits, pseudo.labels)).mean()
             self._backward({"masked": host.masked_consistency * loss}, share, report)
         return report
+
+    def _histogram(self, labels: Tensor) -> Tensor:
+        """Pixels of each class, float32 ``[C]``; no class is -1. Unlike bincount it does not wait for a GPU."""
+        return torch.histc(labels.float(), self._classes, -0.5, self._classes - 0.5)
 
     def _run(self, images: Tensor) -> Outputs:
         with self._autocast():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blda_cli.core.losses import ShiftTable, corrected_cross_entropy, cumulative_density_loss
+from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, reach
 from blda_cli.core.shifts import Anchors, Tails, quantile_shifts
@@ -30,7 +30,7 @@ def published(shared_data: Path) -> dict[str, Any]:
     cells = GaussianMixture(values["gmm_weights"], values["gmm_means"], values["gmm_variances"])
     anchors = GaussianMixture(values["anchor_weights"], values["anchor_means"], values["anchor_variances"])
     grid = LogitGrid.spanning(reach(values["logits"]), 2048)
-    values["table"] = ShiftTable.build(cells, torch.ones(6, 6, dtype=torch.bool), anchors, grid)
+    values["table"] = ShiftTable.build(cells, torch.ones(6, 6, dtype=torch.bool), AnchorQuantiles.of(anchors), grid)
     return values
 
 
@@ -48,7 +48,7 @@ def test_shift_loss_and_density_equal_the_published_code(published: dict[str, An
 def test_the_table_equals_the_formula_of_the_post_hoc_shift() -> None:
     cells, anchor = mixture(4, 4, seed=0), mixture(2, seed=1)
     grid = LogitGrid.spanning(torch.tensor([9.0, 9.0]), 512)
-    table = ShiftTable.build(cells, torch.ones(4, 4, dtype=torch.bool), anchor, grid)
+    table = ShiftTable.build(cells, torch.ones(4, 4, dtype=torch.bool), AnchorQuantiles.of(anchor), grid)
     expected = quantile_shifts(
         cells, Anchors(anchor[0], anchor[1]), torch.ones(4, dtype=torch.bool), grid.edges, Tails.CLAMP
     )
@@ -60,7 +60,9 @@ def test_pixels_without_a_label_and_cells_never_fitted_are_not_shifted() -> None
     labels[0, 0] = 255
     fitted = torch.ones(3, 3, dtype=torch.bool)
     fitted[1] = False
-    table = ShiftTable.build(mixture(3, 3, seed=2), fitted, mixture(2, seed=3), LogitGrid.spanning(reach(logits), 256))
+    table = ShiftTable.build(
+        mixture(3, 3, seed=2), fitted, AnchorQuantiles.of(mixture(2, seed=3)), LogitGrid.spanning(reach(logits), 256)
+    )
     shift = table.shift(logits, labels).permute(0, 2, 3, 1)
     assert torch.count_nonzero(shift[labels == 255]) == 0
     assert torch.count_nonzero(shift[labels == 1]) == 0
@@ -81,7 +83,7 @@ def test_cells_equal_to_the_anchors_shift_nothing_within_the_quantile_range() ->
     own = torch.eye(3, dtype=torch.long)
     cells = GaussianMixture(*(getattr(anchor, name)[1 - own] for name in ("weights", "means", "variances")))
     grid = LogitGrid.spanning(torch.tensor([12.0, 12.0]), 1024)
-    table = ShiftTable.build(cells, torch.ones(3, 3, dtype=torch.bool), anchor, grid)
+    table = ShiftTable.build(cells, torch.ones(3, 3, dtype=torch.bool), AnchorQuantiles.of(anchor), grid)
     levels = cells.cdf(grid.edges)
     inside = (levels > 0.011) & (levels < 0.989)
     assert float(table.shifts[:3][inside].abs().max()) < 2e-3
@@ -92,11 +94,13 @@ def test_rows_of_two_domains_look_in_their_own_cells() -> None:
     logits, labels = 3 * torch.randn(2, 3, 6, 6), torch.randint(0, 3, (2, 6, 6))
     second = torch.rand(2, 6, 6) < 0.5
     grid = LogitGrid.spanning(reach(logits), 512)
-    both = ShiftTable.build(cells, torch.ones(6, 3, dtype=torch.bool), anchor, grid)
+    both = ShiftTable.build(cells, torch.ones(6, 3, dtype=torch.bool), AnchorQuantiles.of(anchor), grid)
 
     def alone(rows: slice) -> Tensor:
         own = GaussianMixture(cells.weights[rows], cells.means[rows], cells.variances[rows])
-        return ShiftTable.build(own, torch.ones(3, 3, dtype=torch.bool), anchor, grid).shift(logits, labels)
+        return ShiftTable.build(own, torch.ones(3, 3, dtype=torch.bool), AnchorQuantiles.of(anchor), grid).shift(
+            logits, labels
+        )
 
     expected = torch.where(second.unsqueeze(1), alone(slice(3, 6)), alone(slice(0, 3)))
     torch.testing.assert_close(both.shift(logits, labels + 3 * second), expected)
@@ -107,7 +111,7 @@ def test_no_gradient_goes_through_the_shift() -> None:
     table = ShiftTable.build(
         mixture(3, 3, seed=0),
         torch.ones(3, 3, dtype=torch.bool),
-        mixture(2, seed=1),
+        AnchorQuantiles.of(mixture(2, seed=1)),
         LogitGrid.spanning(reach(logits), 64),
     )
     shift, density = table.shift(logits, labels), table.density(logits, labels)

@@ -8,7 +8,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import estimated_bias
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.losses import ShiftTable, corrected_cross_entropy, cumulative_density_loss
+from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
 from blda_cli.finetuning.distributed import all_maximum, all_sum
@@ -43,6 +43,7 @@ class Blda(Method):
         self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=context.device)
         self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=context.device)
         self.target_pixels = torch.zeros(num_classes, device=context.device)
+        self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
 
     def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
@@ -50,6 +51,7 @@ class Blda(Method):
         logits = outputs.logits.detach().float()
         span = all_maximum(reach(logits))
         self._update(self.source, logits, labels, span, anchors=True)
+        self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         rows = torch.where(labels == IGNORE_INDEX, -1, labels)
         table = self._table(span, target=False)
         return self._losses("source", outputs, labels, rows, table, torch.ones((), device=logits.device))
@@ -136,8 +138,7 @@ class Blda(Method):
                 torch.cat([cells.variances, own.variances]),
             )
             fitted = torch.cat([fitted, own_fitted])
-        anchors = _rows(self.source.mixture, slice(-2, None))
-        return ShiftTable.build(cells, fitted, anchors, LogitGrid.spanning(span, self._table_bins))
+        return ShiftTable.build(cells, fitted, self._anchors, LogitGrid.spanning(span, self._table_bins))
 
     def _expected_cells(self) -> LogitHistogram:
         """The target's cells as the histogram that their mixtures make one expect; empty where never fitted."""
