@@ -8,8 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from blda_cli.commands import cli
 from blda_cli.finetuning.methods import METHODS
@@ -108,9 +111,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_kind_that_cannot_be_trained_says_what_to_give(project: Any, tmp_path: Path) -> None:
     (tmp_path / "logits").mkdir()
-    result = tiny(project, tmp_path / "run", "--model", f"logits:{tmp_path / 'logits'}")
-    assert result.exit_code == 1
-    assert "cannot be trained: give the network as module:factory" in result.stderr or "no" in result.stderr
+    np.save(tmp_path / "logits" / "0.npy", np.zeros((4, 40, 56), dtype=np.float32))
+    torch.jit.script(nn.Conv2d(3, 4, 1)).save(str(tmp_path / "net.ts"))
+    for model in (f"logits:{tmp_path / 'logits'}", tmp_path / "net.ts"):
+        result = tiny(project, tmp_path / "run", "--model", model)
+        assert result.exit_code == 1
+        assert "cannot be trained: give the network as module:factory" in result.stderr
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_help_names_every_method_and_is_quick() -> None:

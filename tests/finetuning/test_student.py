@@ -171,6 +171,18 @@ def test_features_that_are_no_map_are_refused(tmp_path: Path) -> None:
         student_of(load(str(tmp_path / "flat.toml")))
 
 
+def test_a_classifier_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pooled.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    (tmp_path / "pooled.toml").write_text(
+        '[segmenter]\nkind = "python"\nfactory = "pooled:make"\n[classes]\nnames = ["a", "b"]\n'
+    )
+    with pytest.raises(BldaError, match="finetune trains segmenters"):
+        student_of(load(str(tmp_path / "pooled.toml")))
+
+
 class Parts(nn.Module):
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
