@@ -124,6 +124,11 @@ def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F],
 @_setting("--validate-every", "run.validate_every", "Steps between validations.", type=click.IntRange(1))
 @_setting("--pictures-every", "run.pictures_every", "Steps between pictures of mixed batches; 0: none.")
 @_setting("--export", "run.export", "The network to write.", type=click.Choice(["teacher", "student"]))
+@_setting(
+    "--target-norms/--no-target-norms",
+    "run.target_norms",
+    "Give the written network's batch norms the statistics of the target images (goes beyond the paper).",
+)
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events (needs the tensorboard extra).")
 @click.option(
     "--device",

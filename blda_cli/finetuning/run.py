@@ -24,6 +24,7 @@ from blda_cli.finetuning.methods.base import Losses, OnlineMixtures, or_none
 from blda_cli.finetuning.run_folder import EventLog, RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler, check_crop, count_class_pixels
 from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.target_norms import take_target_statistics
 from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.validation import validate
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
@@ -102,9 +103,10 @@ def finetune(
         if data.val_labels is None:
             raise BldaError("--val-images needs --val-labels")
         validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)
-    target = find_images(data.target_images) if trainer.method.uses_target else source
-    for files in (source, target):
-        check_crop(files, settings.training.crop)
+    target = find_images(data.target_images) if data.target_images else []
+    check_crop(source, settings.training.crop)
+    if trainer.method.uses_target:
+        check_crop(target, settings.training.crop)
 
     if state is not None:
         if state["model"] != initial:
@@ -126,12 +128,13 @@ def finetune(
         folder.start(settings, {**provenance, "model": initial, "source": len(source), "target": len(target)})
         folder.keep_class_pixels(keys, segmenter.classes, pixels)
         folder.cut_metrics(trainer.step)
-    run = _Run(trainer, folder, machine, monitor, initial, validation)
-    sampler = Sampler(source, source_labels, target, pixels, settings)
+    run = _Run(trainer, folder, machine, monitor, initial, target, validation)
+    drawn = target if trainer.method.uses_target else source
+    sampler = Sampler(source, source_labels, drawn, pixels, settings)
     run.train(sampler)
     result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": run.scores}
     if first:
-        _finish(run, spec, target, provenance)
+        _finish(run, spec, provenance)
     return result
 
 
@@ -145,12 +148,14 @@ class _Run:
         machine: Machine,
         monitor: Monitor,
         initial: dict[str, Any],
+        target: Sequence[ImageFile],
         validation: tuple[list[ImageFile], LabelReader] | None,
     ) -> None:
         self.trainer = trainer
         self.folder = folder
         self.machine = machine
         self.monitor = monitor
+        self.target = target
         self.scores: dict[str, Any] | None = None
         self._settings = trainer.settings
         self._initial = initial
@@ -161,6 +166,13 @@ class _Run:
             self._events = EventLog(folder.path / "tensorboard", trainer.segmenter.classes.names, trainer.step)
         self._log = _Log()
         self._watch = _LossWatch()
+
+    def exported(self) -> NetworkSegmenter:
+        """The network as it would be written now."""
+        segmenter = self.trainer.exported()
+        if self._settings.run.target_norms and self.target:
+            take_target_statistics(segmenter, self.target, self.machine.workers)
+        return segmenter
 
     def train(self, sampler: Sampler) -> None:
         """All steps that are left."""
@@ -239,7 +251,7 @@ class _Run:
         assert self._validation is not None
         if not self._first:
             return
-        self.scores = validate(self.trainer.exported(), *self._validation, self.machine.workers)
+        self.scores = validate(self.exported(), *self._validation, self.machine.workers)
         self._put({"iteration": self.trainer.step, "validation": self.scores})
         self.monitor.say(
             f"iteration {self.trainer.step}: mIoU {self.scores['mean_iou']:.1%}, mean accuracy "
@@ -355,19 +367,18 @@ def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
     return state
 
 
-def _finish(run: _Run, spec: SegmenterSpec, target: Sequence[ImageFile], provenance: dict[str, Any]) -> None:
+def _finish(run: _Run, spec: SegmenterSpec, provenance: dict[str, Any]) -> None:
     """Write the model and the statistics of its logits on the target."""
     folder = run.folder
-    exported = run.trainer.exported()
-    trained = folder.export(spec, exported.module)
-    if not run.trainer.method.uses_target:
+    trained = folder.export(spec, run.exported().module)
+    if not run.target:
         return
     # Loaded as any other model, so that the statistics are those of what was written.
     segmenter = load_segmenter(trained, run.machine.device)
-    stride = -(-len(target) // _STATISTICS_IMAGES)
+    stride = -(-len(run.target) // _STATISTICS_IMAGES)
     content: StatisticsFile = collect_statistics(
         segmenter,
-        target[::stride],
+        run.target[::stride],
         folder.path / "statistics.h5",
         counting=CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT)),
         inference=InferenceOptions(workers=run.machine.workers),

@@ -147,6 +147,7 @@ class RunSettings:
         validate_every: steps between validations.
         pictures_every: steps between pictures of mixed batches; 0: none.
         export: which network is written at the end.
+        target_norms: its batch norms take the statistics of the target images.
     """
 
     checkpoint_every: int = 2000
@@ -154,6 +155,7 @@ class RunSettings:
     validate_every: int = 2000
     pictures_every: int = 0
     export: str = "teacher"
+    target_norms: bool = True
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from blda_cli.data.labels import label_reader
 from blda_cli.finetuning.run import Machine, finetune
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.target_norms import take_target_statistics
 from blda_cli.pipelines.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
@@ -44,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blda + masked": {"training.method": "blda", "host.masked_consistency": 1.0},
     "blda, debiased labels": {"training.method": "blda", "blda.debias_pseudo_labels": True},
 }
+TARGET_NORMS = "no training, target's batch norms"
+UNTRAINED = ("no training", TARGET_NORMS)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def main(
         **{key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)},
     }
     results: dict[str, Any] = json.loads(json_file.read_text()) if json_file and json_file.exists() else {}
-    todo = [Job("no training", None, {}, data, device)]
+    todo = [Job(variant, None, {}, data, device) for variant in UNTRAINED]
     todo += [
         Job(variant, seed, {**common, **VARIANTS[variant]}, data, device)
         for seed in range(seeds)
@@ -125,7 +128,11 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     camvid = job.data / "camvid"
     spec = parse_model(str(ESPNET), weights)
     if job.seed is None:
-        scores = {"teacher": score(load_segmenter(spec, device), camvid)}
+        segmenter = load_segmenter(spec, device)
+        if job.variant == TARGET_NORMS:
+            assert isinstance(segmenter, NetworkSegmenter)
+            take_target_statistics(segmenter, find_images(camvid / "dusk" / "images"), workers=1)
+        scores = {"teacher": score(segmenter, camvid)}
         return job.key, {"scores": scores, "seconds": time.perf_counter() - start}
     settings = Settings().with_values(
         {
@@ -153,6 +160,8 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
         student.module.load_state_dict(
             {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         )
+        if settings.run.target_norms:
+            take_target_statistics(student, find_images(camvid / "dusk" / "images"), workers=1)
         scores = {"teacher": score(teacher, camvid), "student": score(student, camvid)}
     return job.key, {"scores": scores, "seconds": seconds, "settings": job.settings, "metrics": metrics}
 
@@ -189,7 +198,7 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     """The Markdown table: a row per variant and network."""
     yield "| mIoU / mean accuracy / std of class IoU | seeds | argmax | after two-pass alignment |"
     yield "| --- | --- | --- | --- |"
-    for variant in ["no training", *VARIANTS]:
+    for variant in [*UNTRAINED, *VARIANTS]:
         runs = [result["scores"] for key, result in results.items() if key.partition(", seed ")[0] == variant]
         for network in ("teacher", "student"):
             scores = [one[network] for one in runs if network in one]

@@ -87,6 +87,7 @@ def test_a_hugging_face_network_goes_through_a_run(segformer_folder: Path, proje
         **{key.replace(".", "__"): value for key, value in values.items()},
         host__feature_distance=0.005,
         host__thing_classes=("class 2",),
+        run__target_norms=False,
     )
     trained = load(str(output / "model.toml")).module.state_dict()
     start = load(str(tmp_path / "hf.toml")).module.state_dict()
