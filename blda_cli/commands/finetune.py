@@ -35,7 +35,11 @@ def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F],
     _SETTINGS[parameter] = key
     default = _DEFAULTS[key]
     if default not in (None, "", (), False) or (isinstance(default, int | float) and not isinstance(default, bool)):
-        shown = default if not isinstance(default, tuple) else "x".join(map(str, default))
+        shown = (
+            default
+            if not isinstance(default, tuple)
+            else (" " if "nargs" in attributes else "x").join(map(str, default))
+        )
         shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else shown
         text += f"  [default: {shown}]"
     if "type" not in attributes:
