@@ -34,13 +34,14 @@ def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F],
     parameter = flag.split("/")[0].removeprefix("--").replace("-", "_")
     _SETTINGS[parameter] = key
     default = _DEFAULTS[key]
-    if default not in (None, "", (), False) or (isinstance(default, int | float) and not isinstance(default, bool)):
-        shown = (
-            default
-            if not isinstance(default, tuple)
-            else (" " if "nargs" in attributes else "x").join(map(str, default))
-        )
-        shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else shown
+    match default:
+        case tuple() if default:
+            shown = (" " if "nargs" in attributes else "x").join(map(str, default))
+        case bool():
+            shown = "on" if default and "/" in flag else ""
+        case _:
+            shown = "" if default is None else str(default)
+    if shown:
         text += f"  [default: {shown}]"
     if "type" not in attributes:
         match default:
