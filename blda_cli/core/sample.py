@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -63,18 +64,18 @@ class PixelSample:
         """S."""
         return self.logits.shape[0]
 
-    def update(self, logits: Tensor, predicted: Tensor, labels: Tensor | None, keys: Sequence[str]) -> None:
-        """Consider the pixels of a batch.
+    def draw(self, logits: Tensor, predicted: Tensor, labels: Tensor | None, keys: Sequence[str]) -> "PixelSample":
+        """Draw from a batch what may enter this sample: adding it gives the sample of both.
 
         Args:
             logits: ``[N, C, *spatial]``.
             predicted: ``[N, *spatial]``, their argmax.
             labels: ``[N, *spatial]`` or None.
-            keys: N names, one per image, unique over all updates.
+            keys: N names, one per image, unique over all batches.
         """
         num_classes = len(self.seen)
-        ceiling = (self._ceilings() >> _TIE_BITS).int().to(logits.device)
-        parts = [self]
+        ceiling = self._ceilings.to(logits.device)
+        parts = []
         for index, key in enumerate(keys):
             # All pixels are looked at where they are; only those that may enter leave the device.
             pixels = predicted[index].reshape(-1)
@@ -98,25 +99,26 @@ class PixelSample:
                     priorities=priorities[chosen],
                 )
             )
-        self.__dict__.update(_joined(parts).__dict__)
+        return parts[0] if len(parts) == 1 else join(parts)
 
     def __add__(self, other: "PixelSample") -> "PixelSample":
         """The sample of both data sets."""
-        return _joined([self, other])
+        return join([self, other])
 
     def weights(self) -> Tensor:
         """Pixels each kept one stands for, float64 ``[S]``."""
         kept = torch.bincount(self.predicted, minlength=len(self.seen))
         return (self.seen.double() / kept.clamp(min=1))[self.predicted]
 
+    @cached_property
     def _ceilings(self) -> Tensor:
-        """Per class, the priority a pixel must stay below to enter; int64 ``[C]``."""
+        """Per class, the highest of a position's 31 bits with which a pixel may enter; int32 ``[C]``."""
         full = torch.bincount(self.predicted, minlength=len(self.seen)) >= self.capacity
         highest = torch.zeros_like(self.seen).scatter_reduce(0, self.predicted, self.priorities, "amax")
-        return torch.where(full, highest, (1 << _PRIORITY_BITS) - 1)
+        return (torch.where(full, highest, (1 << _PRIORITY_BITS) - 1) >> _TIE_BITS).int()
 
 
-def _joined(parts: Sequence[PixelSample]) -> PixelSample:
+def join(parts: Sequence[PixelSample]) -> PixelSample:
     """The sample of several disjoint data sets."""
     first = parts[0]
     predicted = torch.cat([part.predicted for part in parts])

@@ -1,7 +1,7 @@
 """What one pass over images leaves behind: everything later commands need, and all of it adds up."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -11,7 +11,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
 from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import LogitSpace, to_space
-from blda_cli.core.sample import PixelSample
+from blda_cli.core.sample import PixelSample, join
 
 
 class LabelSource(StrEnum):
@@ -32,17 +32,19 @@ class LogitStatistics:
         space: the logits that the cells hold.
         cells: one histogram per label source.
         confusion: argmax against ground truth; None where there is none.
-        sample: random pixels with all their logits.
+        sampled: random pixels with all their logits, of the batches but the pending ones; see :attr:`sample`.
         images: images counted.
         pixels: pixels counted.
+        pending: what was drawn from the last batches.
     """
 
     space: LogitSpace
     cells: dict[LabelSource, LogitHistogram]
     confusion: ConfusionMatrix | None
-    sample: PixelSample
+    sampled: PixelSample
     images: int = 0
     pixels: int = 0
+    pending: list[PixelSample] = field(default_factory=list)
 
     @classmethod
     def empty(
@@ -62,7 +64,13 @@ class LogitStatistics:
     @property
     def num_classes(self) -> int:
         """C."""
-        return len(self.sample.seen)
+        return len(self.sampled.seen)
+
+    @property
+    def sample(self) -> PixelSample:
+        """Random pixels of all batches with all their logits."""
+        self._join_pending()
+        return self.sampled
 
     def update(self, logits: Tensor, labels: Tensor | None, keys: Sequence[str]) -> None:
         """Count a batch.
@@ -89,9 +97,17 @@ class LogitStatistics:
                     histogram.update(values, predicted)
                 case LabelSource.SOFT:
                     histogram.update_soft(values)
-        self.sample.update(logits, predicted, labels, keys)
+        self.pending.append(self.sampled.draw(logits, predicted, labels, keys))
+        # Joining costs the same for few pixels as for many, and after some images only few may still enter.
+        if sum(map(len, self.pending)) > len(self.sampled) // 2:
+            self._join_pending()
         self.images += len(keys)
         self.pixels += predicted.numel()
+
+    def _join_pending(self) -> None:
+        if self.pending:
+            self.sampled = join([self.sampled, *self.pending])
+            self.pending.clear()
 
     def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
         """The statistics of both data sets.
@@ -105,7 +121,7 @@ class LogitStatistics:
             space=self.space,
             cells={source: cells + other.cells[source] for source, cells in self.cells.items()},
             confusion=self.confusion + other.confusion if self.confusion and other.confusion else None,
-            sample=self.sample + other.sample,
+            sampled=self.sample + other.sample,
             images=self.images + other.images,
             pixels=self.pixels + other.pixels,
         )

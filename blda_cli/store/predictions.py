@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from blda_cli.data.classes import ClassSet
@@ -216,12 +215,12 @@ class PredictionWriter:
         if before.ndim > 0:
             for kind, labels in ((ARGMAX, before), (PREDICTIONS, after)):
                 write_label_png(prediction_path(self._folder, key, kind), labels, self._classes, original_ids=True)
-        count = len(self._classes)
+        pairs = _count_pairs(before, after, len(self._classes))
         return _Written(
             key=key,
-            before=_count(before, count),
-            after=_count(after, count),
-            changed=int((before != after).sum()),
+            before=pairs.sum(axis=1),
+            after=pairs.sum(axis=0),
+            changed=int(pairs.sum() - pairs.trace()),
         )
 
     def _note(self, written: _Written) -> None:
@@ -232,9 +231,17 @@ class PredictionWriter:
         record.changed[written.key] = written.changed / int(written.before.sum())
 
 
-def _count(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class; numpy's own would first copy bytes to integers of eight."""
-    return torch.bincount(torch.as_tensor(ids).reshape(-1), minlength=num_classes).numpy()
+def _count_pairs(before: np.ndarray, after: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each pair of class ids, int64 ``[C, C]``.
+
+    Not with torch, which would start OpenMP threads beside the network's: with more threads than cores, OpenMP lets
+    all of them sleep between loops, and a network of small layers takes a third longer.
+    """
+    pairs = before.astype(np.intp)
+    pairs *= num_classes
+    pairs += after
+    counts: np.ndarray = np.bincount(pairs.reshape(-1), minlength=num_classes**2).reshape(num_classes, num_classes)
+    return counts
 
 
 def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:

@@ -154,7 +154,7 @@ def read_statistics(path: Path) -> StatisticsFile:
             confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"], count, count))
             if "confusion" in file
             else None,
-            sample=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
+            sampled=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
             images=int(file.attrs["images"]),
             pixels=int(file.attrs["pixels"]),
         )

@@ -84,7 +84,7 @@ def test_without_pixels_there_is_no_bias() -> None:
 def sampled(logits: Tensor, parts: int) -> PixelSample:
     sample = PixelSample.empty(C)
     for index, part in enumerate(logits.chunk(parts, dim=2)):
-        sample.update(part, part.argmax(dim=1), None, [str(index)])
+        sample += sample.draw(part, part.argmax(dim=1), None, [str(index)])
     return sample
 
 

@@ -151,7 +151,7 @@ def test_a_sample_of_the_pixels_serves_the_two_pass_form_like_all_of_them() -> N
     kept = len(evidence.statistics.sample)
     assert kept < 2 * 256 * 256 / 2
     whole = LogitStatistics.empty(C, [LabelSource.PSEUDO])
-    whole.sample.capacity = 2 * 256 * 256
+    whole.sampled.capacity = 2 * 256 * 256
     whole.update(logits, None, ["left", "right"])
     settings = AlignmentSettings()
     sampled = fit_correction(settings, evidence)

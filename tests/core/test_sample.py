@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.sample import PixelSample
+from blda_cli.core.sample import PixelSample, join
 
 C = 3
 KEYS = [f"street/{index}" for index in range(6)]
@@ -22,9 +22,7 @@ def images(seed: int = 0, size: int = 20) -> tuple[Tensor, Tensor]:
 
 
 def sampled(logits: Tensor, labels: Tensor | None, keys: list[str]) -> PixelSample:
-    sample = PixelSample.empty(C, size=3 * 256)
-    sample.update(logits, logits.argmax(dim=1), labels, keys)
-    return sample
+    return PixelSample.empty(C, size=3 * 256).draw(logits, logits.argmax(dim=1), labels, keys)
 
 
 def assert_same(first: PixelSample, second: PixelSample) -> None:
@@ -33,16 +31,21 @@ def assert_same(first: PixelSample, second: PixelSample) -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)), batch=st.integers(1, 3))
-def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int], batch: int) -> None:
+@given(
+    order=st.permutations(range(6)), cuts=st.sets(st.integers(1, 5)), batch=st.integers(1, 3), every=st.integers(1, 3)
+)
+def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int], batch: int, every: int) -> None:
     logits, labels = images()
     total = PixelSample.empty(C, size=3 * 256)
     for start, stop in pairwise([0, *sorted(cuts), 6]):
-        shard = PixelSample.empty(C, size=3 * 256)
+        shard, pending = PixelSample.empty(C, size=3 * 256), []
         for first in range(start, stop, batch):
             chosen = order[first : min(first + batch, stop)]
-            shard.update(logits[chosen], logits[chosen].argmax(dim=1), labels[chosen], [KEYS[i] for i in chosen])
-        total = shard + total
+            keys = [KEYS[i] for i in chosen]
+            pending.append(shard.draw(logits[chosen], logits[chosen].argmax(dim=1), labels[chosen], keys))
+            if len(pending) == every:
+                shard, pending = join([shard, *pending]), []
+        total = join([shard, *pending]) + total
     assert_same(total, sampled(logits, labels, KEYS))
 
 
@@ -69,8 +72,8 @@ def test_a_kept_pixel_keeps_its_logits_and_label_together() -> None:
 
 def test_weights_add_up_to_the_pixels_seen() -> None:
     logits, labels = images()
-    sample = PixelSample.empty(C, size=3 * 300)  # one in 300 is no float32
-    sample.update(logits, logits.argmax(dim=1), labels, KEYS)
+    empty = PixelSample.empty(C, size=3 * 300)  # one in 300 is no float32
+    sample = empty.draw(logits, logits.argmax(dim=1), labels, KEYS)
     weights = sample.weights()
     assert weights.dtype == torch.float64
     torch.testing.assert_close(torch.bincount(sample.predicted, weights, C), sample.seen.double(), rtol=1e-13, atol=0)

@@ -56,9 +56,9 @@ def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int]
     logits, labels = images(seed)
     total = empty(space)
     for start, stop in pairwise([0, *sorted(cuts), IMAGES]):
-        chosen = order[start:stop]
         shard = empty(space)
-        shard.update(logits[chosen], labels[chosen], [KEYS[index] for index in chosen])
+        for index in order[start:stop]:
+            shard.update(logits[index : index + 1], labels[index : index + 1], [KEYS[index]])
         total = shard + total
     assert_same(total, collected(logits, labels, space))
 
