@@ -1,7 +1,7 @@
 """What one pass over images leaves behind: everything later commands need, and all of it adds up."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -44,7 +44,7 @@ class LogitStatistics:
     sampled: PixelSample
     images: int = 0
     pixels: int = 0
-    pending: list[PixelSample] = field(default_factory=list)
+    pending: tuple[PixelSample, ...] = ()
 
     @classmethod
     def empty(
@@ -97,7 +97,7 @@ class LogitStatistics:
                     histogram.update(values, predicted)
                 case LabelSource.SOFT:
                     histogram.update_soft(values)
-        self.pending.append(self.sampled.draw(logits, predicted, labels, keys))
+        self.pending += (self.sampled.draw(logits, predicted, labels, keys),)
         # Joining costs the same for few pixels as for many, and after some images only few may still enter.
         if sum(map(len, self.pending)) > len(self.sampled) // 2:
             self._join_pending()
@@ -107,7 +107,7 @@ class LogitStatistics:
     def _join_pending(self) -> None:
         if self.pending:
             self.sampled = join([self.sampled, *self.pending])
-            self.pending.clear()
+            self.pending = ()
 
     def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
         """The statistics of both data sets.

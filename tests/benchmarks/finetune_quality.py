@@ -2,9 +2,10 @@
 
     python tests/benchmarks/finetune_quality.py [--data DIR] [--seeds 3] [--iterations 400] [--device cuda] [--jobs 8]
 
-Trains every variant with every seed and scores teacher and student on all dusk frames, before and after the two-pass
-alignment, whose statistics need no labels. Prints a Markdown table (means over the seeds, ± their standard deviation)
-and writes everything, with the classes' scores, as JSON. Runs that are in the JSON file already are not made again.
+Trains every variant with every seed and scores the teacher on all dusk frames, before and after what ``blda align``
+does unless told otherwise; once with the batch norms' averages of the target images, as it is exported, once with those
+that training left. Prints a Markdown table (means over the seeds, ± their standard deviation) and writes everything,
+with the classes' scores, as JSON. Runs that are in the JSON file already are not made again.
 """
 
 import json
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import click
 import torch
 
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.methods import AlignmentSettings, Evidence, default_strength, fit_correction
 from blda_cli.core.statistics import LabelSource, LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
@@ -45,8 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blda + masked": {"training.method": "blda", "host.masked_consistency": 1.0},
     "blda, debiased labels": {"training.method": "blda", "blda.debias_pseudo_labels": True},
 }
-TARGET_NORMS = "no training, target's batch norms"
-UNTRAINED = ("no training", TARGET_NORMS)
+UNTRAINED = "no training"
+NORMS = ("target's norms", "norms as trained")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def main(
         **{key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)},
     }
     results: dict[str, Any] = json.loads(json_file.read_text()) if json_file and json_file.exists() else {}
-    todo = [Job(variant, None, {}, data, device) for variant in UNTRAINED]
-    todo += [
+    todo = [Job(UNTRAINED, None, {}, data, device)] + [
         Job(variant, seed, {**common, **VARIANTS[variant]}, data, device)
         for seed in range(seeds)
         for variant in only or VARIANTS
@@ -128,11 +128,7 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     camvid = job.data / "camvid"
     spec = parse_model(str(ESPNET), weights)
     if job.seed is None:
-        segmenter = load_segmenter(spec, device)
-        if job.variant == TARGET_NORMS:
-            assert isinstance(segmenter, NetworkSegmenter)
-            take_target_statistics(segmenter, find_images(camvid / "dusk" / "images"), workers=1)
-        scores = {"teacher": score(segmenter, camvid)}
+        scores = score_norms(load_segmenter(spec, device), camvid)
         return job.key, {"scores": scores, "seconds": time.perf_counter() - start}
     settings = Settings().with_values(
         {
@@ -142,6 +138,7 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
             "data.source_labels": str(camvid / "day" / "labels"),
             "data.target_images": str(camvid / "dusk" / "images"),
             "training.seed": job.seed,
+            "run.target_norms": False,
             **job.settings,
         },
         "benchmark",
@@ -153,21 +150,20 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
         seconds = time.perf_counter() - start
         run_folder = RunFolder(output)
         metrics = [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]
-        teacher = load_segmenter(parse_model(str(run_folder.model)), device)
-        state = run_folder.load_checkpoint()["trainer"]["student"]
-        student = load_segmenter(spec, device)
-        assert isinstance(student, NetworkSegmenter)
-        student.module.load_state_dict(
-            {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
-        )
-        if settings.run.target_norms:
-            take_target_statistics(student, find_images(camvid / "dusk" / "images"), workers=1)
-        scores = {"teacher": score(teacher, camvid), "student": score(student, camvid)}
+        scores = score_norms(load_segmenter(parse_model(str(run_folder.model)), device), camvid)
     return job.key, {"scores": scores, "seconds": seconds, "settings": job.settings, "metrics": metrics}
 
 
+def score_norms(segmenter: Any, camvid: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores with the batch norms' averages as they are, and as the target's images give them."""
+    assert isinstance(segmenter, NetworkSegmenter)
+    as_trained = score(segmenter, camvid)
+    take_target_statistics(segmenter, find_images(camvid / "dusk" / "images"), workers=1)
+    return dict(zip(NORMS, (score(segmenter, camvid), as_trained), strict=True))
+
+
 def score(segmenter: Any, camvid: Path) -> dict[str, dict[str, Any]]:
-    """Scores on all dusk frames by argmax, and after the two-pass alignment with the frames' own statistics."""
+    """Scores on all dusk frames by argmax, and after the default alignment with the frames' own statistics."""
     files = find_images(camvid / "dusk" / "images")
     labels = label_reader(files, camvid / "dusk" / "labels", segmenter.classes)
     count = len(segmenter.classes)
@@ -177,7 +173,9 @@ def score(segmenter: Any, camvid: Path) -> dict[str, dict[str, Any]]:
     for batch in kept:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
-    correction = fit_correction(AlignmentSettings(), Evidence(counted, counted.cells[LabelSource.PSEUDO]))
+    default = AlignmentSettings()
+    default = replace(default, tau=default_strength(default.method, default.shift))
+    correction = fit_correction(default, Evidence(counted, counted.cells[LabelSource.PSEUDO]))
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))
     return {name: summary(one, segmenter.classes.names) for name, one in (("argmax", argmax), ("aligned", aligned))}
@@ -195,17 +193,16 @@ def summary(confusion: ConfusionMatrix, names: tuple[str, ...]) -> dict[str, Any
 
 
 def table(results: dict[str, Any]) -> Iterator[str]:
-    """The Markdown table: a row per variant and network."""
-    yield "| mIoU / mean accuracy / std of class IoU | seeds | argmax | after two-pass alignment |"
+    """The Markdown table: a row per variant and norms."""
+    yield "| mIoU / mean accuracy / std of class IoU | seeds | argmax | after `blda align` |"
     yield "| --- | --- | --- | --- |"
-    for variant in [*UNTRAINED, *VARIANTS]:
-        runs = [result["scores"] for key, result in results.items() if key.partition(", seed ")[0] == variant]
-        for network in ("teacher", "student"):
-            scores = [one[network] for one in runs if network in one]
+    for norms in NORMS:
+        for variant in [UNTRAINED, *VARIANTS]:
+            runs = [result["scores"] for key, result in results.items() if key.partition(", seed ")[0] == variant]
+            scores = [one[norms] for one in runs]
             if scores:
-                name = variant if network == "teacher" else f"{variant} (student)"
                 cells = [" / ".join(spread(scores, way, what) for what in SHOWN) for way in ("argmax", "aligned")]
-                yield f"| {name} | {len(scores)} | {' | '.join(cells)} |"
+                yield f"| {variant}, {norms} | {len(scores)} | {' | '.join(cells)} |"
 
 
 SHOWN = ("mean_iou", "mean_accuracy", "iou_spread")
@@ -221,8 +218,8 @@ def spread(scores: list[dict[str, dict[str, Any]]], way: str, what: str) -> str:
 def describe(scores: dict[str, Any]) -> str:
     """One line of scores."""
     return "; ".join(
-        f"{network} {way} " + " / ".join(f"{one[way][what]:.1f}" for what in SHOWN)
-        for network, one in scores.items()
+        f"{norms} {way} " + " / ".join(f"{one[way][what]:.1f}" for what in SHOWN)
+        for norms, one in scores.items()
         for way in ("argmax", "aligned")
     )
 
