@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "source only": {"training.method": "source"},
     "dacs": {"training.method": "dacs"},
     "blda": {"training.method": "blda"},
+    "blda, τ 1": {"training.method": "blda", "blda.tau": 1.0},
     "blda + masked": {"training.method": "blda", "host.masked_consistency": 1.0},
     "blda, debiased labels": {"training.method": "blda", "blda.debias_pseudo_labels": True},
 }
@@ -59,6 +60,7 @@ class Job:
     settings: dict[str, Any]
     data: Path
     device: str
+    runs: Path | None
 
     @property
     def key(self) -> str:
@@ -78,6 +80,7 @@ class Job:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, as JSON.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Only these variants; repeatable.")
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
+@click.option("--runs", type=click.Path(path_type=Path), help="Where run folders are kept.  [default: nowhere]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Where the results are kept.")
 def main(
     data: Path,
@@ -91,6 +94,7 @@ def main(
     changes: tuple[str, ...],
     only: tuple[str, ...],
     jobs: int,
+    runs: Path | None,
     json_file: Path | None,
 ) -> None:
     """Train and score."""
@@ -103,8 +107,8 @@ def main(
         **{key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)},
     }
     results: dict[str, Any] = json.loads(json_file.read_text()) if json_file and json_file.exists() else {}
-    todo = [Job(UNTRAINED, None, {}, data, device)] + [
-        Job(variant, seed, {**common, **VARIANTS[variant]}, data, device)
+    todo = [Job(UNTRAINED, None, {}, data, device, runs)] + [
+        Job(variant, seed, {**common, **VARIANTS[variant]}, data, device, runs)
         for seed in range(seeds)
         for variant in only or VARIANTS
     ]
@@ -144,7 +148,7 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
         "benchmark",
     )
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "run"
+        output = (job.runs or Path(folder)) / job.key
         machine = Machine(device, workers=2)
         finetune(settings.resolved(), output, resume=False, machine=machine, provenance={}, monitor=SilentMonitor())
         seconds = time.perf_counter() - start
