@@ -2,9 +2,9 @@
 
     python tests/benchmarks/memory.py [--classes 19 --classes 150] [--size 512] [--count 8]
 
-The network is two convolutions of 1x1, so that the classes' logits are nearly all it takes. Every command, and the bare loop it
-is compared with (which reads the same images, runs the network and takes its argmax), runs in a process of its own,
-whose peak resident memory is read when it ends. Its seconds are given too: they show what grows with C².
+The network is two convolutions of 1x1, so that the classes' logits are nearly all it takes. Every command, and the bare
+loop it is compared with (which reads the same images, runs the network and takes its argmax), runs in a process of its
+own, whose peak resident memory is read when it ends. Its seconds are given too: they show what grows with C².
 """
 
 import multiprocessing
