@@ -89,7 +89,7 @@ class LocationCorrection:
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
         if not self._exponentiable:
-            return self.scores(logits).argmax(dim=1)
+            return kernels.argmax(self.scores(logits)).long()
         return _shaped(kernels.align_location(_flat(logits), self.shifts), logits)
 
     def to(self, device: torch.device) -> "LocationCorrection":
@@ -129,7 +129,7 @@ class QuantileCorrection:
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
         if not self._exponentiable:
-            return self.scores(logits).argmax(dim=1)
+            return kernels.argmax(self.scores(logits)).long()
         flat = _flat(logits)
         # Raw logits go as they are: the kernels convert them block by block.
         blocks = (
@@ -220,8 +220,7 @@ class SupervisedCorrection:
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
         blocks = _flat(logits).split(_PIXELS_AT_ONCE, dim=2)
-        ids = torch.cat([self.scores(block).argmax(dim=1) for block in blocks], dim=1)
-        return ids.view(logits.shape[0], *logits.shape[2:])
+        return _shaped(torch.cat([kernels.argmax(self.scores(block)) for block in blocks], dim=1), logits)
 
     def to(self, device: torch.device) -> "SupervisedCorrection":
         """See :class:`Correction`."""

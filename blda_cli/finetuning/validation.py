@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.kernels import argmax
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
@@ -19,7 +20,7 @@ def validate(segmenter: Segmenter, files: Sequence[ImageFile], labels: LabelRead
     confusion = ConfusionMatrix(len(segmenter.classes))
     for batch in segmenter.stream(files, InferenceOptions(workers=workers), labels):
         assert batch.labels is not None
-        confusion.update(batch.labels, batch.logits.argmax(dim=1))
+        confusion.update(batch.labels, argmax(batch.logits))
     per_class = {"iou": confusion.iou(), "accuracy": confusion.accuracy(), "bias": confusion.bias()}
     return {
         "mean_iou": confusion.mean_iou(),
