@@ -20,6 +20,13 @@ in brackets):
   by the increments, one load and store each.
 - soft histogram: C·P exponentials, C²·P integer additions (0.8 G) as C·P rows of C, and C·B·C sums (1.5 MB in 32 bits)
   emptied every 65535 pixels. Limited by loads and stores of rows; grows with C².
+
+On a GPU of 3.35 TB/s with half-precision logits (counted, not measured): the baseline moves 260 MB, 78 µs; reading
+logits and writing ids 82 MB, 25 µs, a third of it, is the floor of every alignment. The 0.8 G multiply-adds take
+about as long again on the ordinary cores. The quantile form's rows, 3 GB out of a table of 1.5 MB, come from the
+second level of cache where the first misses, which is several times the baseline if it always does; a table of 256
+bins in half precision (195 kB) would fit the first. The histograms are limited by atomic additions in the second
+level: C·P of them with hard labels, and one per class with a weight above 2⁻¹⁷, up to C²·P, with soft ones.
 """
 
 import argparse
