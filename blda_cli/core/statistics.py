@@ -13,6 +13,9 @@ from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import LogitSpace, to_space
 from blda_cli.core.sample import PixelSample, join
 
+_MOST_PENDING = 16
+"""Batches that may wait: their number must not grow with the images."""
+
 
 class LabelSource(StrEnum):
     """Where the label comes from that a pixel is counted under."""
@@ -99,7 +102,7 @@ class LogitStatistics:
                     histogram.update_soft(values)
         self.pending += (self.sampled.draw(logits, predicted, labels, keys),)
         # Joining costs the same for few pixels as for many, and after some images only few may still enter.
-        if sum(map(len, self.pending)) > len(self.sampled) // 2:
+        if len(self.pending) == _MOST_PENDING or sum(map(len, self.pending)) > len(self.sampled) // 2:
             self._join_pending()
         self.images += len(keys)
         self.pixels += predicted.numel()

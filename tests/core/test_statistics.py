@@ -63,6 +63,14 @@ def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int]
     assert_same(total, collected(logits, labels, space))
 
 
+def test_what_waits_to_be_joined_does_not_grow_with_the_images() -> None:
+    statistics = empty(sources=(LabelSource.PSEUDO,))
+    for index in range(200):
+        statistics.update(torch.randn(1, C, 1, 1, generator=torch.Generator().manual_seed(index)), None, [str(index)])
+        assert len(statistics.pending) < 16
+    assert len(statistics.sample) == 200
+
+
 def test_each_source_counts_under_its_own_labels() -> None:
     logits, labels = images(0)
     statistics = collected(logits, labels)
