@@ -11,7 +11,6 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -86,11 +85,11 @@ def peak_of(command: list[str] | None, folder: Path) -> tuple[float, float]:
     from blda_cli.commands import cli
 
     start = time.perf_counter()
-    run: Callable[[], object] = lambda: bare_loop(folder)  # noqa: E731
-    if command is not None:
+    if command is None:
+        bare_loop(folder)
+    else:
         common = ["--model", f"{folder}/model.toml", "--images", f"{folder}/images", "--device", "cpu", "--quiet"]
-        run = lambda: CliRunner().invoke(cli, [*command, *common], catch_exceptions=False)  # noqa: E731
-    run()
+        CliRunner().invoke(cli, [*command, *common], catch_exceptions=False)
     seconds = time.perf_counter() - start
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds
 
