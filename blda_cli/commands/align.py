@@ -203,7 +203,14 @@ def _settings(
     tails: str | None,
 ) -> "AlignmentSettings":
     """The preset's settings, or the defaults, with what was said beside them."""
-    from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Method, Shift, default_strength
+    from blda_cli.core.methods.settings import (
+        PUBLISHED,
+        AlignmentSettings,
+        Density,
+        Method,
+        Shift,
+        with_default_strength,
+    )
     from blda_cli.core.shifts import Tails
     from blda_cli.core.statistics import LabelSource
 
@@ -218,7 +225,7 @@ def _settings(
     changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
     settings = replace(PUBLISHED if preset else AlignmentSettings(), **changes)
     if tau is None and not preset:
-        settings = replace(settings, tau=default_strength(settings.method, settings.shift))
+        settings = with_default_strength(settings)
     return settings
 
 

@@ -10,9 +10,9 @@ from blda_cli.core.methods import (
     AlignmentSettings,
     Evidence,
     Method,
-    default_strength,
     fit_correction,
     resolve_strength,
+    with_default_strength,
 )
 from blda_cli.core.methods.settings import PUBLISHED, Shift
 from blda_cli.core.sample import PixelSample
@@ -38,14 +38,12 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     statistics = content.statistics
     source = estimate_source(statistics)
     settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
-    settings += [
-        AlignmentSettings(shift=shift, label_source=source, tau=default_strength(Method.BLDA, shift)) for shift in Shift
-    ]
+    settings += [with_default_strength(AlignmentSettings(shift=shift, label_source=source)) for shift in Shift]
     mixtures = content.mixtures.get(source)
     if source is PUBLISHED.label_source and mixtures is not None:
         settings.append(PUBLISHED)
     settings += [
-        AlignmentSettings(method=method, label_source=source, tau=default_strength(method, Shift.TWO_PASS))
+        with_default_strength(AlignmentSettings(method=method, label_source=source))
         for method in Method
         if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
     ]

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import click
 import torch
 
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Evidence, default_strength, fit_correction
+from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction, with_default_strength
 from blda_cli.core.statistics import LabelSource, LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
@@ -177,8 +177,7 @@ def score(segmenter: Any, camvid: Path) -> dict[str, dict[str, Any]]:
     for batch in kept:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
-    default = AlignmentSettings()
-    default = replace(default, tau=default_strength(default.method, default.shift))
+    default = with_default_strength(AlignmentSettings())
     correction = fit_correction(default, Evidence(counted, counted.cells[LabelSource.PSEUDO]))
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))

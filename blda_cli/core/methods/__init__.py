@@ -5,7 +5,15 @@ A new method is one module with a ``fit`` function and one line in :data:`METHOD
 
 from blda_cli.core.corrections import Correction
 from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Fit, Method, Shift, default_strength
+from blda_cli.core.methods.settings import (
+    AlignmentSettings,
+    Evidence,
+    Fit,
+    Method,
+    Shift,
+    default_strength,
+    with_default_strength,
+)
 from blda_cli.core.strength import bias_strength, label_free_strength
 
 __all__ = [
@@ -17,6 +25,7 @@ __all__ = [
     "default_strength",
     "fit_correction",
     "resolve_strength",
+    "with_default_strength",
 ]
 
 METHODS: dict[Method, Fit] = {

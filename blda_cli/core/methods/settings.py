@@ -72,6 +72,11 @@ def default_strength(method: Method, shift: Shift) -> float | Literal["auto"]:
     return 1.0
 
 
+def with_default_strength(settings: AlignmentSettings) -> AlignmentSettings:
+    """The settings at :func:`default_strength`, as ``blda align`` has them where no strength is said."""
+    return replace(settings, tau=default_strength(settings.method, settings.shift))
+
+
 PUBLISHED = AlignmentSettings(shift=Shift.QUANTILE, tau=0.2, density=Density.MIXTURE, tails=Tails.CLAMP)
 """The post-hoc alignment as Li et al. published it."""
 
