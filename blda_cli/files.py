@@ -1,5 +1,6 @@
 """Files that appear under their name only when they are complete."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -54,3 +55,9 @@ def claim(path: Path, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as ``"sha256:..."`` in hexadecimal."""
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

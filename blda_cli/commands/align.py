@@ -24,8 +24,8 @@ from blda_cli.errors import BldaError
 
 if TYPE_CHECKING:
     from blda_cli.commands.console import ConsoleMonitor
-    from blda_cli.core.methods import AlignmentSettings
-    from blda_cli.pipelines.sharding import Shard
+    from blda_cli.core.fitting import AlignmentSettings
+    from blda_cli.runtime.shards import Shard
     from blda_cli.segmenters.base import InferenceOptions
     from blda_cli.store.predictions import RunRecord
     from blda_cli.store.statistics import StatisticsFile
@@ -129,10 +129,10 @@ def command(
     was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.core.methods import resolve_strength
+    from blda_cli.core.fitting import resolve_strength
+    from blda_cli.files import file_digest
     from blda_cli.pipelines.align import align, check_folder, check_statistics, evidence_from_files, fit
-    from blda_cli.pipelines.sharding import current_shard
-    from blda_cli.segmenters.weights import file_digest
+    from blda_cli.runtime.shards import current_shard
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
@@ -203,16 +203,8 @@ def _settings(
     tails: str | None,
 ) -> "AlignmentSettings":
     """The preset's settings, or the defaults, with what was said beside them."""
-    from blda_cli.core.methods.settings import (
-        PUBLISHED,
-        AlignmentSettings,
-        Density,
-        Method,
-        Shift,
-        with_default_strength,
-    )
-    from blda_cli.core.shifts import Tails
-    from blda_cli.core.statistics import LabelSource
+    from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
+    from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, with_default_strength
 
     said = {
         "method": method and Method(method),
@@ -233,7 +225,7 @@ def _refuse_unused(
     settings: "AlignmentSettings", anchors: Path | None, labelled: Path | None, detail: str | None
 ) -> None:
     """Refuse options that would change nothing, and a search that finds nothing."""
-    from blda_cli.core.methods.settings import Method, Shift
+    from blda_cli.core.choices import Method, Shift
 
     shift = settings.shift if settings.method is Method.BLDA else None
     if detail and shift is not Shift.QUANTILE:
@@ -261,7 +253,7 @@ def _collected(
     shard: "Shard",
 ) -> "StatisticsFile":
     """Statistics of the images themselves, kept from an earlier run or collected now."""
-    from blda_cli.core.statistics import LabelSource
+    from blda_cli.core.choices import LabelSource
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
     from blda_cli.store.statistics import read_statistics
 

@@ -73,10 +73,9 @@ def command(
     work. Needs no labels. A run that was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.core.logit_space import LogitSpace
-    from blda_cli.core.statistics import LabelSource
+    from blda_cli.core.choices import LabelSource, LogitSpace
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
-    from blda_cli.pipelines.sharding import current_shard
+    from blda_cli.runtime.shards import current_shard
 
     if bins & (bins - 1):
         raise click.UsageError(f"--bins {bins} is not a power of two; {1 << bins.bit_length()} is the next")

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from blda_cli.pipelines.monitor import Interrupted
+from blda_cli.runtime.monitor import Interrupted
 
 _PLAIN_SECONDS = 10.0
 
@@ -38,7 +38,7 @@ class ConsoleMonitor:
         self._asked = False
 
     def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
-        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self.stop()
         self._unit = unit
         self._what, self._total, self._done, self._said = what, total, done, time.monotonic()
@@ -51,7 +51,7 @@ class ConsoleMonitor:
             self._bar.start()
 
     def advance(self, count: int) -> None:
-        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self._done += count
         if self._bar is not None:
             self._bar.advance(self._task, count)
@@ -60,11 +60,11 @@ class ConsoleMonitor:
             self.say(f"{self._what}: {self._done} of {self._total} {self._unit}")
 
     def say(self, line: str) -> None:
-        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def check(self) -> None:
-        """See :class:`blda_cli.pipelines.monitor.Monitor`."""
+        """See :class:`blda_cli.runtime.monitor.Monitor`."""
         if self._asked:
             raise Interrupted
 

@@ -164,10 +164,11 @@ def command(
     the options here, are in RUN/config.toml.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.finetuning.distributed import process_group
     from blda_cli.finetuning.run import Machine, finetune
-    from blda_cli.pipelines.monitor import Interrupted
-    from blda_cli.pipelines.sharding import choose_device, current_shard
+    from blda_cli.runtime.device import choose_device
+    from blda_cli.runtime.monitor import Interrupted
+    from blda_cli.runtime.process_group import process_group
+    from blda_cli.runtime.shards import current_shard
 
     if config is None and resume and (output / "config.toml").is_file():
         config = output / "config.toml"

@@ -230,11 +230,11 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
         BldaError: one of them cannot be.
     """
     from blda_cli.data.images import find_images
-    from blda_cli.pipelines.sharding import choose_device
+    from blda_cli.runtime.device import choose_device
     from blda_cli.segmenters import load_segmenter
     from blda_cli.segmenters.calibrated import calibrated
+    from blda_cli.segmenters.logits import find_logits
     from blda_cli.segmenters.spec import parse_model
-    from blda_cli.segmenters.stored import find_logits
 
     spec = parse_model(model, weights)
     stored = spec.segmenter.path if spec.segmenter.kind == "logits" else None

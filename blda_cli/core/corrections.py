@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import kernels
-from blda_cli.core.logit_space import LogitSpace, to_space
+from blda_cli.core.choices import LogitSpace
+from blda_cli.core.logit_space import to_space
 
 _LARGEST_SPAN = 64.0
 

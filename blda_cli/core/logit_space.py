@@ -1,20 +1,9 @@
 """Which of the equivalent logits are counted: they are defined only up to a constant per pixel."""
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
-
-class LogitSpace(StrEnum):
-    """How a pixel's free constant is fixed before its logits are counted or shifted."""
-
-    RAW = "raw"
-    """As the network gives them, as the paper counts them."""
-    CENTRED = "centred"
-    """Minus the pixel's mean over the classes."""
-    LOG_SOFTMAX = "log-softmax"
-    """Log-probabilities."""
+from blda_cli.core.choices import LogitSpace
 
 
 def to_space(logits: Tensor, space: LogitSpace) -> Tensor:

@@ -1,11 +1,11 @@
 """The shifts of BLDA: how far every cell's logits lie from the shared anchor distributions."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import Tails
 from blda_cli.core.distributions import Distributions
 from blda_cli.core.histogram import LogitHistogram
 
@@ -14,15 +14,6 @@ QUANTILE_RANGE = (0.01, 0.99)
 
 MINIMUM_PIXELS = 500
 """Cells with fewer pixels are not shifted, as published."""
-
-
-class Tails(StrEnum):
-    """What happens to logits whose quantile lies outside :data:`QUANTILE_RANGE`."""
-
-    CLAMP = "clamp"
-    """All go to the anchor's outermost value, as published; their order within the tail is lost."""
-    CONSTANT = "constant"
-    """All are shifted by what the outermost quantile is shifted by; their order is kept."""
 
 
 @dataclass(frozen=True)

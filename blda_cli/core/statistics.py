@@ -2,29 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
 from blda_cli.core.kernels import argmax
-from blda_cli.core.logit_space import LogitSpace, to_space
+from blda_cli.core.logit_space import to_space
 from blda_cli.core.sample import PixelSample, join
 
 _MOST_PENDING = 16
 """Batches that may wait: their number must not grow with the images."""
-
-
-class LabelSource(StrEnum):
-    """Where the label comes from that a pixel is counted under."""
-
-    GROUND_TRUTH = "ground_truth"
-    PSEUDO = "pseudo"
-    """The network's own argmax."""
-    SOFT = "soft"
-    """Every class, weighted by its softmax probability."""
 
 
 @dataclass

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture, MixtureFits, fit_quality
-from blda_cli.core.statistics import LabelSource
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import ImageFile, find_images
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.distributed import all_maximum, all_sum
 from blda_cli.finetuning.methods.base import Losses, OnlineMixtures, or_none
 from blda_cli.finetuning.run_folder import EventLog, RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler, check_crop, count_class_pixels
@@ -28,8 +27,9 @@ from blda_cli.finetuning.target_norms import take_target_statistics
 from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.validation import validate
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
-from blda_cli.pipelines.monitor import Interrupted, Monitor
-from blda_cli.pipelines.sharding import Shard, current_shard
+from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.process_group import all_maximum, all_sum
+from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter

@@ -17,7 +17,7 @@ from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.mixing import block_mask, class_mask
 from blda_cli.finetuning.rare_classes import RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
-from blda_cli.pipelines.monitor import Monitor
+from blda_cli.runtime.monitor import Monitor
 
 _CACHE_BYTES = 1 << 30
 

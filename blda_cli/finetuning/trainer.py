@@ -22,7 +22,7 @@ from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs, Student, run_student
 from blda_cli.finetuning.teacher import Teacher
-from blda_cli.pipelines.sharding import current_shard
+from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from blda_cli.core.corrections import Correction
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
 from blda_cli.core.kernels import argmax
-from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction
 from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, model_identity
-from blda_cli.pipelines.monitor import Interrupted, Monitor
-from blda_cli.pipelines.sharding import Shard
+from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.predictions import (
     ARGMAX,

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
+from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.histogram import DEFAULT_BINS
-from blda_cli.core.logit_space import LogitSpace
 from blda_cli.core.mixture import fit_mixtures
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.files import claim
-from blda_cli.pipelines.monitor import Interrupted, Monitor
-from blda_cli.pipelines.sharding import Shard
+from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.statistics import (
     StatisticsFile,

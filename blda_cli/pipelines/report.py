@@ -10,25 +10,25 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 
+from blda_cli.core.choices import Method
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Method
+from blda_cli.core.fitting import AlignmentSettings
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
+from blda_cli.files import file_digest, replacing
 from blda_cli.pipelines.align import fit_from_files
-from blda_cli.pipelines.monitor import Monitor
 from blda_cli.reporting.build import build_report, picture_source
 from blda_cli.reporting.comparison import compare_methods
 from blda_cli.reporting.data_files import to_csv, to_json
 from blda_cli.reporting.densities import Densities, densities
 from blda_cli.reporting.gallery import Frame, choose_frames, make_gallery
 from blda_cli.reporting.html import to_html
-from blda_cli.reporting.report import Report
-from blda_cli.segmenters.weights import file_digest
+from blda_cli.reporting.model import Report
+from blda_cli.runtime.monitor import Monitor
 from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, RunRecord, prediction_path, read_record
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 

@@ -9,11 +9,12 @@ import torch
 from scipy import stats
 
 from blda_cli.core.bias import estimated_bias, sampled_bias
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.shifts import location_shifts, occupied
-from blda_cli.core.statistics import LabelSource, LogitStatistics
-from blda_cli.reporting.report import Candidate, Estimate, Predictions, Report, Run, scores_of, shares
+from blda_cli.core.statistics import LogitStatistics
+from blda_cli.reporting.model import Candidate, Estimate, Predictions, Report, Run, scores_of, shares
 from blda_cli.store.predictions import RunRecord
 from blda_cli.store.statistics import StatisticsFile
 

@@ -5,19 +5,13 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import (
-    AlignmentSettings,
-    Evidence,
-    Method,
-    fit_correction,
-    resolve_strength,
-    with_default_strength,
-)
-from blda_cli.core.methods.settings import PUBLISHED, Shift
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, resolve_strength, with_default_strength
+from blda_cli.core.fitting.settings import PUBLISHED
 from blda_cli.core.sample import PixelSample
 from blda_cli.reporting.build import describe, estimate_source
-from blda_cli.reporting.report import Candidate, scores_of
+from blda_cli.reporting.model import Candidate, scores_of
 from blda_cli.store.statistics import StatisticsFile
 
 _FRACTION = 1 << 10

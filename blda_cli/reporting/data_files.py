@@ -32,7 +32,7 @@ import re
 from typing import Any
 
 from blda_cli import __version__
-from blda_cli.reporting.report import Predictions, Report, Scores
+from blda_cli.reporting.model import Predictions, Report, Scores
 from blda_cli.reporting.words import next_steps, summary
 
 FORMAT = "blda-report"

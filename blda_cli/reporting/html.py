@@ -12,7 +12,7 @@ from blda_cli.errors import require_extra
 from blda_cli.reporting.densities import Curve, Densities
 from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
-from blda_cli.reporting.report import Candidate, Predictions, Report, Scores, Verdict
+from blda_cli.reporting.model import Candidate, Predictions, Report, Scores, Verdict
 from blda_cli.reporting.svg import anchor_symbols, bias_strip, density_chart
 from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from blda_cli.reporting.densities import BINS, Curve, Densities, Pair
-from blda_cli.reporting.report import Estimate, Verdict
+from blda_cli.reporting.model import Estimate, Verdict
 
 _STEP = 4
 _PANEL = 54

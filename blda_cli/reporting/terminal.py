@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from blda_cli.reporting.report import Report, Verdict
+from blda_cli.reporting.model import Report, Verdict
 from blda_cli.reporting.words import next_steps, percent, points, score, summary
 
 _STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}

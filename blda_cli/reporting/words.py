@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from blda_cli.reporting.report import Predictions, Report, Run, Scores, Verdict
+from blda_cli.reporting.model import Predictions, Report, Run, Scores, Verdict
 
 _NAMED = 4
 

@@ -9,9 +9,9 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError, require_extra
+from blda_cli.files import file_digest
 from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
 from blda_cli.segmenters.outputs import log_probabilities
-from blda_cli.segmenters.weights import file_digest
 
 
 @dataclass(kw_only=True)

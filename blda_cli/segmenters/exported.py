@@ -10,10 +10,10 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from blda_cli.errors import BldaError
+from blda_cli.files import file_digest
 from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, with_size
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
-from blda_cli.segmenters.weights import file_digest
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:

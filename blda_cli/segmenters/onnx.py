@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from blda_cli.errors import BldaError, require_extra
+from blda_cli.files import file_digest
 from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, with_size
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
-from blda_cli.segmenters.weights import file_digest
 
 _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from blda_cli.errors import BldaError
+from blda_cli.files import file_digest
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
-from blda_cli.segmenters.weights import file_digest
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:

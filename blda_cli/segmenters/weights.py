@@ -58,12 +58,6 @@ def state_digest(network: nn.Module) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as ``"sha256:..."`` in hexadecimal."""
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
-
-
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise BldaError(f"{path}: no such weights file")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from blda_cli import __version__
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.logit_space import LogitSpace
 from blda_cli.core.mixture import GaussianMixture, MixtureFits
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
 from blda_cli.store.hdf5 import writing

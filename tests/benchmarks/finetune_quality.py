@@ -21,16 +21,17 @@ from typing import Any
 import click
 import torch
 
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction, with_default_strength
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, with_default_strength
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.finetuning.run import Machine, finetune
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.target_norms import take_target_statistics
-from blda_cli.pipelines.monitor import SilentMonitor
+from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter

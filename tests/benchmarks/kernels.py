@@ -49,9 +49,9 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import kernels
+from blda_cli.core.choices import LogitSpace
 from blda_cli.core.corrections import LocationCorrection, OffsetCorrection, QuantileCorrection
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
-from blda_cli.core.logit_space import LogitSpace
 
 _SCALE, _LIMIT = 4.0, 32.0  # of the random logits; the axis that holds them
 

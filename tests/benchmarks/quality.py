@@ -29,8 +29,8 @@ from blda_cli.commands import cli
 from blda_cli.commands.options import load_subject, read_labels
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import estimated_bias, sampled_bias
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.statistics import LabelSource
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.store.predictions import PREDICTIONS, RECORD, read_record
 from blda_cli.store.statistics import read_statistics

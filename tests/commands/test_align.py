@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.core.strength import bias_strength
+from blda_cli.core.fitting.strength import bias_strength
 from blda_cli.store.statistics import read_statistics
 
 if TYPE_CHECKING:

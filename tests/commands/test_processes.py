@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blda_cli.core.statistics import LabelSource
+from blda_cli.core.choices import LabelSource
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 if TYPE_CHECKING:

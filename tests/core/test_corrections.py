@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blda_cli.core.choices import LogitSpace, Tails
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
-from blda_cli.core.logit_space import LogitSpace, to_space
+from blda_cli.core.logit_space import to_space
 from blda_cli.core.mixture import GaussianMixture
-from blda_cli.core.shifts import Anchors, Tails, quantile_shifts
+from blda_cli.core.shifts import Anchors, quantile_shifts
 
 C, B, LIMIT = 4, 64, 16.0
 CENTERS = (torch.arange(B) + 0.5) * (2 * LIMIT / B) - LIMIT

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from blda_cli.core.logit_space import LogitSpace, to_space
+from blda_cli.core.choices import LogitSpace
+from blda_cli.core.logit_space import to_space
 
 LOGITS = torch.randn(2, 5, 4, 3, generator=torch.Generator().manual_seed(0)) * 6
 

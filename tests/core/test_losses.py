@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blda_cli.core.choices import Tails
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, reach
-from blda_cli.core.shifts import Anchors, Tails, quantile_shifts
+from blda_cli.core.shifts import Anchors, quantile_shifts
 
 
 def mixture(*shape: int, seed: int, spread: float = 3.0) -> GaussianMixture:

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blda_cli.core.choices import Tails
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.shifts import (
     MINIMUM_PIXELS,
     Anchors,
-    Tails,
     balanced_centre,
     location_shifts,
     occupied,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.logit_space import LogitSpace, to_space
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.choices import LabelSource, LogitSpace
+from blda_cli.core.logit_space import to_space
+from blda_cli.core.statistics import LogitStatistics
 
 C, IMAGES = 4, 5
 KEYS = [f"day/{index}" for index in range(IMAGES)]

@@ -11,7 +11,7 @@ from PIL import Image
 from blda_cli.finetuning.run import Machine, finetune
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
-from blda_cli.pipelines.monitor import SilentMonitor
+from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blda_cli.core.choices import Tails
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
-from blda_cli.core.shifts import Anchors, Tails, quantile_shifts
+from blda_cli.core.shifts import Anchors, quantile_shifts
 from blda_cli.finetuning.methods.base import MethodContext, MixedTargets
 from blda_cli.finetuning.methods.blda import Blda
 from blda_cli.finetuning.methods.dacs import Dacs

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.core.statistics import LabelSource
+from blda_cli.core.choices import LabelSource
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import read_settings
 from blda_cli.pipelines.align import check_statistics
-from blda_cli.pipelines.monitor import Interrupted, SilentMonitor
+from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.spec import parse_model

@@ -60,10 +60,10 @@ def files() -> list[ImageFile]:
 @pytest.fixture
 def collect(segmenter: RandomSegmenter, files: list[ImageFile]) -> Callable[..., Any]:
     """Calls ``collect_statistics`` with what a test does not care about."""
-    from blda_cli.core.statistics import LabelSource
+    from blda_cli.core.choices import LabelSource
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
-    from blda_cli.pipelines.monitor import SilentMonitor
-    from blda_cli.pipelines.sharding import Shard
+    from blda_cli.runtime.monitor import SilentMonitor
+    from blda_cli.runtime.shards import Shard
 
     def call(output: Path, **changes: Any) -> Any:
         settings = {

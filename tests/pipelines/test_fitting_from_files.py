@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from blda_cli.core.logit_space import LogitSpace
-from blda_cli.core.methods.settings import AlignmentSettings, Density, Shift
-from blda_cli.core.statistics import LabelSource
+from blda_cli.core.choices import Density, LabelSource, LogitSpace, Shift
+from blda_cli.core.fitting.settings import AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.align import check_folder, check_statistics, fit_from_files

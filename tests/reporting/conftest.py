@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.core.methods import AlignmentSettings, Evidence, fit_correction
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.choices import LabelSource
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import write_label_png
-from blda_cli.segmenters.weights import file_digest
+from blda_cli.files import file_digest
 from blda_cli.store.predictions import RECORD, PredictionWriter, RunRecord, write_record
 from blda_cli.store.statistics import StatisticsFile, write_statistics
 

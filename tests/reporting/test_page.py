@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from blda_cli.commands import cli
-from blda_cli.core.methods import AlignmentSettings
-from blda_cli.core.methods.settings import Method
+from blda_cli.core.choices import Method
+from blda_cli.core.fitting import AlignmentSettings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [

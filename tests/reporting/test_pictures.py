@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.logit_space import LogitSpace
 from blda_cli.core.shifts import location_shifts
-from blda_cli.core.statistics import LabelSource
 from blda_cli.data.classes import class_set
 from blda_cli.reporting import gallery
 from blda_cli.reporting.colors import diverging, luminance, sequential, text_on

@@ -15,11 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 from blda_cli.commands import cli
+from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.methods import AlignmentSettings
-from blda_cli.core.methods.settings import PUBLISHED, Method, Shift
+from blda_cli.core.fitting import AlignmentSettings
+from blda_cli.core.fitting.settings import PUBLISHED
 from blda_cli.data.classes import class_set
-from blda_cli.reporting.report import Estimate, Report, Scores, Verdict, scores_of
+from blda_cli.reporting.model import Estimate, Report, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
 from blda_cli.reporting.words import next_steps, percent, points, score, summary
 
@@ -319,7 +320,7 @@ def test_numbers() -> None:
 
 
 def made_up(before: Scores | None) -> Report:
-    from blda_cli.reporting.report import Predictions
+    from blda_cli.reporting.model import Predictions
 
     return Report(
         classes=class_set(["road", "bus", "bike"]),

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.mixture import MixtureFits, fit_mixtures
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
 from blda_cli.store.statistics import (

@@ -11,10 +11,10 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
-from blda_cli.finetuning.distributed import all_maximum, all_sum
 from blda_cli.finetuning.methods.base import Losses, Method, MethodContext, MixedTargets, OnlineMixtures, or_none
 from blda_cli.finetuning.pseudo_labels import PseudoLabels, confidence_weighted, debiased_labels
 from blda_cli.finetuning.student import Outputs
+from blda_cli.runtime.process_group import all_maximum, all_sum
 
 _BINS = 256
 """Of the histograms that EM runs on."""

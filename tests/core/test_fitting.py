@@ -5,16 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core.choices import Density, LabelSource, LogitSpace, Method, Shift, Tails
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.corrections import LocationCorrection, OffsetCorrection
+from blda_cli.core.fitting import METHODS, default_strength, fit_correction, resolve_strength
+from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, Evidence
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.logit_space import LogitSpace
-from blda_cli.core.methods import METHODS, default_strength, fit_correction, resolve_strength
-from blda_cli.core.methods.settings import PUBLISHED, AlignmentSettings, Density, Evidence, Method, Shift
 from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.self_training import class_thresholds
-from blda_cli.core.shifts import Tails
-from blda_cli.core.statistics import LabelSource, LogitStatistics
+from blda_cli.core.statistics import LogitStatistics
 
 C = 4
 FREQUENCIES = [0.55, 0.25, 0.15, 0.05]

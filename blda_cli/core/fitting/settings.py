@@ -2,45 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Literal
 
+from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.core.corrections import Correction
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import MixtureFits
-from blda_cli.core.shifts import Tails
-from blda_cli.core.statistics import LabelSource, LogitStatistics
-
-
-class Method(StrEnum):
-    """What corrects the logits."""
-
-    BLDA = "blda"
-    LOGIT_ADJUST = "logit-adjust"
-    PRIOR_SHIFT = "prior-shift"
-    CLASS_CONFIDENCE = "class-confidence"
-    SUPERVISED = "supervised"
-    NONE = "none"
-
-
-class Shift(StrEnum):
-    """The form of BLDA's shift."""
-
-    QUANTILE = "quantile"
-    """A function of the logit: quantile of the cell to quantile of the anchor, as published."""
-    LOCATION = "location"
-    """A constant per cell: mean of the cell to mean of the anchor."""
-    BALANCED = "balanced"
-    """A constant per class: the location form averaged over the hypotheses."""
-    TWO_PASS = "two-pass"
-    """Labels from the balanced form, then half location form, half balanced form from those."""
-
-
-class Density(StrEnum):
-    """How the distribution of a cell is described in the quantile form."""
-
-    EMPIRICAL = "empirical"
-    MIXTURE = "mixture"
+from blda_cli.core.statistics import LogitStatistics
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.logits import find_logits
 from blda_cli.segmenters.spec import parse_model
-from blda_cli.segmenters.stored import find_logits
 
 CPU = torch.device("cpu")
 

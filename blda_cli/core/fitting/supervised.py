@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.choices import LabelSource, Shift
 from blda_cli.core.corrections import LocationCorrection, SupervisedCorrection
-from blda_cli.core.methods import blda
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence, Shift
+from blda_cli.core.fitting import blda
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.statistics import LabelSource
 
 SHIFT_WEIGHT = 0.5
 """Weight of BLDA's score beside the calibrator's; measured, mIoU is flat between 0.3 and 0.7."""

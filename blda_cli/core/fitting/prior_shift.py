@@ -3,7 +3,7 @@
 import torch
 
 from blda_cli.core.corrections import OffsetCorrection
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
 
 _ITERATIONS = 100
 

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
+from blda_cli.core.choices import Density, LabelSource, Shift
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
 from blda_cli.core.distributions import Empirical
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import to_space
-from blda_cli.core.methods.settings import AlignmentSettings, Density, Evidence, Shift
 from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.shifts import (
     Anchors,
@@ -18,7 +19,6 @@ from blda_cli.core.shifts import (
     quantile_shifts,
     two_pass_shifts,
 )
-from blda_cli.core.statistics import LabelSource
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Correction:

@@ -1,7 +1,7 @@
 """Logit adjustment (Menon et al., ICLR 2021): ``f_c − τ log π_c``, with the predicted shares as the prior."""
 
 from blda_cli.core.corrections import OffsetCorrection
-from blda_cli.core.methods.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:

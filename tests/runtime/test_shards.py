@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.sharding import Shard, choose_device, current_shard
+from blda_cli.runtime.device import choose_device
+from blda_cli.runtime.shards import Shard, current_shard
 
 
 def test_every_item_has_one_owner() -> None:

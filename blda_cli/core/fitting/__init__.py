@@ -3,18 +3,11 @@
 A new method is one module with a ``fit`` function and one line in :data:`METHODS`.
 """
 
+from blda_cli.core.choices import Method, Shift
 from blda_cli.core.corrections import Correction
-from blda_cli.core.methods import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.methods.settings import (
-    AlignmentSettings,
-    Evidence,
-    Fit,
-    Method,
-    Shift,
-    default_strength,
-    with_default_strength,
-)
-from blda_cli.core.strength import bias_strength, label_free_strength
+from blda_cli.core.fitting import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence, Fit, default_strength, with_default_strength
+from blda_cli.core.fitting.strength import bias_strength, label_free_strength
 
 __all__ = [
     "METHODS",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from blda_cli.pipelines.sharding import current_shard
+from blda_cli.runtime.shards import current_shard
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""What a user can choose between, by name; no torch here, so that the command line can offer the names at once.
+
+A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here.
+"""
+
+from enum import StrEnum
+
+
+class Method(StrEnum):
+    """What corrects the logits."""
+
+    BLDA = "blda"
+    LOGIT_ADJUST = "logit-adjust"
+    PRIOR_SHIFT = "prior-shift"
+    CLASS_CONFIDENCE = "class-confidence"
+    SUPERVISED = "supervised"
+    NONE = "none"
+
+
+class Shift(StrEnum):
+    """The form of BLDA's shift."""
+
+    QUANTILE = "quantile"
+    """A function of the logit: quantile of the cell to quantile of the anchor, as published."""
+    LOCATION = "location"
+    """A constant per cell: mean of the cell to mean of the anchor."""
+    BALANCED = "balanced"
+    """A constant per class: the location form averaged over the hypotheses."""
+    TWO_PASS = "two-pass"
+    """Labels from the balanced form, then half location form, half balanced form from those."""
+
+
+class Density(StrEnum):
+    """How the distribution of a cell is described in the quantile form."""
+
+    EMPIRICAL = "empirical"
+    MIXTURE = "mixture"
+
+
+class Tails(StrEnum):
+    """What the quantile form does with logits in a cell's outermost hundredths."""
+
+    CLAMP = "clamp"
+    """All go to the anchor's outermost value, as published; their order within the tail is lost."""
+    CONSTANT = "constant"
+    """All are shifted by what the outermost quantile is shifted by; their order is kept."""
+
+
+class LabelSource(StrEnum):
+    """Where the label comes from that a pixel is counted under."""
+
+    GROUND_TRUTH = "ground_truth"
+    PSEUDO = "pseudo"
+    """The network's own argmax."""
+    SOFT = "soft"
+    """Every class, weighted by its softmax probability."""
+
+
+class LogitSpace(StrEnum):
+    """How a pixel's free constant is fixed before its logits are counted or shifted."""
+
+    RAW = "raw"
+    """As the network gives them, as the paper counts them."""
+    CENTRED = "centred"
+    """Minus the pixel's mean over the classes."""
+    LOG_SOFTMAX = "log-softmax"
+    """Log-probabilities."""
