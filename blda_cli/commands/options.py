@@ -237,8 +237,10 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
     from blda_cli.segmenters.spec import parse_model
 
     spec = parse_model(model, weights)
-    stored = spec.segmenter.path if spec.segmenter.kind == "logits" else None
-    own_folder = stored is not None and Path(images).is_dir() and Path(images).resolve() == Path(stored).resolve()
+    array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
+    own_folder = (
+        array_folder is not None and Path(images).is_dir() and Path(images).resolve() == Path(array_folder).resolve()
+    )
     files = find_logits(images) if own_folder else find_images(images)
     segmenter = load_segmenter(spec, choose_device(device))
     if calibrator is not None:

@@ -26,5 +26,5 @@ KINDS: dict[str, Kind] = {
     "exported": Kind("exported", suffix=".pt2"),
     "torchscript": Kind("torchscript", suffix=".ts"),
     "onnx": Kind("onnx", suffix=".onnx"),
-    "logits": Kind("stored"),
+    "logits": Kind("logits"),
 }
