@@ -164,7 +164,8 @@ def command(
     the options here, are in RUN/config.toml.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.finetuning.run import Machine, finetune
+    from blda_cli.finetuning.loop import Machine
+    from blda_cli.finetuning.run import finetune
     from blda_cli.runtime.device import choose_device
     from blda_cli.runtime.monitor import Interrupted
     from blda_cli.runtime.process_group import process_group

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blda_cli.data.classes import IGNORE_INDEX, ClassSet
-from blda_cli.errors import BldaError, require_extra
+from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
@@ -180,39 +180,6 @@ class RunFolder:
         trained = replace(spec, segmenter=replace(spec.segmenter, weights=weights))
         _write_text(self.model, to_toml(trained, self.path))
         return trained
-
-
-class EventLog:
-    """TensorBoard events of what goes into ``metrics.jsonl``."""
-
-    def __init__(self, path: Path, class_names: tuple[str, ...], step: int) -> None:
-        """Open a log; events after ``step`` of an earlier run are dropped.
-
-        Raises:
-            BldaError: tensorboard is not installed.
-        """
-        require_extra("tensorboard", "tensorboard", "for --tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._names = class_names
-        self._writer = SummaryWriter(str(path), purge_step=step + 1)
-
-    def log(self, entry: dict[str, Any]) -> None:
-        """Add an entry; lists are by class."""
-        self._add("", entry, entry["iteration"])
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()
-
-    def _add(self, name: str, value: Any, step: int) -> None:
-        if isinstance(value, list):
-            value = dict(zip(self._names, value, strict=True))
-        if isinstance(value, dict):
-            for key, one in value.items():
-                self._add(f"{name}/{key}" if name else key, one, step)
-        elif isinstance(value, int | float) and name != "iteration":
-            self._writer.add_scalar(name, value, step)
 
 
 def _write_text(path: Path, text: str) -> None:

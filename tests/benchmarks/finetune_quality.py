@@ -27,7 +27,8 @@ from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, w
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
-from blda_cli.finetuning.run import Machine, finetune
+from blda_cli.finetuning.loop import Machine
+from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.target_norms import take_target_statistics

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.finetuning.run import Machine, finetune
+from blda_cli.finetuning.loop import Machine
+from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.runtime.monitor import SilentMonitor

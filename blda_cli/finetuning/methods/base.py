@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blda_cli.core.mixture import GaussianMixture
 from blda_cli.finetuning.pseudo_labels import PseudoLabels
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs
@@ -40,21 +39,6 @@ class MixedTargets:
     from_source: Tensor
 
 
-@dataclass(frozen=True)
-class OnlineMixtures:
-    """Mixtures fitted while training, on the CPU.
-
-    Attributes:
-        cells: of the target's cells, ``[C, C, K]``.
-        fitted: bool ``[C, C]``, the cells that were ever updated.
-        anchors: float64 ``[2, K]``, positive then negative, of the source.
-    """
-
-    cells: GaussianMixture
-    fitted: Tensor
-    anchors: GaussianMixture
-
-
 class Method(ABC):
     """A self-training method.
 
@@ -81,10 +65,6 @@ class Method(ABC):
     def metrics(self) -> dict[str, list[float | None]]:
         """Per class, what there is to log besides the losses; None where it is not known."""
         return {}
-
-    def mixtures(self) -> OnlineMixtures | None:
-        """The mixtures the method has fitted, if it fits any."""
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the method has learnt besides the networks."""

@@ -11,7 +11,7 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
-from blda_cli.finetuning.methods.base import Losses, Method, MethodContext, MixedTargets, OnlineMixtures, or_none
+from blda_cli.finetuning.methods.base import Losses, Method, MethodContext, MixedTargets, or_none
 from blda_cli.finetuning.pseudo_labels import PseudoLabels, confidence_weighted, debiased_labels
 from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.process_group import all_maximum, all_sum
@@ -88,19 +88,6 @@ class Blda(Method):
         }
         values["estimated_bias"] = or_none(estimated_bias(self._expected_cells()))
         return values
-
-    def mixtures(self) -> OnlineMixtures:
-        """Of the target's cells, with the source's anchors."""
-        size = self.num_classes
-        cells, fitted = _cells(self.target, size)
-        anchors = _rows(self.source.mixture, slice(-2, None))
-        return OnlineMixtures(
-            cells=GaussianMixture(cells.weights.cpu(), cells.means.cpu(), cells.variances.cpu()),
-            fitted=fitted.cpu(),
-            anchors=GaussianMixture(
-                anchors.weights.double().cpu(), anchors.means.double().cpu(), anchors.variances.double().cpu()
-            ),
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """The banks."""

@@ -1,0 +1,173 @@
+"""The loop around the trainer's steps: data, metrics, checkpoints, validation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from blda_cli.data.images import ImageFile
+from blda_cli.data.labels import LabelReader
+from blda_cli.finetuning.run_folder import RunFolder
+from blda_cli.finetuning.samples import Batch, Sampler
+from blda_cli.finetuning.target_norms import take_target_statistics
+from blda_cli.finetuning.trainer import Trainer
+from blda_cli.finetuning.training_log import EventLog, LossWatch, StepLog
+from blda_cli.finetuning.validation import validate
+from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.process_group import all_maximum
+from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.network import NetworkSegmenter
+
+_INTERRUPT_STEPS = 10
+"""Steps between asking the other processes whether one was interrupted."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run is carried out; nothing that its result depends on.
+
+    Attributes:
+        device: of this process.
+        workers: threads that read images.
+        tensorboard: also write TensorBoard events.
+    """
+
+    device: torch.device
+    workers: int = 4
+    tensorboard: bool = False
+
+
+class TrainingLoop:
+    """Trains until the iterations are done, or it is interrupted.
+
+    Attributes:
+        trainer: makes the steps.
+        folder: where metrics, checkpoints and pictures go.
+        machine: where it runs.
+        monitor: is told the progress.
+        target: images of the target domain.
+        scores: of the last validation, if there was one.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        machine: Machine,
+        monitor: Monitor,
+        initial: dict[str, Any],
+        target: Sequence[ImageFile],
+        validation: tuple[list[ImageFile], LabelReader] | None,
+    ) -> None:
+        self.trainer = trainer
+        self.folder = folder
+        self.machine = machine
+        self.monitor = monitor
+        self.target = target
+        self.scores: dict[str, Any] | None = None
+        self._settings = trainer.settings
+        self._initial = initial
+        self._validation = validation
+        self._first = current_shard().first
+        self._events: EventLog | None = None
+        if machine.tensorboard and self._first:
+            self._events = EventLog(folder.path / "tensorboard", trainer.segmenter.classes.names, trainer.step)
+        self._log = StepLog()
+        self._watch = LossWatch()
+
+    def exported(self) -> NetworkSegmenter:
+        """The network as it would be written now."""
+        segmenter = self.trainer.exported()
+        if self._settings.run.target_norms and self.target:
+            take_target_statistics(segmenter, self.target, self.machine.workers)
+        return segmenter
+
+    def train(self, sampler: Sampler) -> None:
+        """All steps that are left."""
+        trainer, training, run = self.trainer, self._settings.training, self._settings.run
+        self.monitor.start("training", training.iterations, trainer.step, "steps")
+        batches = (batch.to(self.machine.device) for batch in sampler.batches(self._numbers(), self.machine.workers))
+        try:
+            while trainer.step < training.iterations:
+                group = [next(batches) for _ in range(training.accumulate)]
+                learning_rate = trainer.learning_rate
+                report = trainer.train_step(group)
+                self._watch.see(trainer.step, [name for batch in group for name in batch.files], report)
+                self._log.add(report)
+                self.monitor.advance(1)
+                step, last = trainer.step, trainer.step == training.iterations
+                if step % run.log_every == 0 or last:
+                    self._write_metrics(learning_rate, group)
+                if run.pictures_every and step % run.pictures_every == 0 and self._first and report.mixed:
+                    self.folder.save_pictures(step, *report.mixed, trainer.segmenter.classes)
+                if self._validation is not None and (step % run.validate_every == 0 or last):
+                    self._validate()
+                if step % run.checkpoint_every == 0 or last:
+                    self._save()
+                self._check_interrupt()
+        finally:
+            batches.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _numbers(self) -> Iterator[list[int]]:
+        """The samples of this process' batches: those of all processes together are consecutive."""
+        training = self._settings.training
+        shard, size = current_shard(), training.batch_size
+        for batch in range(self.trainer.step * training.accumulate, training.iterations * training.accumulate):
+            start = (batch * shard.world + shard.rank) * size
+            yield list(range(start, start + size))
+
+    def _check_interrupt(self) -> None:
+        try:
+            self.monitor.check()
+            asked = False
+        except Interrupted:
+            asked = True
+        if current_shard().world > 1:
+            if self.trainer.step % _INTERRUPT_STEPS:
+                return
+            asked = bool(all_maximum(torch.tensor(float(asked), device=self.machine.device)))
+        if asked:
+            self._save()
+            raise Interrupted
+
+    def _save(self) -> None:
+        self._watch.settle()
+        if self._first:
+            self.folder.save_checkpoint(
+                {
+                    "settings": self._settings.to_toml(),
+                    "model": self._initial,
+                    "trainer": self.trainer.state_dict(),
+                }
+            )
+
+    def _write_metrics(self, learning_rate: float, group: Sequence[Batch]) -> None:
+        self._watch.settle()
+        crops = 2 * sum(len(batch.source_images) for batch in group) * current_shard().world
+        entry = {
+            "iteration": self.trainer.step,
+            "learning_rate": learning_rate,
+            **self._log.take(crops),
+            **self.trainer.method.metrics(),
+        }
+        if self._first:
+            self._put(entry)
+
+    def _validate(self) -> None:
+        assert self._validation is not None
+        if not self._first:
+            return
+        self.scores = validate(self.exported(), *self._validation, self.machine.workers)
+        self._put({"iteration": self.trainer.step, "validation": self.scores})
+        self.monitor.say(
+            f"iteration {self.trainer.step}: mIoU {self.scores['mean_iou']:.1%}, mean accuracy "
+            f"{self.scores['mean_accuracy']:.1%}, std of class IoU {self.scores['iou_spread']:.1%}"
+        )
+
+    def _put(self, entry: dict[str, Any]) -> None:
+        self.folder.log(entry)
+        if self._events is not None:
+            self._events.log(entry)
