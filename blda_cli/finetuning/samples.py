@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,34 @@ from blda_cli.runtime.monitor import Monitor
 
 _CACHE_BYTES = 1 << 30
 
-Sample = dict[str, np.ndarray | list[str]]
+
+@dataclass(frozen=True)
+class Crop:
+    """Where a training crop lies in its image.
+
+    Attributes:
+        file: the image.
+        image_size: (height, width) of the whole image.
+        top: first row.
+        left: first column.
+        size: (height, width) of the crop.
+        mirrored: it was mirrored left to right after it was cut.
+    """
+
+    file: ImageFile
+    image_size: tuple[int, int]
+    top: int
+    left: int
+    size: tuple[int, int]
+    mirrored: bool
+
+    def cut(self, whole: np.ndarray) -> np.ndarray:
+        """What lies under the crop in an array ``[H, W, ...]`` of the image's size."""
+        part = whole[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        return part[:, ::-1] if self.mirrored else part
+
+
+Sample = dict[str, np.ndarray | Crop]
 """The fields of one crop pair's `Batch`, without the batch dimension."""
 
 
@@ -38,7 +66,8 @@ class Batch:
         color, contrast, blur: of the mixed images' augmentation, see `augment`.
         kept: bool ``[N, h, w]``, where masked images stay.
         masked_color, masked_contrast, masked_blur: of the masked images' augmentation.
-        files: the images the crops are from, source and target.
+        source_crops: where the N source crops are from.
+        target_crops: where the N target crops are from.
     """
 
     source_images: Tensor
@@ -53,7 +82,13 @@ class Batch:
     masked_color: Tensor
     masked_contrast: Tensor
     masked_blur: Tensor
-    files: list[str]
+    source_crops: list[Crop]
+    target_crops: list[Crop]
+
+    @property
+    def files(self) -> list[str]:
+        """The images the crops are from, source and target."""
+        return [str(crop.file.path) for crop in self.source_crops + self.target_crops]
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; from pinned memory without waiting, on CUDA."""
@@ -107,17 +142,15 @@ class Sampler:
             index = int(generator.integers(len(self._source)))
             labels = self._labels(self._source[index])
             top, left = random_crop(generator, labels.shape, crop)
-        window = np.s_[top : top + crop[0], left : left + crop[1]]
-        source_image, source_labels = self._image(self._source[index])[window], labels[window]
-        if generator.random() < host.flip:
-            source_image, source_labels = source_image[:, ::-1], source_labels[:, ::-1]
+        mirrored = generator.random() < host.flip
+        source_crop = Crop(self._source[index], labels.shape, top, left, crop, mirrored)
+        source_labels = source_crop.cut(labels)
 
         target_file = self._target[int(generator.integers(len(self._target)))]
         whole = self._image(target_file)
         top, left = random_crop(generator, whole.shape, crop)
-        target_image = whole[top : top + crop[0], left : left + crop[1]]
-        if generator.random() < host.flip:
-            target_image = target_image[:, ::-1]
+        mirrored = generator.random() < host.flip
+        target_crop = Crop(target_file, whole.shape[:2], top, left, crop, mirrored)
         row = np.arange(top, top + crop[0])
         weighed = (row >= host.ignore_rows[0]) & (row < whole.shape[0] - host.ignore_rows[1])
 
@@ -125,15 +158,16 @@ class Sampler:
         masked = Augmentation.draw(generator, host)
         pasted = class_mask(generator, source_labels) if host.classmix else np.zeros(crop, dtype=bool)
         return {
-            "source_images": source_image,
+            "source_images": source_crop.cut(self._image(source_crop.file)),
             "source_labels": source_labels,
-            "target_images": target_image,
+            "target_images": target_crop.cut(whole),
             "target_rows": weighed.astype(np.float32),
             "pasted": pasted,
             **mixed.fields(""),
             "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),
             **masked.fields("masked_"),
-            "files": [str(self._source[index].path), str(target_file.path)],
+            "source_crops": source_crop,
+            "target_crops": target_crop,
         }
 
     def batches(self, numbers: Iterator[list[int]], workers: int) -> Iterator[Batch]:
@@ -239,7 +273,8 @@ class _Cache:
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of one size as a batch on the CPU."""
-    values: dict[str, Tensor | list[str]] = {"files": [name for sample in samples for name in sample["files"]]}
-    for name in samples[0].keys() - {"files"}:
-        values[name] = torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
-    return Batch(**values)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name in samples[0]:
+        drawn: list[Any] = [sample[name] for sample in samples]
+        values[name] = drawn if isinstance(drawn[0], Crop) else torch.from_numpy(np.stack(drawn))
+    return Batch(**values)

@@ -16,19 +16,21 @@ _ENCODER_NAMES = ("encoder", "backbone")
 
 @dataclass
 class Outputs:
-    """What a forward pass of the student leaves.
+    """What a forward pass of the student, or of a network that labels, leaves.
 
     Attributes:
         logits: ``[N, C, h, w]`` at the images' size.
+        features: ``[N, D, h', w']``, what feeds the classifier; None where no such layer is found.
         density: ``[N, h, w]`` in (0, 1), where there is a density head.
         encoder_features: ``[N, D, h', w']``, the encoder's last, where they are tapped.
         encoder_inputs: what the encoder was called with, for its frozen copy.
     """
 
     logits: Tensor
-    density: Tensor | None
-    encoder_features: Tensor | None
-    encoder_inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    features: Tensor | None = None
+    density: Tensor | None = None
+    encoder_features: Tensor | None = None
+    encoder_inputs: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((), {}))
 
 
 @dataclass
@@ -60,14 +62,27 @@ class Student(nn.Module):
     Attributes:
         network: the network itself.
         density_head: None where no method needs it.
-        classifier: name of the layer whose input the density head reads; None without one.
+        classifier: name of the layer whose input are the features; None where the network has none that can be told.
         encoder: name of the encoder; None where the network has no part that can be called so.
     """
 
     def __init__(
-        self, segmenter: NetworkSegmenter, *, density: bool, feature_layer: str | None, crop: tuple[int, int]
+        self,
+        segmenter: NetworkSegmenter,
+        *,
+        density: bool,
+        feature_layer: str | None,
+        crop: tuple[int, int],
+        features: bool = False,
     ) -> None:
         """Find the parts by running a grey image of the crop's size.
+
+        Args:
+            segmenter: has the network.
+            density: a density head is needed.
+            feature_layer: the layer whose input are the features; None: it is looked for.
+            crop: (height, width) of the training crops.
+            features: they are needed.
 
         Raises:
             BldaError: the network cannot be trained, has no such feature layer, or none can be found.
@@ -79,27 +94,28 @@ class Student(nn.Module):
         self.encoder = encoder_of(self.network)
         self.classifier = _feature_layer(self.network, trace, feature_layer)
         self.density_head: DensityHead | None = None
-        if density:
-            features = trace.inputs.get(self.classifier or "")
-            if features is None or features.dim() != 4:
+        seen = trace.inputs.get(self.classifier or "")
+        if seen is None or seen.dim() != 4:
+            if density or features:
                 raise BldaError(
                     f"{f'the input of {feature_layer}' if feature_layer else 'what feeds the classifier'} is no map of "
                     "features [N, D, h, w]: name the layer that takes one with --feature-layer, or use --method dacs"
                 )
-            self.density_head = DensityHead(features.shape[1]).to(segmenter.device)
+        else:
+            if density:
+                self.density_head = DensityHead(seen.shape[1]).to(segmenter.device)
             assert self.classifier is not None
             self.network.get_submodule(self.classifier).register_forward_pre_hook(self._see_features)
         if self.encoder is not None:
             self.network.get_submodule(self.encoder).register_forward_hook(self._see_encoder, with_kwargs=True)
 
-    def forward(self, images: Tensor, size: tuple[int, int]) -> tuple[Any, Tensor | None, Any]:
-        """What the network returns, the density ``[N, *size]`` and the encoder's output."""
+    def forward(self, images: Tensor, size: tuple[int, int]) -> tuple[Any, Tensor | None, Tensor | None, Any]:
+        """What the network returns, the classifier's input, the density ``[N, *size]`` and the encoder's output."""
         output = self.network(images)
-        density = None
+        features, density = self._tapped.classifier_input, None
         if self.density_head is not None:
-            assert self._tapped.classifier_input is not None
-            density = self.density_head(self._tapped.classifier_input, size)
-        return output, density, self._tapped.encoder_output
+            density = self.density_head(features, size)
+        return output, features, density, self._tapped.encoder_output
 
     def parameter_groups(self, learning_rate: float, head_factor: float) -> list[dict[str, Any]]:
         """The encoder's parameters and the others, with their learning rates.
@@ -139,11 +155,33 @@ def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable
     seen: dict[str, Any] = {}
 
     def network(inputs: Tensor) -> Any:
-        output, seen["density"], seen["features"] = forward(inputs, size)
+        output, seen["features"], seen["density"], seen["encoder_features"] = forward(inputs, size)
         return output
 
     logits = segmenter.forward_logits(images, size, network)
-    return Outputs(logits, seen["density"], seen["features"], student._tapped.encoder_inputs)
+    return Outputs(logits, **seen, encoder_inputs=student._tapped.encoder_inputs)
+
+
+@torch.no_grad()
+def run_labelling(segmenter: NetworkSegmenter, network: nn.Module, classifier: str | None, images: Tensor) -> Outputs:
+    """A forward pass of a network that labels, a copy of the student's, without gradients.
+
+    Args:
+        segmenter: prepares the images and reads the logits.
+        network: the copy.
+        classifier: the layer whose input are the features; None: none are wanted.
+        images: float ``[N, 3, h, w]``, RGB in 0..255.
+    """
+    seen: list[Tensor] = []
+    if classifier is None:
+        return Outputs(segmenter.forward_logits(images, (images.shape[2], images.shape[3]), network))
+    layer = network.get_submodule(classifier)
+    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        logits = segmenter.forward_logits(images, (images.shape[2], images.shape[3]), network)
+    finally:
+        handle.remove()
+    return Outputs(logits, features=seen[-1] if seen[-1].dim() == 4 else None)
 
 
 def encoder_of(network: nn.Module) -> str | None:

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.data.images import ImageFile
 from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.methods.source import cross_entropy
 from blda_cli.finetuning.mixing import block_mask, class_mask
-from blda_cli.finetuning.samples import Batch, Sample, collate
+from blda_cli.finetuning.samples import Batch, Crop, Sample, collate
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
@@ -191,6 +192,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
     """Two pairs of crops as a sampler would draw them, of noise."""
     generator = np.random.default_rng(number)
     crop = settings.training.crop
+    whole = Crop(ImageFile(Path("noise"), "noise"), crop, 0, 0, crop, mirrored=False)
     samples: list[Sample] = []
     for _ in range(settings.training.batch_size):
         blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.uint8)
@@ -207,7 +209,8 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
                 "kept": block_mask(generator, crop, 64, 0.7),
                 **draws[0].fields(""),
                 **draws[1].fields("masked_"),
-                "files": [],
+                "source_crops": whole,
+                "target_crops": whole,
             }
         )
     return collate(samples).to(device)

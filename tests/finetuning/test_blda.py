@@ -31,7 +31,7 @@ def forward(seed: int, size: int = 48) -> tuple[Outputs, Tensor]:
     logits[:, 0] += 1.5
     labels[0, :2] = 255
     density = torch.rand(2, size, size, generator=generator)
-    return Outputs(logits.requires_grad_(), density.requires_grad_(), None, ((), {})), labels
+    return Outputs(logits.requires_grad_(), density=density.requires_grad_()), labels
 
 
 def exact_loss(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blda_cli.data.images import find_images
+from blda_cli.data.images import find_images, read_image
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.samples import Batch, check_crop, count_class_pixels
 from blda_cli.runtime.monitor import SilentMonitor
@@ -34,6 +34,18 @@ def test_labels_lie_on_their_images(project: Any, batches: Callable[..., Any]) -
         known = labels != 255
         difference = batch.source_images[0].permute(1, 2, 0).numpy()[known] - COLORS[labels[known]]
         assert np.abs(difference).mean() < 15  # the noise; a shift of a block would be far more
+
+
+def test_crops_know_where_they_lie(project: Any, batches: Callable[..., Any]) -> None:
+    drawn = batches(project, [[number] for number in range(12)])
+    for batch in drawn:
+        assert batch.files == [str(batch.source_crops[0].file.path), str(batch.target_crops[0].file.path)]
+        for images, (crop,) in ((batch.source_images, batch.source_crops), (batch.target_images, batch.target_crops)):
+            whole = read_image(crop.file.path)
+            assert crop.image_size == whole.shape[:2]
+            np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), crop.cut(whole))
+    assert len({batch.target_crops[0].mirrored for batch in drawn}) == 2
+    assert len({batch.target_crops[0].left for batch in drawn}) > 3
 
 
 def test_rows_at_the_borders_of_the_target_can_be_left_out(project: Any, batches: Callable[..., Any]) -> None:

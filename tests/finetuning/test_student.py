@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.student import Student, encoder_of, run_student
+from blda_cli.finetuning.student import Student, encoder_of, run_labelling, run_student
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -110,6 +110,25 @@ def test_recomputing_activations_changes_no_gradient(segformer_folder: Path, pro
         gradients.append({name: one.grad for name, one in trainer.student.named_parameters() if one.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_features_are_those_in_front_of_the_classifier() -> None:
+    segmenter = load(str(EXAMPLES / "streets" / "streets.toml"))
+    images = 255 * torch.rand(2, 3, *CROP)
+    student = student_of(segmenter, density=False).eval()
+    outputs = run_student(segmenter, student, student, images)
+    assert outputs.features is not None
+    scores = student.network.get_submodule("classifier")(outputs.features)
+    resized = nn.functional.interpolate(scores, CROP, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(outputs.logits, resized)
+    copied = load(str(EXAMPLES / "streets" / "streets.toml")).module.eval()
+    labelling = run_labelling(segmenter, copied, student.classifier, images)
+    assert labelling.features is not None
+    assert not labelling.features.requires_grad
+    torch.testing.assert_close(labelling.features, outputs.features)
+    torch.testing.assert_close(labelling.logits, outputs.logits)
+    assert not copied.get_submodule("classifier")._forward_pre_hooks
+    assert run_labelling(segmenter, copied, None, images).features is None
 
 
 def test_class_groups_train_through_the_grouped_logits() -> None:
