@@ -8,6 +8,7 @@ import torch
 
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler
 from blda_cli.finetuning.target_norms import take_target_statistics
@@ -76,20 +77,58 @@ class TrainingLoop:
         self._log = StepLog()
         self._watch = LossWatch()
 
-    def exported(self) -> NetworkSegmenter:
-        """The network as it would be written now."""
+    def exported(self, images: Sequence[ImageFile]) -> NetworkSegmenter:
+        """The network as it would be written now, were ``images`` the target."""
         segmenter = self.trainer.exported()
-        if self._settings.run.target_norms and self.target:
-            take_target_statistics(segmenter, self.target, self.machine.workers)
+        if self._settings.run.target_norms and images:
+            take_target_statistics(segmenter, images, self.machine.workers)
         return segmenter
 
     def train(self, sampler: Sampler) -> None:
         """All steps that are left."""
+        stages, iterations = self.trainer.method.stages, self._settings.training.iterations
+        try:
+            for number in range(stages):
+                end = iterations * (number + 1) // stages
+                if self.trainer.step < end:
+                    self._begin_stage(number, sampler)
+                    self._train_until(end, sampler)
+            self._train_until(iterations, sampler)
+        finally:
+            if self._events is not None:
+                self._events.close()
+
+    def _begin_stage(self, number: int, sampler: Sampler) -> None:
+        """Let the method look at the data, between two checkpoints, so that it is done once whatever happens."""
+        trainer = self.trainer
+        resumed = trainer.stage == number
+        if not resumed:
+            self._save()
+        trainer.method.begin_stage(
+            Stage(
+                number,
+                resumed,
+                self.exported,
+                trainer.student.classifier,
+                sampler.source,
+                sampler.source_labels,
+                self.target,
+                self.folder.path,
+                self.machine.workers,
+                self.monitor,
+            )
+        )
+        trainer.stage = number
+        if not resumed:
+            self._save()
+
+    def _train_until(self, end: int, sampler: Sampler) -> None:
+        """The steps of a stage that are left; no batch of a later one is drawn ahead."""
         trainer, training, run = self.trainer, self._settings.training, self._settings.run
         self.monitor.start("training", training.iterations, trainer.step, "steps")
-        batches = (batch.to(self.machine.device) for batch in sampler.batches(self._numbers(), self.machine.workers))
+        batches = (batch.to(self.machine.device) for batch in sampler.batches(self._numbers(end), self.machine.workers))
         try:
-            while trainer.step < training.iterations:
+            while trainer.step < end:
                 group = [next(batches) for _ in range(training.accumulate)]
                 learning_rate = trainer.learning_rate
                 report = trainer.train_step(group)
@@ -108,14 +147,12 @@ class TrainingLoop:
                 self._check_interrupt()
         finally:
             batches.close()
-            if self._events is not None:
-                self._events.close()
 
-    def _numbers(self) -> Iterator[list[int]]:
-        """The samples of this process' batches: those of all processes together are consecutive."""
+    def _numbers(self, end: int) -> Iterator[list[int]]:
+        """The samples of this process' batches until a step: those of all processes together are consecutive."""
         training = self._settings.training
         shard, size = current_shard(), training.batch_size
-        for batch in range(self.trainer.step * training.accumulate, training.iterations * training.accumulate):
+        for batch in range(self.trainer.step * training.accumulate, end * training.accumulate):
             start = (batch * shard.world + shard.rank) * size
             yield list(range(start, start + size))
 
@@ -151,7 +188,7 @@ class TrainingLoop:
             "iteration": self.trainer.step,
             "learning_rate": learning_rate,
             **self._log.take(crops),
-            **self.trainer.method.metrics(),
+            **self.trainer.objective.metrics(),
         }
         if self._first:
             self._put(entry)
@@ -160,7 +197,7 @@ class TrainingLoop:
         assert self._validation is not None
         if not self._first:
             return
-        self.scores = validate(self.exported(), *self._validation, self.machine.workers)
+        self.scores = validate(self.exported(self.target), *self._validation, self.machine.workers)
         self._put({"iteration": self.trainer.step, "validation": self.scores})
         self.monitor.say(
             f"iteration {self.trainer.step}: mIoU {self.scores['mean_iou']:.1%}, mean accuracy "

@@ -137,7 +137,7 @@ def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
 def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: dict[str, Any]) -> None:
     """Write the model and the statistics of its logits on the target."""
     folder = loop.folder
-    trained = folder.export(spec, loop.exported().module)
+    trained = folder.export(spec, loop.exported(loop.target).module)
     if not loop.target:
         return
     # Loaded as any other model, so that the statistics are those of what was written.

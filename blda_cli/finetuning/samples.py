@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blda_cli.data.classes import IGNORE_INDEX
 from blda_cli.data.images import ImageFile, image_size, read_image
+from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.mixing import block_mask, class_mask
@@ -110,24 +111,27 @@ class Sampler:
 
     Attributes:
         class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
+        source: the labelled images.
+        source_labels: reads a label.
     """
 
     def __init__(
         self,
         source: Sequence[ImageFile],
-        labels: Callable[[ImageFile], np.ndarray],
+        source_labels: LabelReader,
         target: Sequence[ImageFile],
         class_pixels: np.ndarray,
         settings: Settings,
     ) -> None:
         self.class_pixels = class_pixels
-        self._source, self._target = source, target
+        self.source, self.source_labels = source, source_labels
+        self._target = target
         self._settings = settings
         host = settings.host
         self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_pixels)
         cache = _Cache(_CACHE_BYTES)
         self._image = cache.reading(lambda file: read_image(file.path))
-        self._labels = cache.reading(labels)
+        self._labels = cache.reading(source_labels)
 
     def draw(self, number: int) -> Sample:
         """The fields of one crop pair's `Batch`, without the batch dimension."""
@@ -136,14 +140,14 @@ class Sampler:
         crop = settings.training.crop
         if host.rare_class_sampling:
             wanted, index = self._rare.draw(generator)
-            labels = self._labels(self._source[index])
+            labels = self._labels(self.source[index])
             top, left = self._rare.crop(generator, labels, wanted, crop)
         else:
-            index = int(generator.integers(len(self._source)))
-            labels = self._labels(self._source[index])
+            index = int(generator.integers(len(self.source)))
+            labels = self._labels(self.source[index])
             top, left = random_crop(generator, labels.shape, crop)
         mirrored = generator.random() < host.flip
-        source_crop = Crop(self._source[index], labels.shape, top, left, crop, mirrored)
+        source_crop = Crop(self.source[index], labels.shape, top, left, crop, mirrored)
         source_labels = source_crop.cut(labels)
 
         target_file = self._target[int(generator.integers(len(self._target)))]

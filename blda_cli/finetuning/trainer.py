@@ -15,12 +15,13 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.feature_distance import FeatureDistance
 from blda_cli.finetuning.methods import METHODS
-from blda_cli.finetuning.methods.base import Losses, MethodContext, MixedTargets
-from blda_cli.finetuning.methods.source import cross_entropy
+from blda_cli.finetuning.methods.base import MethodContext
+from blda_cli.finetuning.methods.blda import Blda
 from blda_cli.finetuning.mixing import paste
+from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, cross_entropy
 from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.student import Outputs, Student, run_student
+from blda_cli.finetuning.student import Outputs, Student, run_labelling, run_student
 from blda_cli.finetuning.teacher import Teacher
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -50,8 +51,10 @@ class Trainer:
         segmenter: prepares images and reads logits; its network is the student's.
         student: the network in training.
         teacher: its moving average.
-        method: how target pixels get labels, and what the losses are.
+        method: how target pixels get labels.
+        objective: what labels cost.
         step: optimiser steps made.
+        stage: the last that was begun; -1 before the first.
     """
 
     def __init__(self, segmenter: NetworkSegmenter, settings: Settings) -> None:
@@ -66,16 +69,26 @@ class Trainer:
         self.segmenter = segmenter
         self.settings = settings
         self.step = 0
+        self.stage = -1
         self._device = segmenter.device
         self._classes = len(segmenter.classes)
-        self.method = METHODS[training.method](MethodContext(settings, self._classes, self._device))
+        self.objective = Objective()
+        if training.method == "blda":
+            self.objective = Blda(settings.blda, self._classes, self._device)
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum)
+        self.method = METHODS[training.method](
+            MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)
+        )
         if current_shard().world > 1 and self._device.type == "cuda":
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         torch.manual_seed(training.seed)  # for the density head's first weights
         self.student = Student(
-            segmenter, density=self.method.uses_density, feature_layer=training.feature_layer, crop=training.crop
+            segmenter,
+            density=self.objective.uses_density,
+            feature_layer=training.feature_layer,
+            crop=training.crop,
+            features=self.method.uses_features,
         )
         self._feature_distance: FeatureDistance | None = None
         if settings.host.feature_distance > 0:
@@ -143,27 +156,31 @@ class Trainer:
         """All that a run needs to go on bit for bit; randomness is a function of seed and step."""
         return {
             "step": self.step,
+            "stage": self.stage,
             "student": self.student.state_dict(),
             "teacher": self.teacher.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "method": self.method.state_dict(),
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self.step = state["step"]
+        self.step, self.stage = state["step"], state["stage"]
         self.student.load_state_dict(state["student"])
         self.teacher.network.load_state_dict(state["teacher"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
+        self.objective.load_state_dict(state["objective"])
 
     def _learn(self, batch: Batch, share: float) -> StepReport:
         """Gradients of one batch, added to what is there with weight ``share``."""
         host = self.settings.host
         outputs = self._run(batch.source_images)
-        losses = self.method.source_losses(outputs, batch.source_labels)
+        losses = self.objective.source_losses(outputs, batch.source_labels)
+        losses |= self.method.feature_losses("source", outputs, batch.source_labels)
         if self._feature_distance is not None:
             distance = self._feature_distance.loss(outputs, batch.source_labels)
             losses["feature_distance"] = host.feature_distance * distance
@@ -172,10 +189,13 @@ class Trainer:
         if not self.method.uses_target:
             return report
 
-        with torch.no_grad(), self._autocast():
-            size = (batch.target_images.shape[2], batch.target_images.shape[3])
-            teacher_logits = self.segmenter.forward_logits(batch.target_images, size, self.teacher.network)
-        pseudo = self.method.label_target(teacher_logits)
+        labelling = None
+        if self.method.network is not None:
+            with self._autocast():
+                labelling = run_labelling(
+                    self.segmenter, self.method.network, self.student.classifier, batch.target_images
+                )
+        pseudo = self.method.label(batch, labelling)
         weights = pseudo.weights * batch.target_rows.unsqueeze(2)
         report.labelled += self._histogram(pseudo.labels)
         report.kept += self._histogram(torch.where(pseudo.kept, pseudo.labels, -1))
@@ -188,7 +208,10 @@ class Trainer:
         mixed = paste(batch.pasted, batch.source_images, batch.target_images)
         mixed = augment(mixed, batch.color, batch.contrast, batch.blur)
         report.mixed = mixed, targets.labels
-        self._backward(self.method.mixed_losses(self._run(mixed), targets), share, report)
+        outputs = self._run(mixed)
+        losses = self.objective.mixed_losses(outputs, targets)
+        losses |= self.method.feature_losses("target", outputs, targets.labels)
+        self._backward(losses, share, report)
 
         if host.masked_consistency > 0:
             images = augment(batch.target_images, batch.masked_color, batch.masked_contrast, batch.masked_blur)

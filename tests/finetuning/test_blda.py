@@ -9,9 +9,8 @@ from blda_cli.core.choices import Tails
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
 from blda_cli.core.shifts import Anchors, quantile_shifts
-from blda_cli.finetuning.methods.base import MethodContext, MixedTargets
 from blda_cli.finetuning.methods.blda import Blda
-from blda_cli.finetuning.methods.dacs import Dacs
+from blda_cli.finetuning.objective import MixedTargets, Objective
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs
 
@@ -20,7 +19,13 @@ C = 3
 
 def method(**values: Any) -> Blda:
     settings = Settings().with_values({key.replace("__", "."): value for key, value in values.items()}, "test")
-    return Blda(MethodContext(settings, C, torch.device("cpu")))
+    return Blda(settings.blda, C, torch.device("cpu"))
+
+
+def labelled(blda: Blda, logits: Tensor) -> Tensor:
+    labels = blda.target_labels(logits)
+    assert labels is not None
+    return labels
 
 
 def forward(seed: int, size: int = 48) -> tuple[Outputs, Tensor]:
@@ -112,36 +117,34 @@ def test_mixed_pixels_look_in_the_bank_of_their_domain() -> None:
     torch.testing.assert_close(blda.target_pixels, pixels * (1 - 0.99))
 
 
-def test_with_both_weights_zero_it_is_dacs() -> None:
+def test_with_both_weights_zero_it_is_plain_cross_entropy() -> None:
     settings = Settings().with_values({"blda.tau": 0.0, "blda.density_weight": 0.0}, "test")
-    context = MethodContext(settings, C, torch.device("cpu"))
-    blda, dacs = Blda(context), Dacs(context)
+    blda, plain = Blda(settings.blda, C, torch.device("cpu")), Objective()
     outputs, labels = forward(4)
     targets = MixedTargets(labels, torch.rand(labels.shape), torch.rand(labels.shape) < 0.5)
     for ours, theirs in (
-        (blda.source_losses(outputs, labels), dacs.source_losses(outputs, labels)),
-        (blda.mixed_losses(outputs, targets), dacs.mixed_losses(outputs, targets)),
+        (blda.source_losses(outputs, labels), plain.source_losses(outputs, labels)),
+        (blda.mixed_losses(outputs, targets), plain.mixed_losses(outputs, targets)),
     ):
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value)
         assert all(float(value.detach()) == 0 for name, value in ours.items() if name not in theirs)
 
 
-def test_debiased_labels_are_dacs_until_the_banks_know_the_target_and_then_less_biased() -> None:
+def test_debiased_labels_are_the_argmax_until_the_banks_know_the_target_and_then_less_biased() -> None:
     blda = method(blda__debias_pseudo_labels=True)
     outputs, labels = forward(5)
     logits = outputs.logits.detach()
-    assert torch.equal(blda.label_target(logits).labels, logits.argmax(dim=1))
+    assert method().target_labels(logits) is None
+    assert torch.equal(labelled(blda, logits), logits.argmax(dim=1))
     targets = MixedTargets(logits.argmax(dim=1), torch.ones(labels.shape), torch.zeros(labels.shape, dtype=torch.bool))
     blda.source_losses(outputs, labels)
     for _ in range(3):
         blda.mixed_losses(outputs, targets)
-    pseudo = blda.label_target(logits)
     known = labels != 255
     before = (logits.argmax(dim=1) == labels)[known].float().mean()
-    after = (pseudo.labels == labels)[known].float().mean()
+    after = (labelled(blda, logits) == labels)[known].float().mean()
     assert float(after) > float(before)
-    assert torch.equal(pseudo.weights, method().label_target(logits).weights)
 
 
 def test_it_tells_the_bias_of_the_target() -> None:
@@ -159,6 +162,6 @@ def test_it_tells_the_bias_of_the_target() -> None:
 
 @pytest.mark.parametrize("classes", [3, 19, 65, 150])
 def test_tables_stay_small_with_many_classes(classes: int) -> None:
-    blda = Blda(MethodContext(Settings(), classes, torch.device("cpu")))
+    blda = Blda(Settings().blda, classes, torch.device("cpu"))
     assert 64 <= blda._table_bins <= 2048
     assert blda._table_bins * classes**2 <= 1 << 22

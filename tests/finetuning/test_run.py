@@ -151,7 +151,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(project: Any, tmp_path: Path) -
     state = checkpoint(output)
     assert 0 < state["trainer"]["step"] < 6
     assert all(
-        torch.isfinite(value).all() for value in state["trainer"]["method"]["source"].values() if torch.is_tensor(value)
+        torch.isfinite(value).all()
+        for value in state["trainer"]["objective"]["source"].values()
+        if torch.is_tensor(value)
     )
 
 

@@ -70,7 +70,7 @@ def test_a_trainer_goes_on_bit_for_bit(project: Any, batches: Callable[..., Any]
     assert all(torch.equal(value, weights(through)[name]) for name, value in weights(second).items())
     teachers = (through.teacher.network.state_dict(), second.teacher.network.state_dict())
     assert all(torch.equal(value, teachers[1][name]) for name, value in teachers[0].items())
-    banks = (through.method.state_dict(), second.method.state_dict())
+    banks = (through.objective.state_dict(), second.objective.state_dict())
     assert all(
         torch.equal(value, banks[1]["target"][name]) for name, value in banks[0]["target"].items() if name != "step"
     )

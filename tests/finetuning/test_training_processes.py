@@ -60,8 +60,10 @@ def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: P
         assert float((other["teacher"][name] - value).norm()) < 0.05 * way, name
     for bank in ("source", "target"):
         for name in ("weights", "means", "variances"):
-            torch.testing.assert_close(other["method"][bank][name], one["method"][bank][name], atol=5e-3, rtol=1e-2)
-        assert torch.equal(other["method"][bank]["fitted"], one["method"][bank]["fitted"])
+            torch.testing.assert_close(
+                other["objective"][bank][name], one["objective"][bank][name], atol=5e-3, rtol=1e-2
+            )
+        assert torch.equal(other["objective"][bank]["fitted"], one["objective"][bank]["fitted"])
     first = [json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("alone", "both")]
     for share in ("pseudo_share", "kept_share"):
         assert first[0][share] == pytest.approx(first[1][share], abs=1e-3)

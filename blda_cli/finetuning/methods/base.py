@@ -1,69 +1,156 @@
-"""What a self-training method is to the trainer: how target pixels get labels, and what the losses are."""
+"""What a training method is to the trainer: how target pixels get labels, and what it asks of their features.
+
+What the labels cost is another matter: the cross-entropy in :mod:`blda_cli.finetuning.objective`, which BLDA corrects.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from blda_cli.data.images import ImageFile
+from blda_cli.data.labels import LabelReader
+from blda_cli.finetuning.objective import Losses, Objective
 from blda_cli.finetuning.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs
-
-Losses = dict[str, Tensor]
-"""Scalars by name; the trainer adds them up."""
+from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.process_group import all_maximum
+from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.base import InferenceOptions, LogitBatch
+from blda_cli.segmenters.network import NetworkSegmenter
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is made from."""
+    """What a method is made from.
+
+    Attributes:
+        settings: of the run.
+        num_classes: C.
+        device: of the networks.
+        teacher: the moving average of the student.
+        objective: what labels cost.
+    """
 
     settings: Settings
     num_classes: int
     device: torch.device
+    teacher: nn.Module
+    objective: Objective
 
 
 @dataclass(frozen=True)
-class MixedTargets:
-    """What the mixed images are trained towards.
+class Stage:
+    """A stretch of the training that begins with a look at the whole data by the network as it is then.
 
     Attributes:
-        labels: int64 ``[N, h, w]``.
-        weights: float32 ``[N, h, w]``.
-        from_source: bool ``[N, h, w]``, pixels whose image and label are the source's.
+        number: from 0.
+        resumed: an earlier run began it, and the method's state is that of after its beginning.
+        exported: gives the network, frozen, as it would be exported now for some images.
+        classifier: the layer of it whose input are the features; None where there is none.
+        source: labelled images.
+        source_labels: reads their labels.
+        target: images of the target domain.
+        folder: the run folder.
+        workers: threads that read images.
+        monitor: is told the progress.
     """
 
-    labels: Tensor
-    weights: Tensor
-    from_source: Tensor
+    number: int
+    resumed: bool
+    exported: Callable[[Sequence[ImageFile]], NetworkSegmenter]
+    classifier: str | None
+    source: Sequence[ImageFile]
+    source_labels: LabelReader
+    target: Sequence[ImageFile]
+    folder: Path
+    workers: int
+    monitor: Monitor
+
+    def stream(
+        self,
+        what: str,
+        segmenter: NetworkSegmenter,
+        files: Sequence[ImageFile],
+        inference: InferenceOptions | None = None,
+        labels: LabelReader | None = None,
+    ) -> Iterator[LogitBatch]:
+        """Run this process' share of the images.
+
+        Args:
+            what: is done, for the monitor.
+            segmenter: is run.
+            files: the images, the same in all processes.
+            inference: how they are run; by default whole images one by one.
+            labels: reads their labels.
+
+        Yields:
+            Logits of the share.
+
+        Raises:
+            Interrupted: the user asked one of the processes to stop; in all of them, after their share.
+        """
+        mine = current_shard().of(files)
+        self.monitor.start(what, len(mine))
+        asked = 0.0
+        for batch in segmenter.stream(mine, inference or InferenceOptions(workers=self.workers), labels):
+            yield batch
+            self.monitor.advance(len(batch.files))
+            try:
+                self.monitor.check()
+            except Interrupted:
+                asked = 1.0
+                break
+        if all_maximum(torch.tensor(asked, device=segmenter.device)):
+            raise Interrupted
 
 
-class Method(ABC):
-    """A self-training method.
+class TrainingMethod(ABC):
+    """How target pixels get their labels.
 
     Attributes:
-        uses_target: false where only the source is trained on; nothing but ``source_losses`` is called then.
-        uses_density: the student gets a density head.
+        uses_target: false where only the source is trained on; nothing is labelled then.
+        uses_features: labels or losses need the features in front of the classifier.
+        stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
+        network: whose outputs on the target images :meth:`label` wants; None: it wants none.
     """
 
     uses_target = True
-    uses_density = False
+    uses_features = False
+    stages = 0
+    network: nn.Module | None = None
+
+    def begin_stage(self, stage: Stage) -> None:  # noqa: B027  # never called where batches are labelled one by one
+        """Get ready to label; called in all processes before the first step of a stage, and of a resumed run.
+
+        Raises:
+            BldaError: an image cannot be read, or the stage cannot be trained.
+            Interrupted: the user asked to stop.
+        """
 
     @abstractmethod
-    def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
-        """Losses of the source images, labels int64 ``[N, h, w]``."""
+    def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:
+        """Labels and weights of a batch's target images.
 
-    @abstractmethod
-    def label_target(self, logits: Tensor) -> PseudoLabels:
-        """Labels and weights of target images from the teacher's logits ``[N, C, h, w]``."""
+        Args:
+            batch: the crops and where they lie.
+            outputs: of :attr:`network` on its target images.
+        """
 
-    @abstractmethod
-    def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
-        """Losses of the mixed images."""
+    def feature_losses(self, domain: str, outputs: Outputs, labels: Tensor) -> Losses:  # noqa: ARG002
+        """Losses of the student's features, beside those of its logits.
 
-    def metrics(self) -> dict[str, list[float | None]]:
-        """Per class, what there is to log besides the losses; None where it is not known."""
+        Args:
+            domain: ``"source"`` or ``"target"``.
+            outputs: of the student.
+            labels: int64 ``[N, h, w]``, at the images' size.
+        """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,8 +159,3 @@ class Method(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # nothing, where nothing is learnt
         """Go on from :meth:`state_dict`."""
-
-
-def or_none(values: Tensor) -> list[float | None]:
-    """A list for JSON, which has no NaN."""
-    return [value if value == value else None for value in values.tolist()]

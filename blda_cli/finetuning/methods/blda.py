@@ -11,8 +11,9 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
-from blda_cli.finetuning.methods.base import Losses, Method, MethodContext, MixedTargets, or_none
-from blda_cli.finetuning.pseudo_labels import PseudoLabels, confidence_weighted, debiased_labels
+from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, or_none
+from blda_cli.finetuning.pseudo_labels import debiased_labels
+from blda_cli.finetuning.settings import BldaSettings
 from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.process_group import all_maximum, all_sum
 
@@ -23,8 +24,10 @@ _TABLE_VALUES = 1 << 22
 """Most values of the shift table: with many classes it gets coarser."""
 
 
-class Blda(Method):
-    """Source pixels are shifted by the source's cells, pseudo-labelled target pixels by the target's; both onto the
+class Blda(Objective):
+    """Cross-entropy of shifted logits, whatever method gives the labels.
+
+    Source pixels are shifted by the source's cells, pseudo-labelled target pixels by the target's; both onto the
     source's pooled cells.
 
     Attributes:
@@ -35,14 +38,13 @@ class Blda(Method):
 
     uses_density = True
 
-    def __init__(self, context: MethodContext) -> None:
-        self.settings = context.settings.blda
-        self.confidence = context.settings.host.confidence
-        self.num_classes = num_classes = context.num_classes
+    def __init__(self, settings: BldaSettings, num_classes: int, device: torch.device) -> None:
+        self.settings = settings
+        self.num_classes = num_classes
         momentum, warmup = self.settings.momentum, self.settings.warmup
-        self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=context.device)
-        self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=context.device)
-        self.target_pixels = torch.zeros(num_classes, device=context.device)
+        self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=device)
+        self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=device)
+        self.target_pixels = torch.zeros(num_classes, device=device)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
 
@@ -56,13 +58,12 @@ class Blda(Method):
         table = self._table(span, target=False)
         return self._losses("source", outputs, labels, rows, table, torch.ones((), device=logits.device))
 
-    def label_target(self, logits: Tensor) -> PseudoLabels:
-        """As DACS does; where asked for, labels by the location form from the target's cells."""
+    def target_labels(self, logits: Tensor) -> Tensor | None:
+        """Where asked for, labels by the location form from the target's cells."""
         if not self.settings.debias_pseudo_labels:
-            return confidence_weighted(logits, self.confidence)
+            return None
         means = self.target.means().view(self.num_classes, self.num_classes)
-        labels = debiased_labels(logits, means, self._pixels())
-        return confidence_weighted(logits, self.confidence, labels)
+        return debiased_labels(logits, means, self._pixels())
 
     def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
         """The same on mixed images, weighted."""
@@ -98,7 +99,7 @@ class Blda(Method):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :class:`Method`."""
+        """See :class:`Objective`."""
         self.source.load_state_dict(state["source"])
         self.target.load_state_dict(state["target"])
         self.target_pixels = state["target_pixels"].to(self.target_pixels.device)

@@ -1,0 +1,73 @@
+"""What labels cost: cross-entropy on source and target images, which a correction may shift."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.finetuning.student import Outputs
+
+Losses = dict[str, Tensor]
+"""Scalars by name; the trainer adds them up."""
+
+
+@dataclass(frozen=True)
+class MixedTargets:
+    """What the mixed images are trained towards.
+
+    Attributes:
+        labels: int64 ``[N, h, w]``.
+        weights: float32 ``[N, h, w]``.
+        from_source: bool ``[N, h, w]``, pixels whose image and label are the source's.
+    """
+
+    labels: Tensor
+    weights: Tensor
+    from_source: Tensor
+
+
+class Objective:
+    """Cross-entropy, plain; what corrects it is derived from it.
+
+    Losses are means over all pixels, those without a label counted as 0, so that processes' losses average exactly.
+
+    Attributes:
+        uses_density: the student gets a density head.
+    """
+
+    uses_density = False
+
+    def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
+        """Losses of the source images, labels int64 ``[N, h, w]``."""
+        return {"source": cross_entropy(outputs.logits, labels).mean()}
+
+    def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
+        """Losses of the mixed images."""
+        return {"mixed": (targets.weights * cross_entropy(outputs.logits, targets.labels)).mean()}
+
+    def target_labels(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Labels int64 ``[N, h, w]`` from the teacher's logits ``[N, C, h, w]``, where they are not the argmax."""
+        return None
+
+    def metrics(self) -> dict[str, list[float | None]]:
+        """Per class, what there is to log besides the losses; None where it is not known."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the correction has learnt."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of every pixel, float32 ``[N, h, w]``; 0 where there is no label."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def or_none(values: Tensor) -> list[float | None]:
+    """A list for JSON, which has no NaN."""
+    return [value if value == value else None for value in values.tolist()]
