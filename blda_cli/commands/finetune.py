@@ -1,20 +1,17 @@
 """``blda finetune``."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from blda_cli.commands.options import FiniteFloat, SizeType, json_option, provenance, quiet_option
+from blda_cli.commands.options import F, SizeType, json_option, provenance, quiet_option, together
 from blda_cli.finetuning.settings import Settings, read_settings
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_DEFAULTS = Settings().flat()
-_SETTINGS: dict[str, str] = {}
-"""The setting that each option's parameter stands for."""
+from blda_cli.settings import Setting, sections_of, settings_of
 
 
 class CropType(SizeType):
@@ -29,41 +26,49 @@ class CropType(SizeType):
         return super().convert(value, param, ctx)
 
 
-def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F], F]:
-    """An option that sets ``key``; not given, it leaves the setting to ``--config`` or its default."""
-    parameter = flag.split("/")[0].removeprefix("--").replace("-", "_")
-    _SETTINGS[parameter] = key
-    default = _DEFAULTS[key]
-    match default:
-        case tuple() if default:
-            shown = (" " if "nargs" in attributes else "x").join(map(str, default))
-        case bool():
-            shown = "on" if default and "/" in flag else ""
-        case _:
-            shown = "" if default is None else str(default)
-    if shown:
-        text += f"  [default: {shown}]"
-    if "type" not in attributes:
-        match default:
-            case bool():
-                attributes["is_flag"] = True
-            case int():
-                attributes["type"] = click.IntRange(0)
-            case float():
-                attributes["type"] = FiniteFloat()
-    return click.option(flag, parameter, default=None, help=text, **attributes)
+def _options(section: str, *names: str, **types: click.ParamType[Any]) -> Callable[[F], F]:
+    """Options that set some of a section's settings; not given, they leave them to ``--config`` or their default.
+
+    Args:
+        section: of :class:`Settings`.
+        names: of its settings, in the order of the help; an option is called like its setting.
+        types: how to parse those whose own type does not tell.
+    """
+    settings = settings_of(sections_of(Settings)[section])
+    return together(*(_option(section, settings[name], types.get(name)) for name in names))
+
+
+def _option(section: str, one: Setting, parsed: click.ParamType[Any] | None) -> Callable[[F], F]:
+    """An option whose parameter is called ``section__name``."""
+
+    def fit(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        try:
+            return None if value is None else one.fit(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    flag = f"--{one.name.replace('_', '-')}"
+    attributes: dict[str, Any] = {"default": None if one.default == "" else one.default, "show_default": True}
+    if one.hint is bool:
+        flag += f"/--no-{flag[2:]}"
+    elif parsed:
+        attributes |= {"type": parsed, "default": "x".join(map(str, one.default))}
+    elif one.options():
+        attributes |= {"type": click.Choice(one.options()), "default": str(one.default)}
+    elif one.hint in (int, float):
+        limits: dict[str, Any] = {"min": one.low, "max": None if math.isinf(one.high) else one.high}
+        attributes["type"] = click.IntRange(**limits) if one.hint is int else click.FloatRange(**limits)
+    elif isinstance(one.default, tuple):
+        attributes |= {"type": int, "nargs": len(one.default), "show_default": " ".join(map(str, one.default))}
+    return click.option(flag, f"{section}__{one.name}", help=one.help, callback=fit, **attributes)
 
 
 @click.command("finetune")
-@_setting("--model", "data.model", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.")
-@_setting("--weights", "data.weights", "The weights to start from, in place of the TOML's.")
-@_setting("--source-images", "data.source_images", "Labelled images: a folder, a glob, or a .txt list.")
-@_setting("--source-labels", "data.source_labels", "Their labels.")
-@_setting("--source-encoding", "data.source_encoding", "What the values in the label files mean.")
-@_setting("--target-images", "data.target_images", "Images of the domain to adapt to; no labels are needed.")
-@_setting("--val-images", "data.val_images", "Images to validate on.")
-@_setting("--val-labels", "data.val_labels", "Their labels.")
-@_setting("--val-encoding", "data.val_encoding", "What the values in those label files mean.")
+@_options(
+    "data",
+    *("model", "weights", "source_images", "source_labels", "source_encoding", "target_images"),
+    *("val_images", "val_labels", "val_encoding"),
+)
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to write."
 )
@@ -73,67 +78,19 @@ def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F],
     type=click.Path(path_type=Path),
     help="Settings as a run's config.toml holds them; options replace what it says.",
 )
-@_setting("--method", "training.method", "How to train.", type=click.Choice(["blda", "dacs", "source"]))
-@_setting("--iterations", "training.iterations", "Optimiser steps.", type=click.IntRange(1))
-@_setting("--crop", "training.crop", "Size of the training crops.", type=CropType())
-@_setting(
-    "--batch-size", "training.batch_size", "Source crops, and as many target crops, a step.", type=click.IntRange(1)
+@_options(
+    "training",
+    *("method", "iterations", "crop", "batch_size", "accumulate", "learning_rate", "head_factor", "weight_decay"),
+    *("warmup", "seed", "amp", "activation_checkpointing", "feature_layer"),
+    crop=CropType(),
 )
-@_setting("--accumulate", "training.accumulate", "Batches whose gradients make one step.", type=click.IntRange(1))
-@_setting("--learning-rate", "training.learning_rate", "The encoder's learning rate, of AdamW.")
-@_setting("--head-factor", "training.head_factor", "The other layers' learning rate over the encoder's.")
-@_setting("--weight-decay", "training.weight_decay", "Of AdamW.")
-@_setting("--warmup", "training.warmup", "Steps of linear warm-up; at most a tenth of the iterations.")
-@_setting("--seed", "training.seed", "Of all randomness.")
-@_setting("--amp", "training.amp", "Train in mixed precision.")
-@_setting("--activation-checkpointing", "training.activation_checkpointing", "Recompute activations, to save memory.")
-@_setting(
-    "--feature-layer",
-    "training.feature_layer",
-    "The layer whose input the density head reads.  [default: the last layer with one output per class]",
+@_options(
+    "host",
+    *("teacher_momentum", "confidence", "ignore_rows", "classmix", "color_jitter", "blur", "rare_class_sampling"),
+    *("feature_distance", "masked_consistency"),
 )
-@_setting("--teacher-momentum", "host.teacher_momentum", "Most the teacher keeps of itself in a step.")
-@_setting("--confidence", "host.confidence", "Probability from which a pixel counts towards an image's weight.")
-@_setting(
-    "--ignore-rows",
-    "host.ignore_rows",
-    "Rows at the top and bottom of target images that get no weight (published for Cityscapes: 15 120).",
-    type=click.IntRange(0),
-    nargs=2,
-)
-@_setting("--classmix/--no-classmix", "host.classmix", "Paste half of the source's classes onto the target.")
-@_setting("--color-jitter", "host.color_jitter", "Probability of colour jitter on mixed images.")
-@_setting("--blur", "host.blur", "Probability of blur on mixed images.")
-@_setting(
-    "--rare-class-sampling/--no-rare-class-sampling",
-    "host.rare_class_sampling",
-    "Draw source images and crops by their rare classes.",
-)
-@_setting(
-    "--feature-distance",
-    "host.feature_distance",
-    "Weight of the distance to the initial encoder's features (published: 0.005).",
-)
-@_setting(
-    "--masked-consistency", "host.masked_consistency", "Weight of the loss on masked target images (published: 1)."
-)
-@_setting("--tau", "blda.tau", "Strength of BLDA's shift in the cross-entropy.")
-@_setting("--density-weight", "blda.density_weight", "Weight of BLDA's density regression.")
-@_setting(
-    "--debias-pseudo-labels",
-    "blda.debias_pseudo_labels",
-    "Shift the teacher's logits before they label (not published).",
-)
-@_setting("--checkpoint-every", "run.checkpoint_every", "Steps between checkpoints.", type=click.IntRange(1))
-@_setting("--log-every", "run.log_every", "Steps that a line of metrics covers.", type=click.IntRange(1))
-@_setting("--validate-every", "run.validate_every", "Steps between validations.", type=click.IntRange(1))
-@_setting("--pictures-every", "run.pictures_every", "Steps between pictures of mixed batches; 0: none.")
-@_setting("--export", "run.export", "The network to write.", type=click.Choice(["teacher", "student"]))
-@_setting(
-    "--target-norms/--no-target-norms",
-    "run.target_norms",
-    "Give the written network's batch norms the statistics of the target images (goes beyond the paper).",
-)
+@_options("blda", "tau", "density_weight", "debias_pseudo_labels")
+@_options("run", "checkpoint_every", "log_every", "validate_every", "pictures_every", "export", "target_norms")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events (needs the tensorboard extra).")
 @click.option(
     "--device",
@@ -145,7 +102,10 @@ def _setting(flag: str, key: str, text: str, **attributes: Any) -> Callable[[F],
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads that read images.")
 @json_option
 @quiet_option
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     output: Path,
     resume: bool,
     config: Path | None,
@@ -174,7 +134,11 @@ def command(
     if config is None and resume and (output / "config.toml").is_file():
         config = output / "config.toml"
     settings = read_settings(config) if config else Settings()
-    given = {_SETTINGS[name]: value for name, value in options.items() if value is not None}
+    given = {
+        name.replace("__", "."): value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
     settings = settings.with_values(given, "command line").resolved()
     needed = ["model", "source_images", "source_labels"]
     needed += ["target_images"] if settings.training.method != "source" else []

@@ -83,7 +83,9 @@ class FiniteFloat(click.ParamType[float]):
         return number
 
 
-def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator that is several, the first outermost."""
+
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -92,7 +94,7 @@ def _together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-model_options = _together(
+model_options = together(
     click.option(
         "--model",
         required=True,
@@ -117,7 +119,7 @@ images_option = click.option(
     help="The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
 )
 
-inference_options = _together(
+inference_options = together(
     click.option("--slide", type=SizeType(), help="Run window by window of this size; overlaps are averaged."),
     click.option("--stride", type=SizeType(), help="Step between windows.  [default: two thirds of the window]"),
     click.option(
@@ -159,7 +161,7 @@ calibrator_option = click.option(
     help="Put the logits through a calibrator that fiducio fitted and saved.",
 )
 
-label_options = _together(
+label_options = together(
     click.option(
         "--labels",
         type=click.Path(),

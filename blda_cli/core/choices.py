@@ -1,6 +1,7 @@
 """What a user can choose between, by name; no torch here, so that the command line can offer the names at once.
 
-A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here.
+A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here; a new way to
+train a module in :mod:`blda_cli.finetuning.methods`, a line in its ``METHODS`` and a name here.
 """
 
 from enum import StrEnum
@@ -65,3 +66,14 @@ class LogitSpace(StrEnum):
     """Minus the pixel's mean over the classes."""
     LOG_SOFTMAX = "log-softmax"
     """Log-probabilities."""
+
+
+class Training(StrEnum):
+    """How a network is trained."""
+
+    BLDA = "blda"
+    """DACS with BLDA's corrected losses."""
+    DACS = "dacs"
+    """Self-training on mixed images, by a teacher that follows the student."""
+    SOURCE = "source"
+    """On the labelled source alone."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from blda_cli.core.choices import Training
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.feature_distance import FeatureDistance
@@ -61,11 +62,9 @@ class Trainer:
         """Set up from the segmenter's present weights.
 
         Raises:
-            BldaError: the network cannot be trained as asked, or there is no such method.
+            BldaError: the network cannot be trained as asked.
         """
         training = settings.training
-        if training.method not in METHODS:
-            raise BldaError(f"there is no method {training.method!r}: one of {', '.join(METHODS)}")
         self.segmenter = segmenter
         self.settings = settings
         self.step = 0
@@ -73,7 +72,7 @@ class Trainer:
         self._device = segmenter.device
         self._classes = len(segmenter.classes)
         self.objective = Objective()
-        if training.method == "blda":
+        if training.method == Training.BLDA:
             self.objective = Blda(settings.blda, self._classes, self._device)
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum)

@@ -85,13 +85,14 @@ def test_resume_needs_nothing_but_the_folder(project: Any, tmp_path: Path) -> No
     [
         (("--crop", "64"), 1, "larger than"),
         (("--crop", "big"), 2, "not a size"),
-        (("--tau", "nan"), 2, "not a finite number"),
-        (("--tau", "-1"), 1, "blda.tau"),
+        (("--tau", "nan"), 2, "'--tau': NaN should be a number of at least 0"),
+        (("--tau", "-1"), 2, "'--tau': -1.0 is not in the range"),
+        (("--crop", "4"), 2, "'--crop': [4, 4] should be [height, width], each a whole number of at least 8"),
         (("--feature-layer", "nowhere"), 1, "runs no such layer"),
         (("--weights", "nothing.pth"), 1, "no such weights file"),
         (("--target-images", "nowhere"), 1, "does not exist"),
         (("--method", "cbst"), 2, "Invalid value for '--method'"),
-        (("--config", "nothing.toml"), 1, "cannot be read"),
+        (("--config", "nothing.toml"), 1, "nothing.toml: no such file"),
         (("--val-images", "nowhere"), 1, "--val-labels"),
     ],
 )

@@ -110,8 +110,3 @@ def test_the_exported_network_is_a_copy_in_evaluation_mode(project: Any, batches
 def test_a_network_that_offers_no_checkpointing_says_so(project: Any) -> None:
     with pytest.raises(BldaError, match="offers neither"):
         project.trainer(training__activation_checkpointing=True)
-
-
-def test_an_unknown_method_is_named(project: Any) -> None:
-    with pytest.raises(BldaError, match="no method 'cbst': one of source, dacs, blda"):
-        project.trainer(training__method="cbst")

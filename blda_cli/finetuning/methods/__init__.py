@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 
+from blda_cli.core.choices import Training
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
 from blda_cli.finetuning.methods.dacs import Dacs
 from blda_cli.finetuning.methods.source import SourceOnly
 
-METHODS: dict[str, Callable[[MethodContext], TrainingMethod]] = {"source": SourceOnly, "dacs": Dacs, "blda": Dacs}
+METHODS: dict[Training, Callable[[MethodContext], TrainingMethod]] = {
+    Training.SOURCE: SourceOnly,
+    Training.DACS: Dacs,
+    Training.BLDA: Dacs,
+}
