@@ -57,6 +57,13 @@ if TYPE_CHECKING:
     help="Statistics with labels of a few images like these, for --method supervised.  [default: those of --stats]",
 )
 @click.option(
+    "--spatial-priors",
+    type=click.Path(path_type=Path),
+    metavar="FILE.h5",
+    help="Statistics with labels, e.g. of the source domain: where in the image each class is found, for --method "
+    "class-confidence.",
+)
+@click.option(
     "--method",
     type=click.Choice(["blda", "logit-adjust", "prior-shift", "class-confidence", "supervised", "none"]),
     help="What corrects the logits.  [default: blda]",
@@ -107,6 +114,7 @@ def command(
     stats: Path | None,
     anchors: Path | None,
     labelled: Path | None,
+    spatial_priors: Path | None,
     preset: str | None,
     original_ids: bool,
     save_scores: bool,
@@ -136,13 +144,13 @@ def command(
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
-    _refuse_unused(settings, anchors, labelled, density or tails)
+    _refuse_unused(settings, anchors, labelled, spatial_priors, density or tails)
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
     if output.resolve().is_relative_to(Path(images).resolve()):
         raise BldaError(f"{output} lies in {images}, where its pictures would be taken for images: give another folder")
-    held = {path: read_statistics(path) for path in (stats, anchors, labelled) if path is not None}
+    held = {path: read_statistics(path) for path in (stats, anchors, labelled, spatial_priors) if path is not None}
     subject = load_subject(model, weights, images, device, calibrator)
     shard = current_shard()
     with monitored(quiet=quiet or not shard.first) as monitor:
@@ -157,8 +165,20 @@ def command(
         if settings.tau == 0 or str(settings.method) == "none":
             monitor.say("nothing is corrected: the predictions are the network's argmax")
         evidence = evidence_from_files(
-            settings, target, held[anchors] if anchors else target, held[labelled] if labelled else None
+            settings,
+            target,
+            held[anchors] if anchors else target,
+            held[labelled] if labelled else None,
+            held[spatial_priors] if spatial_priors else None,
         )
+        if evidence.priors is not None:
+            never = [
+                name
+                for name, prior in zip(target.classes.names, evidence.priors, strict=True)
+                if not bool((prior > 0).any())
+            ]
+            if never:
+                monitor.say(f"{spatial_priors}: no label is {', '.join(never)}, so the priors rule that out everywhere")
         settings = replace(settings, tau=resolve_strength(settings, evidence))
         record = align(
             subject.segmenter,
@@ -173,6 +193,8 @@ def command(
                 "anchors_sha256": file_digest(anchors) if anchors else None,
                 "labelled": str(labelled) if labelled else None,
                 "labelled_sha256": file_digest(labelled) if labelled else None,
+                "spatial_priors": str(spatial_priors) if spatial_priors else None,
+                "spatial_priors_sha256": file_digest(spatial_priors) if spatial_priors else None,
             },
             inference=how,
             original_ids=original_ids,
@@ -222,7 +244,11 @@ def _settings(
 
 
 def _refuse_unused(
-    settings: "AlignmentSettings", anchors: Path | None, labelled: Path | None, detail: str | None
+    settings: "AlignmentSettings",
+    anchors: Path | None,
+    labelled: Path | None,
+    spatial_priors: Path | None,
+    detail: str | None,
 ) -> None:
     """Refuse options that would change nothing, and a search that finds nothing."""
     from blda_cli.core.choices import Method, Shift
@@ -234,6 +260,10 @@ def _refuse_unused(
         raise click.UsageError("--anchors are those of the quantile and location forms: give --shift quantile too")
     if labelled and settings.method is not Method.SUPERVISED:
         raise click.UsageError("--labelled is for --method supervised: give that too")
+    if spatial_priors and settings.method is not Method.CLASS_CONFIDENCE:
+        raise click.UsageError("--spatial-priors are for --method class-confidence: give that too")
+    if settings.tau == "auto" and spatial_priors:
+        raise click.UsageError("--tau auto does not know places in the image: give a number with --spatial-priors")
     if settings.tau == "auto" and (
         settings.method is Method.SUPERVISED or (shift is Shift.QUANTILE and settings.label_source == "pseudo")
     ):

@@ -11,6 +11,7 @@ from torch import Tensor
 from blda_cli.core import kernels
 from blda_cli.core.choices import LogitSpace
 from blda_cli.core.logit_space import to_space
+from blda_cli.core.spatial_priors import at_size
 
 _LARGEST_SPAN = 64.0
 
@@ -235,6 +236,35 @@ class SupervisedCorrection:
             weight=self.weight,
             tau=self.tau,
         )
+
+
+@dataclass(frozen=True)
+class SpatialCorrection:
+    """Offsets and a prior that depends on the place in the image: ``f_c + o_c + τ log q_n(c)``.
+
+    Attributes:
+        offsets: float32 ``[C]``.
+        priors: ``q``, float32 ``[C, rows, columns]``, stretched over images of any size; 0 rules a class out.
+        tau: strength of the priors.
+    """
+
+    offsets: Tensor
+    priors: Tensor
+    tau: float
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`; logits ``[N, C, H, W]`` of whole images. Here scores do sum to one."""
+        priors = at_size(self.priors, (logits.shape[2], logits.shape[3])).log()
+        shifted = logits.float() + _over_channels(self.offsets, logits)
+        return torch.log_softmax(shifted + self.tau * priors if self.tau else shifted, dim=1)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """See :class:`Correction`."""
+        return self.scores(logits).argmax(dim=1)
+
+    def to(self, device: torch.device) -> "SpatialCorrection":
+        """See :class:`Correction`."""
+        return replace(self, offsets=self.offsets.to(device), priors=self.priors.to(device))
 
 
 def _flat(logits: Tensor) -> Tensor:

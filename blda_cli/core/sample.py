@@ -35,6 +35,8 @@ class PixelSample:
         predicted: int64 ``[S]``, argmax.
         labels: int64 ``[S]``, :data:`IGNORE_INDEX` where there is none.
         images: int64 ``[S]``, a digest of the image's key.
+        positions: float32 ``[S, 2]``, row and column of the pixel's centre as shares of the image's height and width;
+            a classifier's image is one pixel. NaN in statistics that did not keep them.
         priorities: int64 ``[S]``.
     """
 
@@ -44,6 +46,7 @@ class PixelSample:
     predicted: Tensor
     labels: Tensor
     images: Tensor
+    positions: Tensor
     priorities: Tensor
 
     @classmethod
@@ -57,6 +60,7 @@ class PixelSample:
             predicted=none,
             labels=none,
             images=none,
+            positions=torch.zeros(0, 2),
             priorities=none,
         )
 
@@ -96,6 +100,7 @@ class PixelSample:
                     if labels is None
                     else labels[index].reshape(-1)[where].long().cpu(),
                     images=torch.full_like(chosen, image),
+                    positions=_positions(where.cpu(), predicted.shape[1:]),
                     priorities=priorities[chosen],
                 )
             )
@@ -131,8 +136,16 @@ def join(parts: Sequence[PixelSample]) -> PixelSample:
         predicted=predicted.index_select(0, chosen),
         labels=torch.cat([part.labels for part in parts]).index_select(0, chosen),
         images=torch.cat([part.images for part in parts]).index_select(0, chosen),
+        positions=torch.cat([part.positions for part in parts]).index_select(0, chosen),
         priorities=priorities.index_select(0, chosen),
     )
+
+
+def _positions(pixels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where pixels, numbered row by row, lie in an image ``[H, W]``, or ``[]`` of a classifier; ``[S, 2]``."""
+    height, width = shape or (1, 1)
+    rows_columns = torch.stack([pixels // width, pixels % width], dim=1)
+    return (rows_columns + 0.5) / torch.tensor([height, width])
 
 
 def _lowest(classes: Tensor, priorities: Tensor, num_classes: int, capacity: int) -> Tensor:

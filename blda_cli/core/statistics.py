@@ -12,6 +12,7 @@ from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
 from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import to_space
 from blda_cli.core.sample import PixelSample, join
+from blda_cli.core.spatial_priors import PositionCounts
 
 _MOST_PENDING = 16
 """Batches that may wait: their number must not grow with the images."""
@@ -25,6 +26,7 @@ class LogitStatistics:
         space: the logits that the cells hold.
         cells: one histogram per label source.
         confusion: argmax against ground truth; None where there is none.
+        positions: where in the images the ground truth's classes lie; None where there is none.
         sampled: random pixels with all their logits, of the batches but the pending ones; see :attr:`sample`.
         images: images counted.
         pixels: pixels counted.
@@ -35,6 +37,7 @@ class LogitStatistics:
     cells: dict[LabelSource, LogitHistogram]
     confusion: ConfusionMatrix | None
     sampled: PixelSample
+    positions: PositionCounts | None = None
     images: int = 0
     pixels: int = 0
     pending: tuple[PixelSample, ...] = ()
@@ -51,8 +54,10 @@ class LogitStatistics:
     ) -> "LogitStatistics":
         """Start counting ``sources``, with a confusion matrix if ground truth is one of them."""
         cells = {source: LogitHistogram(num_classes, bins, device) for source in sources}
-        confusion = ConfusionMatrix(num_classes) if LabelSource.GROUND_TRUTH in cells else None
-        return cls(space, cells, confusion, PixelSample.empty(num_classes))
+        statistics = cls(space, cells, None, PixelSample.empty(num_classes))
+        if LabelSource.GROUND_TRUTH in cells:
+            statistics.confusion, statistics.positions = ConfusionMatrix(num_classes), PositionCounts(num_classes)
+        return statistics
 
     @property
     def num_classes(self) -> int:
@@ -86,6 +91,8 @@ class LogitStatistics:
                     assert self.confusion is not None
                     histogram.update(values, labels)
                     self.confusion.update(labels, predicted)
+                    if self.positions is not None and labels.dim() == 3:
+                        self.positions.update(labels)
                 case LabelSource.PSEUDO:
                     histogram.update(values, predicted)
                 case LabelSource.SOFT:
@@ -115,6 +122,7 @@ class LogitStatistics:
             cells={source: cells + other.cells[source] for source, cells in self.cells.items()},
             confusion=self.confusion + other.confusion if self.confusion and other.confusion else None,
             sampled=self.sample + other.sample,
+            positions=self.positions + other.positions if self.positions and other.positions else None,
             images=self.images + other.images,
             pixels=self.pixels + other.pixels,
         )

@@ -46,6 +46,7 @@ def evidence_from_files(
     target: StatisticsFile,
     anchors: StatisticsFile,
     labelled: StatisticsFile | None = None,
+    priors: StatisticsFile | None = None,
 ) -> Evidence:
     """What files hold for a correction to be fitted to.
 
@@ -54,6 +55,7 @@ def evidence_from_files(
         target: statistics of the images to be corrected.
         anchors: statistics whose pooled cells are the anchors; ``target`` itself where there are no others.
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
+        priors: statistics with ground truth that tells where the classes lie, e.g. of the source domain.
 
     Returns:
         The evidence, its tensors on the CPU.
@@ -77,7 +79,21 @@ def evidence_from_files(
     if source in target.mixtures and source in anchors.mixtures:
         fits = (target.mixtures[source], anchors.mixtures[source])
     cells = anchors.statistics.cells[source]
-    return Evidence(target.statistics, cells, fits, labelled.statistics if labelled else None)
+    if priors is not None and priors.classes.names != target.classes.names:
+        raise BldaError("the spatial priors are of other classes than the statistics: collect both with the same model")
+    places = priors.statistics.positions if priors else None
+    if priors is not None and (places is None or not bool(places.counts.any())):
+        raise BldaError(
+            "the file given for the spatial priors does not tell where classes lie in the images: collect it with "
+            "--labels, by this version of blda"
+        )
+    return Evidence(
+        target.statistics,
+        cells,
+        fits,
+        labelled.statistics if labelled else None,
+        places.priors() if places else None,
+    )
 
 
 def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:

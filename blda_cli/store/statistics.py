@@ -20,18 +20,20 @@ from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture, MixtureFits
 from blda_cli.core.sample import PixelSample
+from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
 from blda_cli.store.hdf5 import writing
 
 FORMAT = "blda-statistics"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 keeps the positions of the sample's pixels and of the ground truth; version 1 is read without."""
 
 QUANTILE_LEVELS = np.linspace(0.0, 1.0, 101)
 """Levels at which an anchor's empirical quantiles are written."""
 
-_SAMPLE_FIELDS = ("seen", "logits", "predicted", "labels", "images", "priorities")
+_SAMPLE_FIELDS = ("seen", "logits", "predicted", "labels", "images", "positions", "priorities")
 
 
 @dataclass
@@ -99,6 +101,8 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             _write_mixture(file.require_group(f"anchors/{source}"), fits.anchors, fits.anchor_distance)
         if statistics.confusion is not None:
             _dataset(file, "confusion", statistics.confusion.counts.numpy())
+        if statistics.positions is not None:
+            _dataset(file, "positions", statistics.positions.counts.numpy())
         for name in _SAMPLE_FIELDS:
             _dataset(file, f"sample/{name}", getattr(statistics.sample, name).numpy())
         file["sample"].attrs["capacity"] = statistics.sample.capacity
@@ -144,8 +148,13 @@ def read_statistics(path: Path) -> StatisticsFile:
                 raise ValueError("the bin edges are not evenly spaced")
             cells[LabelSource(name)] = histogram
         sample, pixels = file["sample"], file["sample/priorities"].shape[0]
-        shapes = {"seen": (count,), "logits": (pixels, count)}
-        sampled = {name: _tensor(sample[name], *shapes.get(name, (pixels,))) for name in _SAMPLE_FIELDS}
+        shapes = {"seen": (count,), "logits": (pixels, count), "positions": (pixels, 2)}
+        sampled = {
+            name: _tensor(sample[name], *shapes.get(name, (pixels,)))
+            for name in _SAMPLE_FIELDS
+            if version > 1 or name != "positions"
+        }
+        sampled.setdefault("positions", torch.full((pixels, 2), torch.nan))
         if bool(((sampled["predicted"] < 0) | (sampled["predicted"] >= count)).any()):
             raise ValueError(f"sample/predicted holds more than {count} classes")
         statistics = LogitStatistics(
@@ -155,6 +164,9 @@ def read_statistics(path: Path) -> StatisticsFile:
             if "confusion" in file
             else None,
             sampled=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
+            positions=PositionCounts.from_counts(_tensor(file["positions"], count, *GRID))
+            if "positions" in file
+            else None,
             images=int(file.attrs["images"]),
             pixels=int(file.attrs["pixels"]),
         )

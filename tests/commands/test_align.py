@@ -161,6 +161,31 @@ def test_other_methods(run: Run, scene: Scene, stats: Path, method: str) -> None
     assert record(scene.root / "a")["pixels_changed"] > 0
 
 
+def test_spatial_priors(run: Run, refused: Refused, scene: Scene, stats: Path) -> None:
+    rule = scene.options("--method", "class-confidence")
+    run("align", *rule, "--stats", stats, "--output", scene.root / "a")
+    run("align", *rule, "--stats", stats, "--spatial-priors", stats, "--output", scene.root / "b")
+    said = record(scene.root / "b")["statistics"]
+    assert said["spatial_priors"] == str(stats)
+    assert said["spatial_priors_sha256"] == said["sha256"]
+    without, with_priors = ids(scene.root / "a"), ids(scene.root / "b")
+    labels = {key: np.array(Image.open(scene.labels / f"{key}.png")) for key in scene.keys}
+    right = [sum((found[key] == labels[key]).sum() for key in scene.keys) for found in (without, with_priors)]
+    assert right[1] > right[0]  # the priors are the frames' own here
+
+    unlabelled = scene.root / "unlabelled.h5"
+    run("collect-stats", *scene.options(), "--output", unlabelled, "--quiet")
+    arguments = [*rule, "--stats", stats, "--output", scene.root / "c", "--spatial-priors"]
+    assert "does not tell where classes lie" in refused("align", *arguments, unlabelled)
+    with h5py.File(unlabelled, "a") as old:
+        old.attrs["format_version"] = 1
+        del old["sample/positions"]
+    without_positions = [*rule, "--stats", unlabelled, "--output", scene.root / "c", "--spatial-priors", stats]
+    assert "collect them anew" in refused("align", *without_positions)
+    assert "give that too" in refused("align", *scene.options(), "--spatial-priors", stats, "--output", "d", code=2)
+    assert "a number" in refused("align", *arguments, stats, "--tau", "auto", code=2)
+
+
 def test_published_preset_and_what_overrides_it(run: Run, scene: Scene, stats: Path) -> None:
     run("align", *scene.options("--preset", "published"), "--stats", stats, "--output", scene.root / "a")
     settings = record(scene.root / "a")["settings"]

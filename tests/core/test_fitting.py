@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -7,12 +8,12 @@ from torch import Tensor
 
 from blda_cli.core.choices import Density, LabelSource, LogitSpace, Method, Shift, Tails
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.corrections import LocationCorrection, OffsetCorrection
+from blda_cli.core.corrections import LocationCorrection, OffsetCorrection, SpatialCorrection
 from blda_cli.core.fitting import METHODS, default_strength, fit_correction, resolve_strength
 from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, Evidence
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import fit_mixtures
-from blda_cli.core.self_training import class_thresholds
+from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.core.statistics import LogitStatistics
 
 C = 4
@@ -198,14 +199,45 @@ def test_logit_adjustment_subtracts_the_log_of_the_shares(source: LabelSource) -
     torch.testing.assert_close(correction.offsets, -0.6 * shares.log(), rtol=1e-3, atol=1e-3)
 
 
-def test_class_confidence_divides_by_the_confidence_of_the_top_fifth() -> None:
+def test_class_confidence_divides_by_the_confidence_of_the_top_fifth(reference: ModuleType) -> None:
     logits, labels = scene(size=40)
     correction = fit_correction(AlignmentSettings(method=Method.CLASS_CONFIDENCE), evidence_of(logits, labels))
     confidence, predicted = logits.double().softmax(dim=1).amax(dim=1).flatten(), logits.argmax(dim=1).flatten()
-    thresholds = class_thresholds(confidence, predicted, C, 0.2)
-    expected = (logits.double().softmax(dim=1) / thresholds.view(-1, 1, 1)).argmax(dim=1)
+    thresholds = reference.class_thresholds(confidence.numpy(), predicted.numpy(), C, 0.2)
+    assert isinstance(correction, OffsetCorrection)
+    np.testing.assert_allclose(correction.offsets.numpy(), -np.log(thresholds), rtol=2e-3)
+    expected = (logits.double().softmax(dim=1) / torch.from_numpy(thresholds).view(-1, 1, 1)).argmax(dim=1)
     assert (expected != logits.argmax(dim=1)).any()
-    assert torch.equal(correction.predict(logits), expected)
+    assert float((correction.predict(logits) == expected).double().mean()) > 0.999
+
+
+def test_spatial_priors_multiply_the_scores_at_their_place(reference: ModuleType) -> None:
+    """Thresholds and labels of q_n(c) p_n(c), by the formula."""
+    logits, labels = scene(size=40)
+    counts = PositionCounts(C)
+    counts.update(labels.sort(dim=1).values)
+    evidence = replace(evidence_of(logits, labels), priors=counts.priors())
+    settings = AlignmentSettings(method=Method.CLASS_CONFIDENCE)
+    correction = fit_correction(settings, evidence)
+    assert isinstance(correction, SpatialCorrection)
+    scores = logits.double().softmax(dim=1) * at_size(counts.priors().double(), (40, 40))
+    best, predicted = scores.max(dim=1)
+    thresholds = reference.class_thresholds(best.flatten().numpy(), predicted.flatten().numpy(), C, 0.2)
+    np.testing.assert_allclose(correction.offsets.numpy(), -np.log(thresholds), rtol=2e-3)
+    expected = (scores / torch.from_numpy(thresholds).view(-1, 1, 1)).argmax(dim=1)
+    assert float((correction.predict(logits) == expected).double().mean()) > 0.998
+    without = fit_correction(settings, evidence_of(logits, labels))
+    assert float((without.predict(logits) == expected).double().mean()) < 0.99
+    off = fit_correction(replace(settings, tau=0.0), evidence)
+    assert torch.equal(off.predict(logits), logits.argmax(dim=1))
+
+
+def test_spatial_priors_need_positions() -> None:
+    logits, labels = scene(size=16)
+    evidence = replace(evidence_of(logits, labels), priors=PositionCounts(C).priors())
+    evidence.statistics.sample.positions.fill_(torch.nan)
+    with pytest.raises(ValueError, match="do not tell where their pixels lie"):
+        fit_correction(AlignmentSettings(method=Method.CLASS_CONFIDENCE), evidence)
 
 
 def test_prior_shift_finds_the_fixed_point_of_the_mean_posterior() -> None:

@@ -26,7 +26,7 @@ def sampled(logits: Tensor, labels: Tensor | None, keys: list[str]) -> PixelSamp
 
 
 def assert_same(first: PixelSample, second: PixelSample) -> None:
-    for name in ("seen", "logits", "predicted", "labels", "images", "priorities"):
+    for name in ("seen", "logits", "predicted", "labels", "images", "positions", "priorities"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -47,6 +47,17 @@ def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int]
                 shard, pending = join([shard, *pending]), []
         total = join([shard, *pending]) + total
     assert_same(total, sampled(logits, labels, KEYS))
+
+
+def test_pixels_know_where_they_lie() -> None:
+    logits, labels = images()
+    logits = logits[..., :15]  # not square
+    sample = sampled(logits, labels[..., :15], KEYS)
+    rows, columns = (sample.positions * torch.tensor([20.0, 15.0]) - 0.5).round().long().T
+    digests = sample.images.unique()
+    assert len(digests) == 6
+    candidates = logits[:, :, rows, columns].permute(0, 2, 1)  # of each image, at the sampled places
+    assert bool((candidates == sample.logits).all(dim=2).any(dim=0).all())
 
 
 def test_every_class_is_kept_up_to_the_capacity() -> None:

@@ -48,7 +48,9 @@ def tensors(content: StatisticsFile) -> Iterator[tuple[str, Tensor]]:
         yield f"edges/{source}", cells.edges
     assert content.statistics.confusion is not None
     yield "confusion", content.statistics.confusion.counts
-    for name in ("seen", "logits", "predicted", "labels", "images", "priorities"):
+    assert content.statistics.positions is not None
+    yield "positions", content.statistics.positions.counts
+    for name in ("seen", "logits", "predicted", "labels", "images", "positions", "priorities"):
         yield f"sample/{name}", getattr(content.statistics.sample, name)
 
 
@@ -103,7 +105,7 @@ def test_readable_with_h5py_alone(file: Path, content: StatisticsFile) -> None:
         np.testing.assert_allclose(means, content.statistics.cells[LabelSource.PSEUDO].means())
         assert dict(h5.attrs) | {"classes": 0, "palette": 0, "original_ids": 0, "model": 0, "created_by": 0} == {
             "format": "blda-statistics",
-            "format_version": 1,
+            "format_version": 2,
             "created_by": 0,
             "model": 0,
             "classes": 0,
@@ -195,8 +197,24 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_files_of_a_newer_version_are_refused(file: Path) -> None:
     with h5py.File(file, "a") as h5:
         h5.attrs["format_version"] = FORMAT_VERSION + 1
-    with pytest.raises(BldaError, match=r"format version 2, this blda reads up to 1: upgrade it"):
+    with pytest.raises(BldaError, match=r"format version 3, this blda reads up to 2: upgrade it"):
         read_statistics(file)
+
+
+def test_files_of_the_first_version_are_read_and_added_to(tmp_path: Path, content: StatisticsFile) -> None:
+    old, newer = tmp_path / "old.h5", counted("c")
+    write_statistics(old, content)
+    with h5py.File(old, "a") as h5:
+        h5.attrs["format_version"] = 1
+        del h5["sample/positions"], h5["positions"]
+    read = read_statistics(old)
+    assert torch.equal(read.statistics.sample.logits, content.statistics.sample.logits)
+    assert bool(read.statistics.sample.positions.isnan().all())
+    assert read.statistics.positions is None
+    whole = merge_statistics([(old, read), (tmp_path / "c", newer)]).statistics
+    assert whole.images == 4
+    known = whole.sample.positions.isfinite().all(dim=1)
+    assert int(known.sum()) == int(torch.isin(whole.sample.images, newer.statistics.sample.images).sum()) > 0
 
 
 def remove(name: str) -> Callable[[h5py.File], None]:
@@ -229,6 +247,9 @@ def put(name: str, value: object) -> Callable[[h5py.File], None]:
         put("sample/seen", np.zeros(4, dtype=int)),
         put("sample/logits", np.zeros((1, 3))),
         put("sample/predicted", np.full(1800, 3)),
+        put("sample/positions", np.zeros((1800, 3))),
+        remove("sample/positions"),
+        put("positions", np.zeros((3, 2, 2))),
         put("mixtures/soft/mixture_weights", np.zeros((3, 5))),
         put("progress/images", 5),
         put("provenance", "{"),

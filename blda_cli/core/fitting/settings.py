@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.core.corrections import Correction
 from blda_cli.core.histogram import LogitHistogram
@@ -58,12 +60,14 @@ class Evidence:
         anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
         mixtures: the fits of the target's cells and of the anchor cells; None computes them when they are needed.
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
+        priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
     """
 
     statistics: LogitStatistics
     anchor_cells: LogitHistogram
     mixtures: tuple[MixtureFits, MixtureFits] | None = None
     labelled: LogitStatistics | None = None
+    priors: Tensor | None = None
 
     def cells(self, source: LabelSource) -> LogitHistogram:
         """The target's cells of a label source.
