@@ -67,7 +67,7 @@ class ShiftTable:
 
         Args:
             cells: ``[R, C, K]``.
-            fitted: bool ``[R, C]``; the other cells' shift is zero, their CDF one half.
+            fitted: bool ``[R, C]``; the other cells' shift is zero, their CDF NaN.
             anchors: what they are shifted onto.
             grid: over the logits that will be looked up.
         """
@@ -78,8 +78,8 @@ class ShiftTable:
         negative = (own.unsqueeze(1) != torch.arange(num_classes, device=edges.device)).int().unsqueeze(-1)
         levels = _cdf(cells, edges)
         shifts = torch.where(fitted.unsqueeze(-1), anchors(levels, negative) - edges, 0.0)
-        positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], 0.5)
-        return cls(grid, F.pad(shifts, (0, 0, 0, 0, 0, 1)), F.pad(positive, (0, 0, 0, 1)))
+        positive = torch.where(fitted[row, own].unsqueeze(-1), levels[row, own], torch.nan)
+        return cls(grid, F.pad(shifts, (0, 0, 0, 0, 0, 1)), F.pad(positive, (0, 0, 0, 1), value=torch.nan))
 
     def shift(self, logits: Tensor, rows: Tensor) -> Tensor:
         """``Δ[r, l](f_l)`` of every pixel and channel; no gradient.
@@ -105,7 +105,7 @@ class ShiftTable:
             rows: ``[N, *spatial]`` integers.
 
         Returns:
-            float32 ``[N, *spatial]`` in [0, 1]; 0 outside ``[0, R)``.
+            float32 ``[N, *spatial]`` in [0, 1]; NaN outside ``[0, R)`` and where the cell was never fitted.
         """
         rows = self._known(rows)
         own = logits.detach().gather(1, (rows % logits.shape[1]).long().unsqueeze(1)).squeeze(1)
@@ -132,18 +132,18 @@ def corrected_cross_entropy(logits: Tensor, labels: Tensor, shift: Tensor, tau: 
     return F.cross_entropy(logits.float() - tau * shift, labels, ignore_index=IGNORE_INDEX, reduction="none")
 
 
-def cumulative_density_loss(predicted: Tensor, density: Tensor, labels: Tensor) -> Tensor:
+def cumulative_density_loss(predicted: Tensor, density: Tensor) -> Tensor:
     """``|d̂ − F[y, y](f_y)|`` of every pixel.
 
     Args:
         predicted: ``d̂``, ``[N, *spatial]``.
         density: ``[N, *spatial]``, see :meth:`ShiftTable.density`.
-        labels: int64 ``[N, *spatial]``.
 
     Returns:
-        float32 ``[N, *spatial]``, 0 where the label is ``IGNORE_INDEX``.
+        float32 ``[N, *spatial]``, 0 without gradient where the density is NaN.
     """
-    return torch.where(labels == IGNORE_INDEX, 0.0, (predicted.float() - density).abs())
+    predicted = predicted.float()
+    return (predicted - torch.where(density.isnan(), predicted.detach(), density)).abs()
 
 
 def _cdf(mixture: GaussianMixture, values: Tensor) -> Tensor:

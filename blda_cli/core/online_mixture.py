@@ -18,6 +18,9 @@ belongs to all of them alike, so that no component dies and a poor start is left
 
 EM_ITERATIONS = 3
 
+ENOUGH = MINIMUM_PIXELS / (2 * 512**2)
+"""Share of a batch's pixels from which on it updates a cell: 500 of two crops of 512², as published."""
+
 
 @dataclass(frozen=True)
 class LogitGrid:
@@ -158,16 +161,18 @@ class OnlineMixture:
         self.momentum = momentum
         self.warmup = warmup
 
-    def update(self, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0) -> None:
+    def update(
+        self, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0, enough: float = MINIMUM_PIXELS
+    ) -> None:
         """Take in a batch.
 
         Args:
             values: ``[V]`` or ``[*rows, V]``; see :func:`em_step`.
-            counts: ``[*rows, V]``; rows under :data:`~blda_cli.core.shifts.MINIMUM_PIXELS` in all keep their mixture.
+            counts: ``[*rows, V]``; rows under ``enough`` in all keep their mixture.
             bin_width: what a value is rounded to.
+            enough: see :data:`ENOUGH` for a batch of crops.
         """
-        enough = counts.sum(dim=-1) >= MINIMUM_PIXELS
-        self.blend(fit(self.mixture, values, counts, bin_width), enough)
+        self.blend(fit(self.mixture, values, counts, bin_width), counts.sum(dim=-1) >= enough)
 
     def blend(self, batch: GaussianMixture, rows: Tensor) -> None:
         """Blend in the mixtures fitted to a batch, where ``rows`` (bool ``[*rows]``) says so."""

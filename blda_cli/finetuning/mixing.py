@@ -4,14 +4,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blda_cli.data.classes import IGNORE_INDEX
 
+def class_masks(labels: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Where the source is pasted: half of the classes that the batch's labels hold, rounded up, for each image anew.
 
-def class_mask(generator: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """Half of the classes present, rounded up: bool ``[H, W]``, true where the source is pasted onto the target."""
-    present = np.setdiff1d(np.unique(labels), [IGNORE_INDEX])
-    chosen = generator.choice(present, (len(present) + 1) // 2, replace=False)
-    return np.isin(labels, chosen)
+    As published, pixels without a label count as a class (Olsson et al., WACV 2021; Tranheden et al., WACV 2021).
+
+    Args:
+        labels: uint8 ``[N, H, W]``.
+        orders: of each image, all values of a label in the order in which they are chosen, ``[N, 256]``.
+
+    Returns:
+        bool ``[N, H, W]``.
+    """
+    present = np.unique(labels)
+    half = (len(present) + 1) // 2
+    chosen = [order[np.isin(order, present)][:half] for order in orders]
+    return np.stack([np.isin(one, classes) for one, classes in zip(labels, chosen, strict=True)])
 
 
 def block_mask(generator: np.random.Generator, size: tuple[int, int], block: int, ratio: float) -> np.ndarray:

@@ -45,7 +45,18 @@ class Objective:
 
     def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
         """Losses of the mixed images."""
-        return {"mixed": (targets.weights * cross_entropy(outputs.logits, targets.labels)).mean()}
+        return {"mixed": self.masked_loss(outputs, targets.labels, targets.weights)}
+
+    def masked_loss(self, outputs: Outputs, labels: Tensor, weights: Tensor) -> Tensor:
+        """Loss of masked target images, a scalar.
+
+        Args:
+            outputs: of the masked images.
+            labels: of the whole images, int64 ``[N, h, w]``.
+            weights: float32 ``[N, h, w]``.
+        """
+        loss: Tensor = (weights * cross_entropy(outputs.logits, labels)).mean()
+        return loss
 
     def target_labels(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Labels int64 ``[N, h, w]`` from the teacher's logits ``[N, C, h, w]``, where they are not the argmax."""

@@ -3,27 +3,30 @@
 import numpy as np
 
 CROP_TRIES = 10
+CROP_SHARE = 1500 / 512**2
+"""Share of a crop that its class should have: the published pixels over the published crop."""
 
 
 class RareClassSampler:
     """Draws a class, and an image that holds it.
 
     A class is drawn with ``softmax((1 − frequency) / temperature)`` over the classes that occur; then one of the
-    images with more than ``enough`` pixels of it, or where there is none, of those that hold it at all.
+    images whose labelled pixels are of it by more than ``share``, or where there is none, of those that hold it at all.
 
     Attributes:
         probabilities: of the classes, ``[C]``.
     """
 
-    def __init__(self, class_pixels: np.ndarray, temperature: float, enough: int) -> None:
+    def __init__(self, class_pixels: np.ndarray, temperature: float, share: float) -> None:
         """Take in int ``[images, C]``: how many pixels of each class every image has."""
         totals = class_pixels.sum(axis=0)
         scores = np.where(totals > 0, (1 - totals / totals.sum()) / temperature, -np.inf)
         weights = np.exp(scores - scores.max())
         self.probabilities = weights / weights.sum()
-        self.enough = enough
+        enough = class_pixels > share * class_pixels.sum(axis=1, keepdims=True)
         self._images = [
-            np.flatnonzero(pixels > (enough if (pixels > enough).any() else 0)) for pixels in class_pixels.T
+            np.flatnonzero(many if many.any() else some)
+            for many, some in zip(enough.T, class_pixels.T > 0, strict=True)
         ]
 
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:
@@ -43,10 +46,10 @@ class RareClassSampler:
             size: (height, width) of the crop.
 
         Returns:
-            The crop's top and left: the first of ten tries that keeps half of the class's pixels (half of
-            ``enough`` where there are more), or else the last.
+            The crop's top and left: the first of ten tries that holds more than :data:`CROP_SHARE` of the class, or
+            half of the class's pixels where they are that few, or else the last.
         """
-        needed = min(int(np.count_nonzero(labels == wanted)), self.enough) / 2
+        needed = min(np.count_nonzero(labels == wanted) / 2, CROP_SHARE * size[0] * size[1])
         for _ in range(CROP_TRIES):
             top, left = random_crop(generator, labels.shape, size)
             if np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == wanted) >= needed:

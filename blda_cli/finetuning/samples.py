@@ -16,7 +16,7 @@ from blda_cli.data.images import ImageFile, image_size, read_image
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import Augmentation
-from blda_cli.finetuning.mixing import block_mask, class_mask
+from blda_cli.finetuning.mixing import block_mask, class_masks
 from blda_cli.finetuning.rare_classes import RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
@@ -51,7 +51,7 @@ class Crop:
 
 
 Sample = dict[str, np.ndarray | Crop]
-"""The fields of one crop pair's `Batch`, without the batch dimension."""
+"""The fields of one crop pair's `Batch`, without the batch dimension; ``class_order`` in place of ``pasted``."""
 
 
 @dataclass
@@ -64,9 +64,9 @@ class Batch:
         target_images: float32 ``[N, 3, h, w]``.
         target_rows: float32 ``[N, h]``, 0 in the rows whose pseudo-labels have no weight.
         pasted: bool ``[N, h, w]``, where ClassMix takes the source.
-        color, contrast, blur: of the mixed images' augmentation, see `augment`.
+        tone, color, blur: of the mixed images' augmentation, see `augment`.
         kept: bool ``[N, h, w]``, where masked images stay.
-        masked_color, masked_contrast, masked_blur: of the masked images' augmentation.
+        masked_tone, masked_color, masked_blur: of the masked images' augmentation.
         source_crops: where the N source crops are from.
         target_crops: where the N target crops are from.
     """
@@ -76,12 +76,12 @@ class Batch:
     target_images: Tensor
     target_rows: Tensor
     pasted: Tensor
+    tone: Tensor
     color: Tensor
-    contrast: Tensor
     blur: Tensor
     kept: Tensor
+    masked_tone: Tensor
     masked_color: Tensor
-    masked_contrast: Tensor
     masked_blur: Tensor
     source_crops: list[Crop]
     target_crops: list[Crop]
@@ -128,7 +128,7 @@ class Sampler:
         self._target = target
         self._settings = settings
         host = settings.host
-        self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_pixels)
+        self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_share)
         cache = _Cache(_CACHE_BYTES)
         self._image = cache.reading(lambda file: read_image(file.path))
         self._labels = cache.reading(source_labels)
@@ -160,13 +160,13 @@ class Sampler:
 
         mixed = Augmentation.draw(generator, host)
         masked = Augmentation.draw(generator, host)
-        pasted = class_mask(generator, source_labels) if host.classmix else np.zeros(crop, dtype=bool)
+        order = generator.permutation(256) if host.classmix else np.zeros(0)
         return {
             "source_images": source_crop.cut(self._image(source_crop.file)),
             "source_labels": source_labels,
             "target_images": target_crop.cut(whole),
             "target_rows": weighed.astype(np.float32),
-            "pasted": pasted,
+            "class_order": order,
             **mixed.fields(""),
             "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),
             **masked.fields("masked_"),
@@ -281,4 +281,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for name in samples[0]:
         drawn: list[Any] = [sample[name] for sample in samples]
         values[name] = drawn if isinstance(drawn[0], Crop) else torch.from_numpy(np.stack(drawn))
-    return Batch(**values)
+    pasted = class_masks(values["source_labels"].numpy(), values.pop("class_order").numpy())
+    return Batch(**values, pasted=torch.from_numpy(pasted))

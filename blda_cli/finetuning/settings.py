@@ -62,7 +62,7 @@ class HostSettings:
     )
     classmix: bool = setting(True, "Paste half of the source's classes onto the target.")
     flip: float = setting(0.5, "Probability of mirroring a crop.", at_least=0, at_most=1)
-    color_jitter: float = setting(0.2, "Probability of colour jitter on mixed images.", at_least=0, at_most=1)
+    color_jitter: float = setting(0.8, "Probability of colour jitter on mixed images.", at_least=0, at_most=1)
     color_strength: float = setting(0.2, "How far colours are jittered.", at_least=0, at_most=1)
     blur: float = setting(0.5, "Probability of blur on mixed images.", at_least=0, at_most=1)
     blur_sigma: tuple[float, float] = setting(
@@ -70,7 +70,9 @@ class HostSettings:
     )
     rare_class_sampling: bool = setting(True, "Draw source images and crops by their rare classes.")
     rare_class_temperature: float = setting(0.01, "Of the softmax over 1 - frequency.", at_least=1e-4)
-    rare_class_pixels: int = setting(3000, "Pixels of its class that make an image worth drawing for it.", at_least=1)
+    rare_class_share: float = setting(
+        0.0015, "Share of its labelled pixels that makes an image worth drawing for a class.", at_least=0, at_most=1
+    )
     feature_distance: float = setting(
         0.0, "Weight of the distance to the initial encoder's features (published: 0.005); 0: none.", at_least=0
     )

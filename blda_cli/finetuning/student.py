@@ -117,8 +117,8 @@ class Student(nn.Module):
             density = self.density_head(features, size)
         return output, features, density, self._tapped.encoder_output
 
-    def parameter_groups(self, learning_rate: float, head_factor: float) -> list[dict[str, Any]]:
-        """The encoder's parameters and the others, with their learning rates.
+    def parameter_groups(self, learning_rate: float, head_factor: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The encoder's parameters and the others with their learning rates; those of norms without weight decay.
 
         The encoder is what `encoder_of` finds; where it finds nothing, all but the classifier layer.
         """
@@ -127,12 +127,19 @@ class Student(nn.Module):
         else:
             head = set(self.network.get_submodule(self.classifier).parameters()) if self.classifier else set()
             slow = set(self.network.parameters()) - head
-        trained = [one for one in self.parameters() if one.requires_grad]
-        groups = [
-            {"params": [one for one in trained if one in slow], "lr": learning_rate},
-            {"params": [one for one in trained if one not in slow], "lr": learning_rate * head_factor},
+        norms = {one for module in self.modules() if is_norm(module) for one in module.parameters(recurse=False)}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for one in self.parameters():
+            if one.requires_grad:
+                groups.setdefault((one in slow, one in norms), []).append(one)
+        return [
+            {
+                "params": parameters,
+                "lr": learning_rate * (1 if is_slow else head_factor),
+                "weight_decay": 0.0 if of_norms else weight_decay,
+            }
+            for (is_slow, of_norms), parameters in groups.items()
         ]
-        return [group for group in groups if group["params"]]
 
     def _see_features(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._tapped.classifier_input = inputs[0]
@@ -182,6 +189,11 @@ def run_labelling(segmenter: NetworkSegmenter, network: nn.Module, classifier: s
     finally:
         handle.remove()
     return Outputs(logits, features=seen[-1] if seen[-1].dim() == 4 else None)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a layer normalises, torch's own or a library's, by the name of its type."""
+    return "norm" in type(module).__name__.lower()
 
 
 def encoder_of(network: nn.Module) -> str | None:

@@ -19,7 +19,7 @@ from blda_cli.finetuning.methods import METHODS
 from blda_cli.finetuning.methods.base import MethodContext
 from blda_cli.finetuning.methods.blda import Blda
 from blda_cli.finetuning.mixing import paste
-from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, cross_entropy
+from blda_cli.finetuning.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.student import Outputs, Student, run_labelling, run_student
@@ -101,8 +101,7 @@ class Trainer:
         if current_shard().world > 1:
             self._forward = DistributedDataParallel(self.student, find_unused_parameters=True)
         self._optimizer = torch.optim.AdamW(
-            self.student.parameter_groups(training.learning_rate, training.head_factor),
-            weight_decay=training.weight_decay,
+            self.student.parameter_groups(training.learning_rate, training.head_factor, training.weight_decay),
             fused=self._device.type == "cuda",
         )
         for group in self._optimizer.param_groups:
@@ -205,7 +204,7 @@ class Trainer:
             from_source=batch.pasted,
         )
         mixed = paste(batch.pasted, batch.source_images, batch.target_images)
-        mixed = augment(mixed, batch.color, batch.contrast, batch.blur)
+        mixed = augment(mixed, batch.tone, batch.color, batch.blur)
         report.mixed = mixed, targets.labels
         outputs = self._run(mixed)
         losses = self.objective.mixed_losses(outputs, targets)
@@ -213,10 +212,10 @@ class Trainer:
         self._backward(losses, share, report)
 
         if host.masked_consistency > 0:
-            images = augment(batch.target_images, batch.masked_color, batch.masked_contrast, batch.masked_blur)
+            images = augment(batch.target_images, batch.masked_tone, batch.masked_color, batch.masked_blur)
             blank = images.mean(dim=(2, 3), keepdim=True)  # about what preprocessing turns into zero
             outputs = self._run(torch.where(batch.kept.unsqueeze(1), images, blank))
-            loss = (weights * cross_entropy(outputs.logits, pseudo.labels)).mean()
+            loss = self.objective.masked_loss(outputs, pseudo.labels, weights)
             self._backward({"masked": host.masked_consistency * loss}, share, report)
         return report
 

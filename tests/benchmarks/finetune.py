@@ -30,7 +30,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import ImageFile
 from blda_cli.finetuning.augmentation import Augmentation
-from blda_cli.finetuning.mixing import block_mask, class_mask
+from blda_cli.finetuning.mixing import block_mask
 from blda_cli.finetuning.objective import cross_entropy
 from blda_cli.finetuning.samples import Batch, Crop, Sample, collate
 from blda_cli.finetuning.settings import Settings
@@ -205,7 +205,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
                 "source_labels": labels,
                 "target_images": generator.integers(0, 256, (*crop, 3), dtype=np.uint8),
                 "target_rows": np.ones(crop[0], dtype=np.float32),
-                "pasted": class_mask(generator, labels),
+                "class_order": generator.permutation(256),
                 "kept": block_mask(generator, crop, 64, 0.7),
                 **draws[0].fields(""),
                 **draws[1].fields("masked_"),

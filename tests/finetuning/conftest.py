@@ -92,7 +92,7 @@ class Project:
             "training.iterations": 6,
             "training.crop": (32, 40),
             "training.learning_rate": 1e-3,
-            "host.rare_class_pixels": 50,
+            "host.rare_class_share": 0.02,
             "host.mask_block": 8,
             "run.log_every": 2,
             **{key.replace("__", "."): value for key, value in values.items()},

@@ -1,3 +1,5 @@
+import cmath
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +13,51 @@ from blda_cli.finetuning.settings import HostSettings
 OFF = HostSettings(color_jitter=0.0, blur=0.0)
 
 
+TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+
+
 def apply(images: Tensor, draws: list[Augmentation]) -> Tensor:
-    color = torch.from_numpy(np.stack([draw.color for draw in draws]))
-    contrast = torch.tensor([draw.contrast for draw in draws])
-    return augment(images, color, contrast, torch.from_numpy(np.stack([draw.blur for draw in draws])))
+    fields = [draw.fields("") for draw in draws]
+    return augment(images, *(torch.from_numpy(np.stack([one[name] for one in fields])) for name in fields[0]))
+
+
+def chroma_factor(draw: Augmentation) -> complex:
+    """What a draw's colour matrix does to chroma as a complex number; luma stays as it is."""
+    matrix = TO_YIQ @ draw.color @ np.linalg.inv(TO_YIQ)
+    np.testing.assert_allclose(matrix[0], [1, 0, 0], atol=1e-5)
+    np.testing.assert_allclose(matrix[1:, 0], 0, atol=1e-5)
+    np.testing.assert_allclose(matrix[1:, 1:], [[matrix[1, 1], -matrix[2, 1]], [matrix[2, 1], matrix[1, 1]]], atol=1e-5)
+    return complex(matrix[1, 1], matrix[2, 1])
+
+
+def test_draws_are_the_published_ones() -> None:
+    """DACS: brightness within ±0.2 of the range, contrast and saturation within 0.8 to 1.2, hue within ±0.2 turns."""
+    draws = [Augmentation.draw(np.random.default_rng(seed), replace(OFF, color_jitter=1.0)) for seed in range(500)]
+    factors = [chroma_factor(draw) for draw in draws]
+    drawn = {
+        "brightness": ([draw.brightness for draw in draws], (-0.2, 0.2)),
+        "contrast": ([draw.contrast for draw in draws], (0.8, 1.2)),
+        "saturation": ([abs(factor) for factor in factors], (0.8, 1.2)),
+        "hue": ([cmath.phase(factor) / (2 * math.pi) for factor in factors], (-0.2, 0.2)),
+    }
+    for name, (values, (low, high)) in drawn.items():
+        assert low - 1e-5 <= min(values) < low + 0.02, name
+        assert high - 0.02 < max(values) <= high + 1e-5, name
+        assert abs(np.mean(values) - (low + high) / 2) < 0.02, name
+    together = np.array([values for values, _ in drawn.values()])
+    assert np.abs(np.corrcoef(together) - np.eye(4)).max() < 0.15  # drawn one by one
+
+
+def test_tone_then_colour_pixel_by_pixel() -> None:
+    images = 255 * torch.rand(3, 3, 5, 6, dtype=torch.float64).float()
+    draws = [Augmentation.draw(np.random.default_rng(seed), replace(OFF, color_jitter=1.0)) for seed in range(3)]
+    results = apply(images, draws)
+    for image, draw, result in zip(images.double().numpy(), draws, results.numpy(), strict=True):
+        toned = np.clip(np.clip(image + 255 * draw.brightness, 0, 255) * draw.contrast, 0, 255)
+        luma, first, second = np.einsum("ij,jhw->ihw", TO_YIQ, toned)
+        turned = (first + 1j * second) * chroma_factor(draw)
+        expected = np.einsum("ij,jhw->ihw", np.linalg.inv(TO_YIQ), np.stack([luma, turned.real, turned.imag]))
+        np.testing.assert_allclose(result, np.clip(expected, 0, 255), atol=1e-2)
 
 
 def test_switched_off_it_changes_nothing() -> None:
@@ -53,5 +96,5 @@ def test_it_is_applied_as_often_as_asked() -> None:
     draws = [Augmentation.draw(np.random.default_rng(seed), HostSettings()) for seed in range(600)]
     jittered = np.mean([not np.array_equal(draw.color, np.eye(3)) for draw in draws])
     blurred = np.mean([draw.blur.max() < 1 for draw in draws])
-    assert abs(jittered - 0.2) < 0.06
+    assert abs(jittered - 0.8) < 0.06
     assert abs(blurred - 0.5) < 0.1  # the narrowest blurs change nothing in float32

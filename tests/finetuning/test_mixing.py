@@ -3,22 +3,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blda_cli.finetuning.mixing import block_mask, class_mask, paste
+from blda_cli.finetuning.mixing import block_mask, class_masks, paste
 
 
 @given(seed=st.integers(0, 2**16), classes=st.integers(1, 6))
-def test_half_of_the_classes_present_are_pasted_whole(seed: int, classes: int) -> None:
+def test_half_of_the_batchs_classes_are_pasted_whole(seed: int, classes: int) -> None:
+    """Classes of the whole batch, and 255 as one of them, drawn for each image."""
     generator = np.random.default_rng(seed)
-    labels = generator.choice([*range(0, 2 * classes, 2), 255], (12, 9))
-    mask = class_mask(generator, labels)
-    present = set(np.unique(labels)) - {255}
-    pasted = {one for one in present if mask[labels == one].all()}
-    assert len(pasted) == (len(present) + 1) // 2
-    assert mask.sum() == sum((labels == one).sum() for one in pasted)
+    labels = generator.choice([*range(0, 2 * classes, 2), 255], (2, 12, 9)).astype(np.uint8)
+    labels[1][labels[1] == 0] = 255  # a class that only the first image has
+    orders = np.stack([generator.permutation(256) for _ in labels])
+    masks = class_masks(labels, orders)
+    present = sorted(set(np.unique(labels)))
+    for label, mask, order in zip(labels, masks, orders, strict=True):
+        first = sorted(present, key=order.tolist().index)[: (len(present) + 1) // 2]
+        np.testing.assert_array_equal(mask, [[one in first for one in row] for row in label])
 
 
-def test_nothing_is_pasted_from_an_image_without_labels() -> None:
-    assert not class_mask(np.random.default_rng(0), np.full((4, 4), 255, dtype=np.uint8)).any()
+def test_every_class_is_pasted_as_often() -> None:
+    labels = np.array([[[0, 1, 2, 255]]], dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    masks = [class_masks(labels, generator.permutation(256)[None])[0, 0] for _ in range(2000)]
+    np.testing.assert_allclose(np.mean(masks, axis=0), 0.5, atol=0.05)
 
 
 def test_blocks_are_blanked_whole_at_the_ratio() -> None:

@@ -18,8 +18,8 @@ def test_defaults_are_the_published_values() -> None:
     assert (training.warmup, blda.warmup, blda.momentum) == (1500, 1500, 0.99)
     assert (blda.tau, blda.density_weight) == (0.1, 0.2)
     assert (host.teacher_momentum, host.confidence) == (0.999, 0.968)
-    assert (host.color_jitter, host.color_strength, host.blur, host.blur_sigma) == (0.2, 0.2, 0.5, (0.15, 1.15))
-    assert (host.rare_class_temperature, host.rare_class_pixels) == (0.01, 3000)
+    assert (host.color_jitter, host.color_strength, host.blur, host.blur_sigma) == (0.8, 0.2, 0.5, (0.15, 1.15))
+    assert (host.rare_class_temperature, host.rare_class_share) == (0.01, 0.0015)
     assert (host.mask_ratio, host.mask_block) == (0.7, 64)
 
 

@@ -143,23 +143,39 @@ def test_class_groups_train_through_the_grouped_logits() -> None:
     assert moved.nonzero().flatten().tolist() == [2, 3]
 
 
+def settings_by_name(student: Student) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of every parameter, for 1e-4, ten times that and 0.01."""
+    groups = student.parameter_groups(1e-4, 10, 0.01)
+    of = {id(one): (group["lr"], group["weight_decay"]) for group in groups for one in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(of)
+    return {name: of[id(parameter)] for name, parameter in student.named_parameters()}
+
+
 def test_encoder_and_the_rest_have_their_own_learning_rates() -> None:
-    student = student_of(load(str(EXAMPLES / "espnet" / "espnet.toml")))
-    slow, fast = student.parameter_groups(1e-4, 10)
-    assert (slow["lr"], fast["lr"]) == (1e-4, 1e-3)
-    assert {id(one) for one in slow["params"]} == {
-        id(one) for one in student.network.get_submodule("encoder").parameters()
-    }
-    assert len(slow["params"]) + len(fast["params"]) == len(list(student.parameters()))
+    rates = settings_by_name(student_of(load(str(EXAMPLES / "espnet" / "espnet.toml"))))
+    for name, (rate, _) in rates.items():
+        assert rate == (1e-4 if name.startswith("network.encoder.") else 1e-3), name
 
 
 def test_without_an_encoder_all_but_the_classifier_is_slow() -> None:
-    student = student_of(load(str(EXAMPLES / "streets" / "streets.toml")), density=False)
-    slow, fast = student.parameter_groups(1.0, 10)
-    assert {id(one) for one in fast["params"]} == {
-        id(one) for one in student.network.get_submodule("classifier").parameters()
+    rates = settings_by_name(student_of(load(str(EXAMPLES / "streets" / "streets.toml")), density=False))
+    assert {name for name, (rate, _) in rates.items() if rate == 1e-3} == {
+        "network.classifier.weight",
+        "network.classifier.bias",
     }
-    assert len(slow["params"]) == len(list(student.parameters())) - 2
+
+
+def test_norms_and_nothing_else_go_without_weight_decay() -> None:
+    student = student_of(load(str(EXAMPLES / "espnet" / "espnet.toml")))
+    norms = {
+        f"{name}.{kind}"
+        for name, module in student.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for kind in ("weight", "bias")
+    }
+    assert len(norms) > 20
+    assert {name for name, (_, decay) in settings_by_name(student).items() if decay == 0} == norms
+    assert all(decay in (0, 0.01) for _, decay in settings_by_name(student).values())
 
 
 def test_a_named_feature_layer_is_used() -> None:

@@ -10,12 +10,13 @@ from blda_cli.core.bias import estimated_bias
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
-from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
+from blda_cli.core.online_mixture import ENOUGH, LogitGrid, OnlineMixture, count_cells, reach
 from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, or_none
 from blda_cli.finetuning.pseudo_labels import debiased_labels
 from blda_cli.finetuning.settings import BldaSettings
 from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.process_group import all_maximum, all_sum
+from blda_cli.runtime.shards import current_shard
 
 _BINS = 256
 """Of the histograms that EM runs on."""
@@ -69,12 +70,20 @@ class Blda(Objective):
         """The same on mixed images, weighted."""
         logits, labels = outputs.logits.detach().float(), targets.labels
         span = all_maximum(reach(logits))
-        own = torch.where(targets.from_source, IGNORE_INDEX, labels)
+        own = torch.where(targets.from_source | (targets.weights == 0), IGNORE_INDEX, labels)
         counts = self._update(self.target, logits, own, span, anchors=False)
         self.target_pixels = torch.lerp(counts, self.target_pixels, self.settings.momentum)
         rows = torch.where(targets.from_source, labels, labels + self.num_classes)
         rows = torch.where(labels == IGNORE_INDEX, -1, rows)
         return self._losses("mixed", outputs, labels, rows, self._table(span, target=True), targets.weights)
+
+    def masked_loss(self, outputs: Outputs, labels: Tensor, weights: Tensor) -> Tensor:
+        """Corrected cross-entropy by the target's cells, which do not take the masked images in."""
+        table = self._table(reach(outputs.logits), target=True)
+        rows = torch.where(labels == IGNORE_INDEX, -1, labels + self.num_classes)
+        shift = table.shift(outputs.logits, rows)
+        loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.settings.tau)).mean()
+        return loss
 
     def metrics(self) -> dict[str, list[float | None]]:
         """Mean logit of every class at its own pixels in both domains, and the target's estimated class bias."""
@@ -112,7 +121,8 @@ class Blda(Objective):
         if anchors:
             positive = counts.diagonal().sum(dim=1)
             rows = torch.cat([rows, torch.stack([positive, rows.sum(dim=0) - positive])])
-        bank.update(grid.centers, rows, grid.width)
+        pixels = labels.numel() * current_shard().world
+        bank.update(grid.centers, rows, grid.width, ENOUGH * pixels)
         return counts[:, 0].sum(dim=1)
 
     def _table(self, span: Tensor, *, target: bool) -> ShiftTable:
@@ -143,7 +153,7 @@ class Blda(Objective):
     ) -> Losses:
         assert outputs.density is not None
         shift = table.shift(outputs.logits, rows)
-        density = cumulative_density_loss(outputs.density, table.density(outputs.logits, rows), labels)
+        density = cumulative_density_loss(outputs.density, table.density(outputs.logits, rows))
         return {
             name: (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.settings.tau)).mean(),
             f"{name}_density": self.settings.density_weight * (weights * density).mean(),
