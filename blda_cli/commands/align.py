@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from blda_cli.commands.options import (
-    StrengthType,
     Subject,
     calibrator_option,
+    choice,
     images_option,
     inference_from,
     inference_options,
@@ -19,7 +19,9 @@ from blda_cli.commands.options import (
     overwrite_option,
     provenance,
     quiet_option,
+    strength,
 )
+from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.errors import BldaError
 
 if TYPE_CHECKING:
@@ -65,32 +67,33 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--method",
-    type=click.Choice(["blda", "logit-adjust", "prior-shift", "class-confidence", "supervised", "none"]),
+    type=choice(Method),
     help="What corrects the logits.  [default: blda]",
 )
 @click.option(
     "--shift",
-    type=click.Choice(["quantile", "location", "balanced", "two-pass"]),
+    type=choice(Shift),
     help="The form of BLDA's shift.  [default: two-pass]",
 )
 @click.option(
     "--tau",
-    type=StrengthType(),
+    type=strength,
+    metavar="NUMBER|auto",
     help="Strength of the correction; 0 leaves argmax, auto finds it without labels.  [default: auto where it can]",
 )
 @click.option(
     "--label-source",
-    type=click.Choice(["ground_truth", "pseudo", "soft"]),
+    type=choice(LabelSource),
     help="The cells to use.  [default: pseudo]",
 )
 @click.option(
     "--density",
-    type=click.Choice(["empirical", "mixture"]),
+    type=choice(Density),
     help="How the quantile form describes a cell.  [default: empirical]",
 )
 @click.option(
     "--tails",
-    type=click.Choice(["constant", "clamp"]),
+    type=choice(Tails),
     help="What the quantile form does with a cell's outermost hundredths.  [default: constant]",
 )
 @click.option(
@@ -225,7 +228,6 @@ def _settings(
     tails: str | None,
 ) -> "AlignmentSettings":
     """The preset's settings, or the defaults, with what was said beside them."""
-    from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
     from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, with_default_strength
 
     said = {
@@ -251,8 +253,6 @@ def _refuse_unused(
     detail: str | None,
 ) -> None:
     """Refuse options that would change nothing, and a search that finds nothing."""
-    from blda_cli.core.choices import Method, Shift
-
     shift = settings.shift if settings.method is Method.BLDA else None
     if detail and shift is not Shift.QUANTILE:
         raise click.UsageError("--density and --tails describe the quantile form: give --shift quantile too")
@@ -283,7 +283,6 @@ def _collected(
     shard: "Shard",
 ) -> "StatisticsFile":
     """Statistics of the images themselves, kept from an earlier run or collected now."""
-    from blda_cli.core.choices import LabelSource
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
     from blda_cli.store.statistics import read_statistics
 

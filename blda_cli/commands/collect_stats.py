@@ -7,6 +7,7 @@ import click
 
 from blda_cli.commands.options import (
     calibrator_option,
+    choice,
     images_option,
     inference_from,
     inference_options,
@@ -19,6 +20,7 @@ from blda_cli.commands.options import (
     quiet_option,
     read_labels,
 )
+from blda_cli.core.choices import LabelSource, LogitSpace
 
 
 @click.command("collect-stats")
@@ -33,13 +35,13 @@ from blda_cli.commands.options import (
     "--label-source",
     "sources",
     multiple=True,
-    type=click.Choice(["ground_truth", "pseudo", "soft"]),
+    type=choice(LabelSource),
     help="Count each pixel under its label, under the network's argmax, or under every class by its probability; "
     "repeatable.  [default: pseudo and soft, and ground_truth where --labels is given]",
 )
 @click.option(
     "--logit-space",
-    type=click.Choice(["raw", "centred", "log-softmax"]),
+    type=choice(LogitSpace),
     default="raw",
     show_default=True,
     help="How a pixel's free constant is fixed before its logits are counted.",
@@ -73,7 +75,6 @@ def command(
     work. Needs no labels. A run that was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.core.choices import LabelSource, LogitSpace
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
     from blda_cli.runtime.shards import current_shard
 

@@ -9,24 +9,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from blda_cli.commands.options import F, SizeType, json_option, provenance, quiet_option, together
+from blda_cli.commands.options import F, json_option, provenance, quiet_option, size, together
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.settings import Setting, sections_of, settings_of
 
 
-class CropType(SizeType):
-    """``HxW``, or one number for both."""
-
-    name = "PIXELS|HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Parse ``512`` or ``512x1024``."""
-        if isinstance(value, str) and value.isdigit():
-            value = f"{value}x{value}"
-        return super().convert(value, param, ctx)
+def _crop(value: Any) -> tuple[int, int]:
+    """Parse ``512x1024``, or one number for both."""
+    return size(f"{value}x{value}" if str(value).isdigit() else value)
 
 
-def _options(section: str, *names: str, **types: click.ParamType[Any]) -> Callable[[F], F]:
+def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callable[[F], F]:
     """Options that set some of a section's settings; not given, they leave them to ``--config`` or their default.
 
     Args:
@@ -38,7 +31,7 @@ def _options(section: str, *names: str, **types: click.ParamType[Any]) -> Callab
     return together(*(_option(section, settings[name], types.get(name)) for name in names))
 
 
-def _option(section: str, one: Setting, parsed: click.ParamType[Any] | None) -> Callable[[F], F]:
+def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> Callable[[F], F]:
     """An option whose parameter is called ``section__name``."""
 
     def fit(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -51,8 +44,8 @@ def _option(section: str, one: Setting, parsed: click.ParamType[Any] | None) -> 
     attributes: dict[str, Any] = {"default": None if one.default == "" else one.default, "show_default": True}
     if one.hint is bool:
         flag += f"/--no-{flag[2:]}"
-    elif parsed:
-        attributes |= {"type": parsed, "default": "x".join(map(str, one.default))}
+    elif parse:
+        attributes |= {"type": parse, "default": "x".join(map(str, one.default)), "metavar": "PIXELS|HxW"}
     elif one.options():
         attributes |= {"type": click.Choice(one.options()), "default": str(one.default)}
     elif one.hint in (int, float):
@@ -82,7 +75,7 @@ def _option(section: str, one: Setting, parsed: click.ParamType[Any] | None) -> 
     "training",
     *("method", "iterations", "crop", "batch_size", "accumulate", "learning_rate", "head_factor", "weight_decay"),
     *("warmup", "seed", "amp", "activation_checkpointing", "feature_layer"),
-    crop=CropType(),
+    crop=_crop,
 )
 @_options(
     "host",

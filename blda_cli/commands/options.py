@@ -2,11 +2,13 @@
 
 import math
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -24,63 +26,51 @@ if TYPE_CHECKING:  # these import torch, which --help and completion do without
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class SizeType(click.ParamType[tuple[int, int]]):
-    """``HxW`` in pixels."""
+def size(value: Any) -> tuple[int, int]:
+    """Parse ``512x1024``, height first.
 
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Parse ``512x1024``."""
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a size such as 512x1024 (height first)", param, ctx)
-        return int(parts[0]), int(parts[1])
+    Raises:
+        click.BadParameter: it is none.
+    """
+    parts = value if isinstance(value, tuple) else str(value).lower().split("x")
+    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", str(part)) for part in parts):
+        raise click.BadParameter(f"{value!r} is not a size such as 512x1024 (height first)")
+    return int(parts[0]), int(parts[1])
 
 
-class ScalesType(click.ParamType[tuple[float, ...]]):
-    """Scales separated by commas."""
+def scales(value: Any) -> tuple[float, ...]:
+    """Parse ``0.5,1.0``.
 
-    name = "S,S,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Parse ``0.5,1.0``."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            scales = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            scales = ()
-        if not scales or not all(0 < scale < math.inf for scale in scales):
-            self.fail(f"{value!r} is not a list of scales such as 0.5,0.75,1.0", param, ctx)
-        return scales
+    Raises:
+        click.BadParameter: they are none.
+    """
+    try:
+        numbers = tuple(float(part) for part in str(value).split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise click.BadParameter(f"{value!r} is not a list of scales such as 0.5,0.75,1.0")
+    return numbers
 
 
-class StrengthType(click.ParamType[float | str]):
-    """A finite number or ``auto``."""
+def strength(value: Any) -> float | str:
+    """Parse a finite number or ``auto``.
 
-    name = "NUMBER|auto"
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    try:
+        number = math.nan if value == "auto" else float(value)
+    except ValueError:
+        number = math.nan
+    if value != "auto" and not math.isfinite(number):
+        raise click.BadParameter(f"{value!r} is neither a finite number nor auto")
+    return value if value == "auto" else number
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        """Parse a strength; NaN and infinities are refused."""
-        return "auto" if value == "auto" else FiniteFloat().convert(value, param, ctx)
 
-
-class FiniteFloat(click.ParamType[float]):
-    """A finite number."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse a number; NaN and infinities are refused."""
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
+def choice(options: type[StrEnum]) -> "click.Choice[str]":
+    """One of an enumeration's values, as text."""
+    return click.Choice([str(one) for one in options])
 
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -120,10 +110,17 @@ images_option = click.option(
 )
 
 inference_options = together(
-    click.option("--slide", type=SizeType(), help="Run window by window of this size; overlaps are averaged."),
-    click.option("--stride", type=SizeType(), help="Step between windows.  [default: two thirds of the window]"),
+    click.option("--slide", type=size, metavar="HxW", help="Run window by window of this size; overlaps are averaged."),
     click.option(
-        "--scales", type=ScalesType(), default="1.0", show_default=True, help="Average over these image scales."
+        "--stride", type=size, metavar="HxW", help="Step between windows.  [default: two thirds of the window]"
+    ),
+    click.option(
+        "--scales",
+        type=scales,
+        default="1.0",
+        show_default=True,
+        metavar="S,S,...",
+        help="Average over these image scales.",
     ),
     click.option("--flip", is_flag=True, help="Average with the flipped image."),
     click.option(
