@@ -199,8 +199,6 @@ def inference_from(
 
     if stride is not None and slide is None:
         raise click.UsageError("--stride is the step between the windows of --slide; give that too")
-    if slide is not None and stride is None:
-        stride = (max(1, slide[0] * 2 // 3), max(1, slide[1] * 2 // 3))
     return InferenceOptions(
         batch_size=batch_size,
         workers=workers,

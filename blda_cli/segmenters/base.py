@@ -22,7 +22,7 @@ class InferenceOptions:
         batch_size: images of one size that are run together.
         workers: threads that read images ahead.
         slide: window (height, width) in pixels; None runs whole images.
-        stride: step (height, width) between windows; defaults to two thirds of the window.
+        stride: step (height, width) between windows; by default two thirds of the window, rounded down.
         scales: image scales whose probabilities are averaged.
         flip: average with the horizontally flipped image too.
         amp: run the network in mixed precision.
@@ -37,6 +37,11 @@ class InferenceOptions:
     flip: bool = False
     amp: bool = False
     on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.slide is not None and self.stride is None:
+            height, width = self.slide
+            object.__setattr__(self, "stride", (max(1, height * 2 // 3), max(1, width * 2 // 3)))
 
 
 @dataclass

@@ -119,10 +119,10 @@ class NetworkSegmenter(Segmenter):
         size = (pixels.shape[2], pixels.shape[3])
 
         def of_view(view: Tensor) -> Tensor:
-            if options.slide is None:
+            window, stride = options.slide, options.stride
+            if window is None or stride is None:
                 return self._logits(self._scores(view, size, self.network))
-            stride = options.stride or (-(-options.slide[0] * 2 // 3), -(-options.slide[1] * 2 // 3))
-            scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, options.slide, stride)
+            scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
             whole = (view.shape[2], view.shape[3])
             return self._logits(fit_scores(scores, whole, whole, size))
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -284,6 +285,12 @@ def test_windows_scales_and_flips_of_a_network(
             )
             times[top : top + 32, left : left + 40] += 1
     torch.testing.assert_close(got, total / times)
+
+    by_default = InferenceOptions(slide=(32, 40))
+    assert by_default == InferenceOptions(slide=(32, 40), stride=(21, 26))
+    assert InferenceOptions(slide=(1, 2)).stride == (1, 1)
+    stepped = segmenter.logits(pixels, replace(by_default, stride=(21, 26)))
+    torch.testing.assert_close(segmenter.logits(pixels, by_default), stepped, rtol=0, atol=0)
 
     got = segmenter.logits(pixels, InferenceOptions(scales=(0.5, 1.0), flip=True))
     mean = torch.zeros(2, 5, 50, 70)
