@@ -16,6 +16,8 @@ from blda_cli.commands.options import (
     json_option,
     load_subject,
     model_options,
+    norms_from,
+    norms_option,
     overwrite_option,
     provenance,
     quiet_option,
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
 @click.option("--ids", "original_ids", is_flag=True, help="Write the data set's original ids in place of class ids.")
 @click.option("--save-scores", is_flag=True, help="Also write the scores of all classes: float16 logs, scores/*.h5.")
 @click.option("--force", is_flag=True, help="Use statistics of another model or preprocessing all the same.")
+@norms_option
 @inference_options
 @overwrite_option
 @json_option
@@ -132,6 +135,7 @@ def command(
     label_source: str | None,
     density: str | None,
     tails: str | None,
+    norms: str | None,
     **inference: Any,
 ) -> None:
     """Correct a segmenter's predictions.
@@ -144,10 +148,13 @@ def command(
     from blda_cli.files import file_digest
     from blda_cli.pipelines.align import align, check_folder, check_statistics, evidence_from_files, fit
     from blda_cli.runtime.shards import current_shard
+    from blda_cli.segmenters.norms import use_norms
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
     _refuse_unused(settings, anchors, labelled, spatial_priors, density or tails)
+    if norms and stats:
+        raise click.UsageError("--norms is for statistics that are collected first: --stats brings its own")
     how = inference_from(**inference)
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
@@ -159,7 +166,8 @@ def command(
     with monitored(quiet=quiet or not shard.first) as monitor:
         if stats is None:
             stats = Path(f"{output if output.name else output.resolve()}.h5")
-            held[stats] = _collected(subject, stats, settings, how, images, overwrite, monitor, shard)
+            held[stats] = _collected(subject, stats, settings, how, images, norms, overwrite, monitor, shard)
+        use_norms(subject.segmenter, held[stats].norms)
         for path, content in held.items():
             check_statistics(subject.segmenter, how, content, path, force=force)
             if not content.complete:
@@ -278,6 +286,7 @@ def _collected(
     settings: "AlignmentSettings",
     inference: "InferenceOptions",
     images: str,
+    norms: str | None,
     overwrite: bool,
     monitor: "ConsoleMonitor",
     shard: "Shard",
@@ -289,8 +298,11 @@ def _collected(
     if settings.label_source is LabelSource.GROUND_TRUTH:
         raise BldaError("--label-source ground_truth needs --stats collected with --labels")
     if path.exists() and not shard.path(path).exists() and not overwrite:
+        held = read_statistics(path)
+        if norms and held.provenance.get("norms", "source") != norms:
+            raise BldaError(f"{path} is there, but was not collected with --norms {norms}: --overwrite replaces it")
         monitor.say(f"no --stats given: {path} is used, which is there")
-        return read_statistics(path)
+        return held
     monitor.say(f"no --stats given: statistics are collected first, as {path}")
     return collect_statistics(
         subject.segmenter,
@@ -299,7 +311,8 @@ def _collected(
         counting=CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT)),
         inference=inference,
         labels=None,
-        provenance={**provenance(), "source": images},
+        norms=norms_from(norms),
+        provenance={**provenance(), "source": images, "norms": norms or "source"},
         overwrite=overwrite,
         monitor=monitor,
         shard=shard,

@@ -15,6 +15,8 @@ from blda_cli.commands.options import (
     label_options,
     load_subject,
     model_options,
+    norms_from,
+    norms_option,
     overwrite_option,
     provenance,
     quiet_option,
@@ -47,6 +49,7 @@ from blda_cli.core.choices import LabelSource, LogitSpace
     help="How a pixel's free constant is fixed before its logits are counted.",
 )
 @click.option("--bins", type=click.IntRange(4), default=1024, show_default=True, help="Bins per cell, a power of two.")
+@norms_option
 @inference_options
 @overwrite_option
 @json_option
@@ -63,6 +66,7 @@ def command(
     sources: tuple[str, ...],
     logit_space: str,
     bins: int,
+    norms: str | None,
     device: str,
     overwrite: bool,
     as_json: bool,
@@ -85,6 +89,7 @@ def command(
         chosen.insert(0, LabelSource.GROUND_TRUTH)
     if LabelSource.GROUND_TRUTH in chosen and not labels:
         raise click.UsageError("--label-source ground_truth needs --labels")
+    wished = norms_from(norms)
     subject = load_subject(model, weights, images, device, calibrator)
     segmenter = subject.segmenter
     reader, labelled = None, None
@@ -100,7 +105,8 @@ def command(
             counting=CountingOptions(tuple(dict.fromkeys(chosen)), LogitSpace(logit_space), bins),
             inference=inference_from(**inference),
             labels=reader,
-            provenance={**provenance(), "source": images, "labels": labelled},
+            norms=wished,
+            provenance={**provenance(), "source": images, "labels": labelled, "norms": norms or "source"},
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,

@@ -17,6 +17,7 @@ import click
 from blda_cli import __version__
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
+    from blda_cli.core.norms import Norms
     from blda_cli.data.classes import ClassSet
     from blda_cli.data.images import ImageFile
     from blda_cli.data.labels import LabelReader
@@ -157,6 +158,27 @@ calibrator_option = click.option(
     metavar="FILE",
     help="Put the logits through a calibrator that fiducio fitted and saved.",
 )
+
+norms_option = click.option(
+    "--norms",
+    metavar="source|target|FILE.h5",
+    help="What batch norms normalise by: the averages the network was trained with, those of these images, or those "
+    "that a statistics file was collected with.  [default: source]",
+)
+
+
+def norms_from(said: str | None) -> "Norms | Literal['target'] | None":
+    """What :data:`norms_option` stands for; None for the network's own.
+
+    Raises:
+        BldaError: there is no such statistics file.
+    """
+    from blda_cli.store.statistics import read_statistics
+
+    if said in (None, "source", "target"):
+        return "target" if said == "target" else None
+    return read_statistics(Path(said)).norms
+
 
 label_options = together(
     click.option(

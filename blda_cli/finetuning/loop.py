@@ -11,14 +11,15 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler
-from blda_cli.finetuning.target_norms import take_target_statistics
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.finetuning.training_log import EventLog, LossWatch, StepLog
 from blda_cli.finetuning.validation import validate
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
 
 _INTERRUPT_STEPS = 10
 """Steps between asking the other processes whether one was interrupted."""
@@ -81,7 +82,9 @@ class TrainingLoop:
         """The network as it would be written now, were ``images`` the target."""
         segmenter = self.trainer.exported()
         if self._settings.run.target_norms and images:
-            take_target_statistics(segmenter, images, self.machine.workers)
+            # Training leaves averages of source and mixed crops, which are nothing to hold on to.
+            options = InferenceOptions(workers=self.machine.workers)
+            use_norms(segmenter, take_norms(segmenter, enough_for_norms(images), options, keep_source=False))
         return segmenter
 
     def train(self, sampler: Sampler) -> None:

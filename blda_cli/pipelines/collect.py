@@ -4,13 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.mixture import fit_mixtures
+from blda_cli.core.norms import Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
@@ -20,6 +21,7 @@ from blda_cli.files import claim
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
 from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
@@ -67,6 +69,7 @@ def collect_statistics(
     counting: CountingOptions,
     inference: InferenceOptions,
     labels: LabelReader | None,
+    norms: Norms | Literal["target"] | None = None,
     provenance: dict[str, Any],
     overwrite: bool,
     monitor: Monitor,
@@ -84,7 +87,10 @@ def collect_statistics(
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
-        provenance: what to note on how the file came to be; ``source`` and ``labels`` in it say what is counted.
+        norms: averages for the segmenter's batch norms, ``"target"`` for those of ``files``, None for its own. The
+            segmenter keeps them.
+        provenance: what to note on how the file came to be; ``source``, ``labels`` and ``norms`` in it say what is
+            counted.
         overwrite: replace ``output`` and forget what an earlier call kept.
         monitor: is told the progress.
         shard: this process among those of ``torchrun``.
@@ -112,7 +118,13 @@ def collect_statistics(
         provenance=provenance,
     )
     shard.wait()  # nobody writes before everybody has looked
-    if part.exists() and not overwrite:
+    if overwrite:
+        part.unlink(missing_ok=True)
+    if norms == "target":
+        norms = _target_norms(segmenter, files, content, shard.path(output, 0), inference, monitor, shard)
+    use_norms(segmenter, norms)
+    content = replace(content, model=model_identity(segmenter, inference), norms=norms)
+    if part.exists():
         content = _resumed(part, content, files, output)
     mine = shard.of(files)
     done = set(content.images)
@@ -138,6 +150,31 @@ def collect_statistics(
     shard.wait()
     part.unlink(missing_ok=True)
     return read_statistics(output)
+
+
+def _target_norms(
+    segmenter: Segmenter,
+    files: Sequence[ImageFile],
+    content: StatisticsFile,
+    part: Path,
+    inference: InferenceOptions,
+    monitor: Monitor,
+    shard: Shard,
+) -> Norms | None:
+    """The averages of ``files``, taken by the first process or an earlier call, and kept in ``part`` for the others."""
+    if shard.first and not part.exists():
+        chosen = enough_for_norms(files)
+        monitor.start("averaging", len(chosen))
+
+        def advance(count: int) -> None:
+            monitor.advance(count)
+            monitor.check()
+
+        norms = take_norms(segmenter, chosen, inference, advance=advance)
+        use_norms(segmenter, norms)
+        write_statistics(part, replace(content, model=model_identity(segmenter, inference), norms=norms))
+    shard.wait()
+    return read_statistics(part).norms
 
 
 def _count(
@@ -167,6 +204,8 @@ def _count(
     except (BldaError, Interrupted):  # raised between batches: what is counted is whole
         if content.images:
             write_statistics(part, content)
+        else:
+            part.unlink(missing_ok=True)
         raise
 
 
@@ -192,6 +231,8 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
         difference = difference or "the classes"
     if list(one.cells) != list(other.cells) or one.space != other.space or _bins(one) != _bins(other):
         difference = difference or "what is counted"
+    if difference is None and kept.provenance.get("norms", "source") != fresh.provenance.get("norms", "source"):
+        difference = "the norms"
     for name in ("source", "labels"):
         difference = difference or difference_of(kept.provenance.get(name), fresh.provenance.get(name), name)
     if not set(kept.images) <= {file.key for file in files}:

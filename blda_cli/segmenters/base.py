@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
+from blda_cli.errors import BldaError
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,18 @@ class Segmenter(ABC):
     identity: dict[str, Any]
     device: torch.device
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network as a module whose parameters and norms can be changed.
+
+        Raises:
+            BldaError: a model of this kind is not one.
+        """
+        raise BldaError(
+            f"a model of kind {self.identity['kind']} cannot be trained, nor its norms changed: give the network as "
+            "module:factory (of a torch.nn.Module) --weights FILE, or a Hugging Face model"
+        )
 
     @abstractmethod
     def stream(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
@@ -25,6 +27,11 @@ class CalibratedSegmenter(Segmenter):
 
     inner: Segmenter
     calibrator: Any
+
+    @property
+    def module(self) -> nn.Module:
+        """See `Segmenter.module`."""
+        return self.inner.module
 
     def stream(
         self,

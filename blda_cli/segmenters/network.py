@@ -69,18 +69,10 @@ class NetworkSegmenter(Segmenter):
 
     @property
     def module(self) -> nn.Module:
-        """The network as a module whose parameters can be trained.
-
-        Raises:
-            BldaError: a network of this kind cannot be trained.
-        """
-        kind = self.identity["kind"]
-        if kind not in ("python", "huggingface") or not isinstance(self.network, nn.Module):
-            raise BldaError(
-                f"a model of kind {kind} cannot be trained: give the network as module:factory (of a torch.nn.Module) "
-                "--weights FILE, or a Hugging Face model"
-            )
-        return self.network
+        """See `Segmenter.module`: kinds ``python`` and ``huggingface`` have one."""
+        if self.identity["kind"] in ("python", "huggingface") and isinstance(self.network, nn.Module):
+            return self.network
+        return super().module
 
     def forward_logits(
         self, images: Tensor, size: tuple[int, int] | None = None, network: Network | None = None

@@ -19,6 +19,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture, MixtureFits
+from blda_cli.core.norms import Norms
 from blda_cli.core.sample import PixelSample
 from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
@@ -48,6 +49,7 @@ class StatisticsFile:
         complete: all images that were asked for are counted.
         provenance: how the file came to be, as JSON: command, versions, source of the images.
         mixtures: Gaussian mixtures fitted to the cells and anchors of each label source, where they are.
+        norms: averages that the network's batch norms had in place of its own; None: its own.
     """
 
     statistics: LogitStatistics
@@ -57,6 +59,7 @@ class StatisticsFile:
     complete: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     mixtures: dict[LabelSource, MixtureFits] = field(default_factory=dict)
+    norms: Norms | None = None
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
@@ -99,6 +102,8 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
         for source, fits in content.mixtures.items():
             _write_mixture(file.create_group(f"mixtures/{source}"), fits.cells, fits.cell_distance)
             _write_mixture(file.require_group(f"anchors/{source}"), fits.anchors, fits.anchor_distance)
+        if content.norms is not None:
+            _write_norms(file.create_group("norms"), content.norms)
         if statistics.confusion is not None:
             _dataset(file, "confusion", statistics.confusion.counts.numpy())
         if statistics.positions is not None:
@@ -183,6 +188,7 @@ def read_statistics(path: Path) -> StatisticsFile:
                 )
                 for name, group in file.get("mixtures", {}).items()
             },
+            norms=_read_norms(file["norms"]) if "norms" in file else None,
         )
 
 
@@ -223,6 +229,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         statistics=statistics,
         classes=first.classes,
         model=first.model,
+        norms=first.norms,
         images=list(owners),
         complete=complete,
         provenance={"merged": provenances},
@@ -278,6 +285,22 @@ def _read_mixture(group: h5py.Group, *shape: int) -> tuple[GaussianMixture, Tens
         _tensor(group[f"mixture_{name}"], *shape, components) for name in ("weights", "means", "variances")
     )
     return GaussianMixture(weights, means, variances), _tensor(group["mixture_distance"], *shape)
+
+
+def _write_norms(group: h5py.Group, norms: Norms) -> None:
+    group.attrs.update(images=norms.images, source_images=norms.source_images)
+    for name, values in norms.averages.items():
+        group[name] = values.numpy()
+
+
+def _read_norms(group: h5py.Group) -> Norms:
+    averages = {name: torch.from_numpy(dataset[...]) for name, dataset in group.items()}
+    for name, values in averages.items():
+        if values.ndim != 1 or values.dtype != torch.float32 or not bool(values.isfinite().all()):
+            raise ValueError(f"norms/{name} holds no finite float32 averages")
+        if name.endswith("running_var") and bool((values < 0).any()):
+            raise ValueError(f"norms/{name} holds a negative variance")
+    return Norms(averages, int(group.attrs["images"]), int(group.attrs["source_images"]))
 
 
 def _tensor(dataset: h5py.Dataset, *shape: int) -> Tensor:

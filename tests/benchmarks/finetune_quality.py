@@ -31,11 +31,11 @@ from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.target_norms import take_target_statistics
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
 from blda_cli.segmenters.spec import parse_model
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,8 @@ def score_norms(segmenter: Any, camvid: Path) -> dict[str, dict[str, dict[str, A
     """Scores with the batch norms' averages as they are, and as the target's images give them."""
     assert isinstance(segmenter, NetworkSegmenter)
     as_trained = score(segmenter, camvid)
-    take_target_statistics(segmenter, find_images(camvid / "dusk" / "images"), workers=1)
+    files = find_images(camvid / "dusk" / "images")
+    use_norms(segmenter, take_norms(segmenter, enough_for_norms(files), InferenceOptions(), keep_source=False))
     return dict(zip(NORMS, (score(segmenter, camvid), as_trained), strict=True))
 
 

@@ -201,6 +201,19 @@ def process() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     return start
 
 
+@pytest.fixture
+def torchrun() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs ``blda`` in two processes of ``torchrun``."""
+
+    def start(*arguments: Any) -> "subprocess.CompletedProcess[str]":
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blda_cli"]
+        return subprocess.run(
+            [sys.executable, *launcher, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return start
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, hidden ones too."""
     return {

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,14 +146,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(process: Process, run: Run, sc
         assert records[0][name] == records[1][name]
 
 
-def torchrun(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blda_cli"]
-    return subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_two_processes_write_what_one_writes(run: Run, scene: Scene, tree: Tree) -> None:
+def test_two_processes_write_what_one_writes(torchrun: Process, run: Run, scene: Scene, tree: Tree) -> None:
     (scene.images / "west" / "002.png").write_text("no picture")
     (scene.images / "east" / "003.png").write_text("no picture")
     options = scene.options("--on-error", "skip")
@@ -181,7 +173,7 @@ def test_two_processes_write_what_one_writes(run: Run, scene: Scene, tree: Tree)
     assert not list(scene.root.glob("*.partial"))
 
 
-def test_one_process_of_two_that_fails_ends_both(scene: Scene) -> None:
+def test_one_process_of_two_that_fails_ends_both(torchrun: Process, scene: Scene) -> None:
     (scene.images / "west" / "002.png").write_text("no picture")
     done = torchrun("collect-stats", *scene.options(), "--output", scene.root / "s.h5")
     assert done.returncode != 0

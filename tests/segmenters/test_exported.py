@@ -112,5 +112,5 @@ def test_what_is_no_exported_segmenter_is_refused(tmp_path: Path) -> None:
 
 
 def test_it_cannot_be_trained(tmp_path: Path, tiny_net: nn.Module) -> None:
-    with pytest.raises(BldaError, match="kind exported cannot be trained: give the network as module:factory"):
+    with pytest.raises(BldaError, match="kind exported cannot be trained, nor its norms changed: give the network"):
         _ = load(export(tiny_net, tmp_path / "net.pt2")).module

@@ -1,0 +1,92 @@
+"""What batch norms normalise by: a mean and a variance per channel, and blends of those of two domains."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ChannelMoments:
+    """Mean and variance of every channel over all that was seen; batches of any shape count by their values.
+
+    Attributes:
+        count: values per channel.
+        mean: float64 ``[C]`` on the CPU; a number before the first update.
+        deviation: summed squared deviation from the mean, likewise.
+    """
+
+    count: int = 0
+    mean: Tensor | float = 0.0
+    deviation: Tensor | float = 0.0
+
+    def update(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a batch in (Chan, Golub and LeVeque, "Updating formulae ...", 1979, eq. 2.1).
+
+        Args:
+            values: ``[N, C, *spatial]`` floating point.
+
+        Returns:
+            The batch's own mean and (biased) variance, float32 ``[C]``.
+        """
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        variance, mean = torch.var_mean(values.float(), axes, correction=0)
+        count = values.numel() // values.shape[1]
+        total = self.count + count
+        step = mean.cpu().double() - self.mean
+        self.deviation = self.deviation + variance.cpu().double() * count + step.square() * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+        return mean, variance
+
+    @property
+    def variance(self) -> Tensor:
+        """Unbiased, as batch norms keep it; float64 ``[C]``. Needs two values per channel."""
+        return torch.as_tensor(self.deviation) / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Averages for a network's batch norms, taken from target images, blended with those it was trained with.
+
+    Attributes:
+        averages: float32 ``[channels]`` each, by the names of the network's state dict: ``NAME.running_mean`` and
+            ``NAME.running_var``.
+        images: target images they were taken from.
+        source_images: how many images the source's averages counted as.
+    """
+
+    averages: dict[str, Tensor]
+    images: int
+    source_images: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these norms from others, as JSON."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.averages.items()):
+            digest.update(f"{name} {len(values)}\n".encode())
+            digest.update(values.numpy().tobytes())
+        return {
+            "images": self.images,
+            "source_images": self.source_images,
+            "digest": f"sha256:{digest.hexdigest()}",
+        }
+
+
+def blend(source: Tensor, target: Tensor, source_images: int, images: int) -> Tensor:
+    """An average of the source's and the target's, each by the number of its images.
+
+    Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020,
+    eq. 1: ``N/(N+n) source + n/(N+n) target``, for means and variances alike.
+
+    Args:
+        source: of the norms as trained.
+        target: of the target images, of the same shape.
+        source_images: N, how many images the source's counts as; 0 leaves it out.
+        images: n, at least 1.
+    """
+    share = source_images / (source_images + images)
+    return share * source + (1 - share) * target

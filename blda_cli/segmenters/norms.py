@@ -1,0 +1,136 @@
+"""Batch norms with averages of the target images (Li et al., "Adaptive Batch Normalization", Pattern Recognition 2018).
+
+Nothing is trained: only the means and variances that the layers normalise by are replaced.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blda_cli.core.norms import ChannelMoments, Norms, blend
+from blda_cli.data.images import ImageFile
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
+
+IMAGES = 64
+"""Images that averages are taken over, spread evenly."""
+
+
+def enough_for_norms(files: Sequence[ImageFile]) -> Sequence[ImageFile]:
+    """As many images as averages need, spread evenly."""
+    return files[:: -(-len(files) // IMAGES)]
+
+
+def take_norms(
+    segmenter: Segmenter,
+    files: Sequence[ImageFile],
+    options: InferenceOptions,
+    *,
+    keep_source: bool = True,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Norms | None:
+    """Take averages for a network's batch norms from images.
+
+    The images go through one by one, as they will be run later. While they do, every norm normalises by the image's
+    own averages, so that those behind it see what they will see once all are replaced. A norm that the images
+    do not reach, or that sees one value alone, keeps its own.
+
+    Args:
+        segmenter: its network is as before afterwards.
+        files: the images; :func:`enough_for_norms` chooses some of many.
+        options: how they are run.
+        keep_source: blend with the network's own averages, which count as 8 images, and as half as many as these where
+            that is more; measured, a third of them helps everywhere, however many images there are.
+        advance: called after every image.
+
+    Returns:
+        The averages; None where the network has no batch norms.
+
+    Raises:
+        BldaError: the network's norms cannot be changed, or an image cannot be read.
+    """
+    norms = _norms(segmenter)
+    if not norms:
+        segmenter.notes.append("the network has no batch norms that could take averages of the target")
+        return None
+    own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in norms.items()}
+    moments = {name: ChannelMoments() for name in norms}
+    hooks = [norm.register_forward_pre_hook(_observer(moments[name])) for name, norm in norms.items()]
+    images = 0
+    try:
+        for batch in segmenter.stream(files, replace(options, batch_size=1), skipped=[]):
+            images += len(batch.files)
+            advance(len(batch.files))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, norm in norms.items():
+            _put(norm, *own[name])
+    if images == 0:
+        raise BldaError("no image could be read, so there is nothing to average")
+    source_images = max(8, images // 2) if keep_source else 0
+    averages = {}
+    for name, seen in moments.items():
+        if seen.count < 2:
+            continue
+        for kind, source, target in zip(_BUFFERS, own[name], (seen.mean, seen.variance), strict=True):
+            blended = blend(source.cpu().double(), torch.as_tensor(target), source_images, images)
+            averages[f"{name}.{kind}".lstrip(".")] = blended.float()
+    return Norms(averages, images, source_images)
+
+
+def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
+    """Put averages into a network; its identity says so from then on.
+
+    Args:
+        segmenter: is changed.
+        norms: what :func:`take_norms` gave for the same network; None leaves everything as it is.
+
+    Raises:
+        BldaError: they are of another network.
+    """
+    if norms is None:
+        return
+    own = {
+        f"{name}.{kind}".lstrip("."): getattr(norm, kind)
+        for name, norm in _norms(segmenter).items()
+        for kind in _BUFFERS
+    }
+    foreign = [name for name, values in norms.averages.items() if name not in own or own[name].shape != values.shape]
+    if foreign:
+        raise BldaError(f"the norms of the statistics do not fit the network: it has no {foreign[0]} of that size")
+    for name, values in norms.averages.items():
+        own[name].copy_(values)
+    segmenter.identity = {**segmenter.identity, "norms": norms.identity}
+    note = f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}"
+    if note not in segmenter.notes:
+        segmenter.notes.append(note)
+
+
+_BUFFERS = ("running_mean", "running_var")
+
+
+def _norms(segmenter: Segmenter) -> dict[str, Any]:
+    """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
+    return {
+        name: layer
+        for name, layer in segmenter.module.named_modules()
+        if all(isinstance(getattr(layer, kind, None), Tensor) for kind in _BUFFERS)
+    }
+
+
+def _observer(moments: ChannelMoments) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def observe(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        mean, variance = moments.update(inputs[0])
+        if inputs[0].numel() > inputs[0].shape[1]:
+            _put(norm, mean, variance)
+
+    return observe
+
+
+def _put(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

@@ -1,0 +1,184 @@
+"""``--norms``: what batch norms normalise by, from the pass over the images to everything that is given the file."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.spec import parse_model
+from blda_cli.store.statistics import read_statistics
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Run, Scene
+
+Refused = Callable[..., str]
+Process = Callable[..., "subprocess.CompletedProcess[str]"]
+Torchrun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+NETWORK = """
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tiny import Nearest
+
+
+def make():
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean, norm.running_var = torch.tensor([0.3, 0.5, 0.2]), torch.tensor([0.5, 0.02, 0.1])
+    return nn.Sequential(norm, Nearest(sharpness=0.5, bias=0.1))
+"""
+
+
+@pytest.fixture
+def normed(scene: Scene) -> str:
+    """A network with a batch norm, as ``--model``."""
+    (scene.root / "normed.py").write_text(NETWORK)
+    return scene.describe("normed.toml", factory="normed:make")
+
+
+@pytest.fixture
+def stats(run: Run, scene: Scene, normed: str) -> Path:
+    path = scene.root / "stats.h5"
+    run("collect-stats", *scene.options("--norms", "target", model=normed), "--output", path)
+    return path
+
+
+def counts(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        found: np.ndarray = file["cells/pseudo/counts"][()]
+    return found
+
+
+def test_the_file_keeps_what_the_network_had(run: Run, scene: Scene, normed: str) -> None:
+    path, source = scene.root / "s.h5", scene.root / "source.h5"
+    said = run("collect-stats", *scene.options("--norms", "target", model=normed), "--output", path)
+    assert "batch norms: averages of 6 target images, the network's own counting as 8\n" in said.stderr
+    run("collect-stats", *scene.options(model=normed), "--output", source)
+    assert read_statistics(source).norms is None
+    assert "norms" not in read_statistics(source).model
+    content = read_statistics(path)
+    assert content.norms is not None
+    assert content.model["norms"] == content.norms.identity
+    pixels = np.concatenate([np.array(Image.open(image)).reshape(-1, 3) for image in scene.images.rglob("*.png")]) / 255
+    for name, own, target in (
+        ("0.running_mean", [0.3, 0.5, 0.2], pixels.mean(axis=0)),
+        ("0.running_var", [0.5, 0.02, 0.1], pixels.var(axis=0, ddof=1)),
+    ):
+        np.testing.assert_allclose(content.norms.averages[name], (8 * np.array(own) + 6 * target) / 14, rtol=1e-5)
+    assert (counts(path) != counts(source)).any()
+
+
+def test_align_runs_the_network_with_the_norms_of_its_statistics(
+    run: Run, scene: Scene, normed: str, stats: Path
+) -> None:
+    said = run("align", *scene.options(model=normed), "--stats", stats, "--output", scene.root / "a")
+    assert "batch norms: averages of 6 target images" in said.stderr
+    norms = read_statistics(stats).norms
+    assert norms is not None
+    own, by_hand = (load_segmenter(parse_model(normed), torch.device("cpu")).module for _ in range(2))
+    by_hand.load_state_dict(norms.averages, strict=False)
+    changed = 0
+    for key in scene.keys:
+        pixels = torch.from_numpy(np.array(Image.open(scene.images / f"{key}.png"))).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            expected, before = by_hand(pixels).argmax(dim=1)[0].numpy(), own(pixels).argmax(dim=1)[0].numpy()
+        np.testing.assert_array_equal(np.array(Image.open(scene.root / "a" / "argmax" / f"{key}.png")), expected)
+        changed += (expected != before).sum()
+    assert changed > 0
+    # Without statistics they are collected first, with the same norms.
+    run("align", *scene.options("--norms", "target", model=normed), "--output", scene.root / "b")
+    np.testing.assert_array_equal(counts(scene.root / "b.h5"), counts(stats))
+    for key in scene.keys:
+        picture = f"predictions/{key}.png"
+        assert (scene.root / "a" / picture).read_bytes() == (scene.root / "b" / picture).read_bytes()
+
+
+def test_networks_with_other_norms_are_told_apart(
+    run: Run, refused: Refused, scene: Scene, normed: str, stats: Path
+) -> None:
+    labelled = scene.root / "labelled.h5"
+    options = scene.options(model=normed)
+    run("collect-stats", *options, "--labels", scene.labels, "--output", labelled)
+    arguments = ["align", *options, "--stats", stats, "--method", "supervised", "--labelled", labelled]
+    assert "it differs in norms" in refused(*arguments, "--output", scene.root / "a")
+    # With the norms of the other file the two are of one network.
+    run("collect-stats", *options, "--labels", scene.labels, "--norms", stats, "--output", labelled, "--overwrite")
+    assert read_statistics(labelled).model == read_statistics(stats).model
+    np.testing.assert_array_equal(counts(labelled), counts(stats))
+    message = refused("align", *options, "--stats", stats, "--norms", "source", "--output", scene.root / "a", code=2)
+    assert "--stats brings its own" in message
+    run("collect-stats", *options, "--output", scene.root / "b.h5")
+    message = refused("align", *options, "--norms", "target", "--output", scene.root / "b")
+    assert (
+        message == f"{scene.root / 'b.h5'} is there, but was not collected with --norms target: --overwrite replaces it"
+    )
+
+
+def test_halves_add_up_with_one_file_s_norms(
+    run: Run, refused: Refused, scene: Scene, normed: str, stats: Path
+) -> None:
+    def half(name: str, side: str, norms: str | Path) -> Path:
+        path = scene.root / f"{name}.h5"
+        arguments = ["--model", normed, "--images", f"{scene.images}/{side}/*.png", "--device", "cpu"]
+        run("collect-stats", *arguments, "--norms", norms, "--output", path)
+        return path
+
+    one, other = half("one", "east", "target"), half("other", "west", "target")
+    assert "they differ in norms.digest" in refused("merge", one, other, "--output", scene.root / "all.h5")
+    one, other = half("one with all", "east", stats), half("other with all", "west", stats)
+    run("merge", one, other, "--output", scene.root / "all.h5")
+    merged, whole = read_statistics(scene.root / "all.h5"), read_statistics(stats)
+    assert merged.norms is not None
+    assert merged.norms.identity == merged.model["norms"] == whole.model["norms"]
+    np.testing.assert_array_equal(counts(scene.root / "all.h5"), counts(stats))
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_norms(
+    process: Process, run: Run, refused: Refused, scene: Scene, normed: str, stats: Path
+) -> None:
+    output = scene.root / "s.h5"
+    options = scene.options(model=normed)
+    # Six images are averaged, and two counted.
+    env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@8"}
+    done = process("collect-stats", *options, "--norms", "target", "--output", output, "--quiet", env=env)
+    assert done.returncode == 130, done.stderr
+    assert "differs in norms" in refused("collect-stats", *options, "--norms", "source", "--output", output)
+    assert "going on after 2 of 6" in run("collect-stats", *options, "--norms", "target", "--output", output).stderr
+    np.testing.assert_array_equal(counts(output), counts(stats))
+    assert read_statistics(output).model == read_statistics(stats).model
+    assert not list(scene.root.glob("*.partial"))
+
+
+def test_two_processes_have_one_network(torchrun: Torchrun, scene: Scene, normed: str, stats: Path) -> None:
+    output = scene.root / "s.h5"
+    done = torchrun("collect-stats", *scene.options("--norms", "target", model=normed), "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert read_statistics(output).model == read_statistics(stats).model
+    np.testing.assert_array_equal(counts(output), counts(stats))
+
+
+def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene, stats: Path) -> None:
+    output = scene.root / "s.h5"
+    said = run("collect-stats", *scene.options("--norms", "target"), "--output", output)
+    assert "the network has no batch norms that could take averages of the target\n" in said.stderr
+    output.unlink()
+    torch.jit.script(nn.Conv2d(3, 4, 1)).save(scene.root / "net.ts")
+    for norms in ("target", stats):
+        message = refused(
+            "collect-stats", *scene.options("--norms", norms, model=str(scene.root / "net.ts")), "--output", output
+        )
+        assert message.startswith("a model of kind torchscript cannot be trained, nor its norms changed")
+    assert not list(scene.root.glob("s.h5*"))

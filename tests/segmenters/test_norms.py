@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from blda_cli.core.norms import Norms
+from blda_cli.data.images import ImageFile
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.norms import IMAGES, enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.spec import parse_model
+
+
+def segmenter_of(network: nn.Module) -> NetworkSegmenter:
+    return network_segmenter(parse_model("a:b"), network, torch.device("cpu"), {"kind": "python"})
+
+
+def two_norms() -> nn.Sequential:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6, eps=1e-3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)
+    )
+    for norm in (network[1], network[4]):
+        assert isinstance(norm, nn.BatchNorm2d)
+        norm.running_mean, norm.running_var = torch.randn(len(norm.weight)), torch.rand(len(norm.weight)) + 0.5
+    return network.eval()
+
+
+def reference(network: nn.Sequential, files: list[ImageFile], share: float) -> dict[str, np.ndarray]:
+    """Float64, one image after another: what the norms see, each image normalised by its own averages on the way."""
+    seen: dict[int, list[np.ndarray]] = {1: [], 4: []}
+    layers = [layer.double() for layer in network]
+    for file in files:
+        values = torch.from_numpy(np.array(Image.open(file.path))).permute(2, 0, 1)[None].double() / 255
+        for number, layer in enumerate(layers):
+            if number in seen:
+                flat = values[0].flatten(1).detach().numpy()
+                seen[number].append(flat)
+                mean, deviation = flat.mean(axis=1), np.sqrt(flat.var(axis=1) + layer.eps)
+                normal = (flat - mean[:, None]) / deviation[:, None]
+                values = torch.from_numpy(normal).reshape(values.shape)
+                values = values * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+            else:
+                values = layer(values)
+    expected = {}
+    for number, parts in seen.items():
+        together = np.concatenate(parts, axis=1)
+        for name, target in (("running_mean", together.mean(axis=1)), ("running_var", together.var(axis=1, ddof=1))):
+            source = getattr(network[number], name).numpy()
+            expected[f"{number}.{name}"] = share * source + (1 - share) * target
+    return expected
+
+
+@pytest.mark.parametrize(("keep_source", "share"), [(False, 0.0), (True, 8 / 11)])
+def test_averages_are_those_of_all_pixels_of_all_images(
+    images: list[ImageFile], keep_source: bool, share: float
+) -> None:
+    network = two_norms()
+    segmenter = segmenter_of(network)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    norms = take_norms(segmenter, images, InferenceOptions(batch_size=2), keep_source=keep_source)
+    assert norms is not None
+    assert (norms.images, norms.source_images) == (3, 8 * keep_source)
+    # Taking them leaves the network and its identity as they are.
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert "norms" not in segmenter.identity
+    assert not any(layer._forward_pre_hooks for layer in network)
+    expected = reference(network, images, share)
+    assert norms.averages.keys() == expected.keys()
+    for name, values in norms.averages.items():
+        np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_segmenter_with_them_is_the_network_with_them_loaded_by_hand(images: list[ImageFile], pixels: Tensor) -> None:
+    segmenter = segmenter_of(two_norms())
+    norms = take_norms(segmenter, images, InferenceOptions())
+    assert norms is not None
+    use_norms(segmenter, norms)
+    by_hand = two_norms()
+    by_hand.load_state_dict(norms.averages, strict=False)
+    with torch.no_grad():
+        scores = by_hand(pixels.permute(0, 3, 1, 2).float() / 255)
+    expected = nn.functional.interpolate(scores, (50, 70), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(segmenter.logits(pixels), expected)
+    assert segmenter.identity["norms"] == norms.identity
+    assert norms.identity["images"] == 3
+    assert "3 target images" in segmenter.notes[-1]
+    use_norms(segmenter, norms)  # twice is as good as once
+    assert len([note for note in segmenter.notes if "batch norms" in note]) == 1
+
+
+def test_an_identity_tells_every_average() -> None:
+    averages = {"a.running_mean": torch.zeros(3), "a.running_var": torch.ones(3)}
+    one = Norms(averages, 5, 8).identity
+    assert one == Norms(dict(reversed(averages.items())), 5, 8).identity
+    assert one != Norms({**averages, "a.running_var": torch.tensor([1.0, 1, 1.0000001])}, 5, 8).identity
+    assert one != Norms(averages, 6, 8).identity
+
+
+class Pooled(nn.Module):
+    """A norm behind global pooling, one that is never reached, and a frozen one of another library."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+            self.register_buffer("running_var", torch.ones(3))
+
+        def forward(self, values: Tensor) -> Tensor:
+            mean, variance = (self.get_buffer(f"running_{kind}").view(1, -1, 1, 1) for kind in ("mean", "var"))
+            return (values - mean) / (variance + 1e-5).sqrt()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = Pooled.Frozen()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+        self.unused = nn.BatchNorm2d(3)
+        self.head = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.frozen(images) + self.pool(images))  # type: ignore[no-any-return]
+
+
+def test_norms_of_every_sort(images: list[ImageFile]) -> None:
+    segmenter = segmenter_of(Pooled().eval())
+    norms = take_norms(segmenter, images, InferenceOptions(), keep_source=False)
+    assert norms is not None
+    means = np.stack([np.array(Image.open(file.path)).mean(axis=(0, 1)) / 255 for file in images])
+    # Behind the pooling every image counts once, whatever its size.
+    np.testing.assert_allclose(norms.averages["pool.1.running_mean"], means.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(norms.averages["pool.1.running_var"], means.var(axis=0, ddof=1), rtol=1e-3)
+    weights = [np.array(Image.open(file.path)).size for file in images]
+    np.testing.assert_allclose(
+        norms.averages["frozen.running_mean"], np.average(means, axis=0, weights=weights), rtol=1e-5
+    )
+    assert not any(name.startswith("unused") for name in norms.averages)
+    # One image is one value there: the norm keeps its own.
+    alone = take_norms(segmenter, images[:1], InferenceOptions())
+    assert alone is not None
+    assert not any(name.startswith("pool") for name in alone.averages)
+
+
+def test_a_network_without_batch_norms_says_so(images: list[ImageFile]) -> None:
+    segmenter = segmenter_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval())
+    norms = take_norms(segmenter, images, InferenceOptions())
+    assert norms is None
+    use_norms(segmenter, norms)
+    assert "norms" not in segmenter.identity
+    assert segmenter.notes[-1] == "the network has no batch norms that could take averages of the target"
+
+
+def test_norms_of_another_network_are_refused(images: list[ImageFile]) -> None:
+    segmenter = segmenter_of(two_norms())
+    norms = take_norms(segmenter, images, InferenceOptions())
+    other = segmenter_of(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5)).eval())
+    with pytest.raises(BldaError, match=r"do not fit the network: it has no 1\.running_mean of that size"):
+        use_norms(other, norms)
+
+
+def test_unreadable_images_count_nothing(images: list[ImageFile]) -> None:
+    segmenter = segmenter_of(two_norms())
+    images[0].path.write_text("no picture")
+    with pytest.raises(BldaError, match="not an image"):
+        take_norms(segmenter, images, InferenceOptions())
+    norms = take_norms(segmenter, images, InferenceOptions(on_error="skip"))
+    assert norms is not None
+    assert norms.images == 2
+    with pytest.raises(BldaError, match="no image could be read"):
+        take_norms(segmenter, images[:1], InferenceOptions(on_error="skip"))
+
+
+def test_enough_images_lie_evenly() -> None:
+    files = [ImageFile(Path(f"{number}.png"), str(number)) for number in range(10 * IMAGES)]
+    assert [file.key for file in enough_for_norms(files)] == [str(10 * number) for number in range(IMAGES)]
+    assert list(enough_for_norms(files[:IMAGES])) == files[:IMAGES]
+    assert IMAGES // 2 <= len(enough_for_norms(files[: IMAGES + 1])) <= IMAGES
+
+
+def test_the_source_keeps_a_third_at_least(images: list[ImageFile]) -> None:
+    segmenter = segmenter_of(two_norms())
+    for count, source_images in ((15, 8), (18, 9), (40, 20)):
+        norms = take_norms(segmenter, (images * count)[:count], InferenceOptions())
+        assert norms is not None
+        assert (norms.images, norms.source_images) == (count, source_images)
