@@ -176,7 +176,7 @@ def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene
     assert "the network has no batch norms that could take averages of the target\n" in said.stderr
     output.unlink()
     torch.jit.script(nn.Conv2d(3, 4, 1)).save(scene.root / "net.ts")
-    for norms in ("target", stats):
+    for norms in ("target", str(stats)):
         message = refused(
             "collect-stats", *scene.options("--norms", norms, model=str(scene.root / "net.ts")), "--output", output
         )

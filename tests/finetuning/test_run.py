@@ -88,7 +88,7 @@ def test_metrics_tell_what_happened(finished: tuple[Path, dict[str, Any]]) -> No
 def test_the_model_is_one_for_the_other_commands(finished: tuple[Path, dict[str, Any]], project: Any) -> None:
     output = finished[0]
     segmenter = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
-    state = segmenter.module.state_dict()  # type: ignore[attr-defined]
+    state = segmenter.module.state_dict()
     assert same(dict(state), dict(checkpoint(output)["trainer"]["teacher"]))
     content = read_statistics(output / "statistics.h5")
     check_statistics(segmenter, InferenceOptions(), content, output / "statistics.h5", force=False)

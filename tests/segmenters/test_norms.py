@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def two_norms() -> nn.Sequential:
 def reference(network: nn.Sequential, files: list[ImageFile], share: float) -> dict[str, np.ndarray]:
     """Float64, one image after another: what the norms see, each image normalised by its own averages on the way."""
     seen: dict[int, list[np.ndarray]] = {1: [], 4: []}
-    layers = [layer.double() for layer in network]
+    layers: list[Any] = [layer.double() for layer in network]
     for file in files:
         values = torch.from_numpy(np.array(Image.open(file.path))).permute(2, 0, 1)[None].double() / 255
         for number, layer in enumerate(layers):
