@@ -48,6 +48,13 @@ def test_groups_become_classes_with_their_first_members_colour() -> None:
     assert [[cityscapes.names[i] for i in one] for one in grouping.members] == [["vegetation", "terrain"], ["sky"]]
 
 
+def test_groups_that_are_a_presets_classes_have_its_palette() -> None:
+    camvid = preset("camvid")
+    groups = {name: (own,) for name, own in zip(camvid.names, preset("cityscapes").names, strict=False)}
+    classes, _ = resolve_classes(ClassesSection("cityscapes", None, groups), preset("cityscapes"))
+    assert classes == camvid
+
+
 def test_a_palette_is_one_of_the_groups() -> None:
     section = ClassesSection(None, ((1, 2, 3),), {"all": ("a", "b")})
     classes, _ = resolve_classes(section, class_set(["a", "b"]))
@@ -59,15 +66,3 @@ def test_a_palette_is_one_of_the_groups() -> None:
 def test_without_groups_the_classes_stay() -> None:
     classes = class_set(["a", "b"])
     assert resolve_classes(ClassesSection(), classes) == (classes, None)
-
-
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ({"x": ("rode",)}, "no class 'rode'; the nearest is 'road'"),
-        ({"x": ("road",), "y": ("road",)}, "'road' is in 'x' and in 'y'"),
-    ],
-)
-def test_mistakes_in_groups_are_named(groups: dict[str, tuple[str, ...]], message: str) -> None:
-    with pytest.raises(BldaError, match=message):
-        resolve_classes(ClassesSection(None, None, groups), class_set(["road", "sky"]))
