@@ -74,7 +74,7 @@ class PixelSample:
         Args:
             logits: ``[N, C, *spatial]``.
             predicted: ``[N, *spatial]``, their argmax.
-            labels: ``[N, *spatial]`` or None.
+            labels: ``[N, *spatial]`` integers, those outside ``[0, C)`` mean none; or None.
             keys: N names, one per image, unique over all batches.
         """
         num_classes = len(self.seen)
@@ -98,7 +98,7 @@ class PixelSample:
                     predicted=classes[chosen],
                     labels=torch.full_like(chosen, IGNORE_INDEX)
                     if labels is None
-                    else labels[index].reshape(-1)[where].long().cpu(),
+                    else _labels(labels[index].reshape(-1)[where].long().cpu(), num_classes),
                     images=torch.full_like(chosen, image),
                     positions=_positions(where.cpu(), predicted.shape[1:]),
                     priorities=priorities[chosen],
@@ -157,6 +157,10 @@ def _lowest(classes: Tensor, priorities: Tensor, num_classes: int, capacity: int
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(order)) - starts.repeat_interleave(counts)
     return order[rank < capacity]
+
+
+def _labels(values: Tensor, num_classes: int) -> Tensor:
+    return torch.where((values >= 0) & (values < num_classes), values, IGNORE_INDEX)
 
 
 def _digest(key: str) -> int:

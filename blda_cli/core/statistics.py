@@ -75,7 +75,8 @@ class LogitStatistics:
 
         Args:
             logits: ``[N, C, *spatial]`` floating point, finite.
-            labels: ``[N, *spatial]``, needed where ground truth is counted.
+            labels: ``[N, *spatial]`` integers, needed where ground truth is counted; those outside ``[0, C)`` mean
+                that a pixel has none.
             keys: N names, one per image, unique over all updates.
 
         Raises:

@@ -1,10 +1,10 @@
-"""The classes a segmenter decides between: their names, colours and the value that marks pixels without one."""
+"""The classes a segmenter decides between: their names, colours and ids."""
 
 import colorsys
 import csv
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -12,8 +12,6 @@ from importlib import resources
 import numpy as np
 
 from blda_cli.errors import BldaError
-
-IGNORE_INDEX = 255
 
 Color = tuple[int, int, int]
 
@@ -166,31 +164,35 @@ def group_members(classes: ClassSet, groups: Mapping[str, Sequence[str]]) -> tup
     members = []
     for group, names in groups.items():
         if not names:
-            raise BldaError(f"the group {group!r} has no classes: name at least one, or leave it out")
+            raise BldaError(f"classes.groups: {group!r} has no classes: name at least one, or leave it out")
         for name in names:
             index = ids.get(plain_name(name))
             if index is None:
                 nearest = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)[0]
-                raise BldaError(f"the group {group!r} names {name!r}, which is no class (do you mean {nearest!r}?)")
+                raise BldaError(f"classes.groups: {group!r} names {name!r}, no class (do you mean {nearest!r}?)")
             if index in taken:
-                raise BldaError(f"the class {name!r} is in the groups {taken[index]!r} and {group!r}: keep it in one")
+                raise BldaError(f"classes.groups: class {name!r} is in {taken[index]!r} and {group!r}: keep it in one")
             taken[index] = group
         members.append(tuple(ids[plain_name(name)] for name in names))
     return tuple(members)
 
 
+def void_value(ids: Iterable[int]) -> int:
+    """What a label file holds where there is no class: 255 by convention, 65535 where a class has an id from 255 on."""
+    return 255 if max(ids) < 255 else 65535
+
+
 def to_ids(labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Replace class ids by a data set's original ids.
+    """Replace class ids by a data set's original ids, as a label file holds them.
 
     Args:
-        labels: class ids of any integer type and shape; ``IGNORE_INDEX`` stays (where there are so many classes
-            that it is one of them, it is one).
-        ids: the original id of each class, in 0..65535.
+        labels: class ids of any integer type and shape, or ``IGNORE_INDEX``, which becomes :func:`void_value`.
+        ids: the original id of each class, in 0..65534.
 
     Returns:
-        The ids, of the same shape: uint8, or uint16 where one exceeds 255.
+        The ids, of the same shape: uint8, or uint16 where one exceeds 254.
     """
-    table = np.full(max(len(ids), IGNORE_INDEX + 1), IGNORE_INDEX, dtype=np.uint8 if max(ids) <= 255 else np.uint16)
-    table[: len(ids)] = ids
-    result: np.ndarray = table[labels]
+    void = void_value(ids)
+    table = np.array([*ids, void], dtype=np.uint8 if void == 255 else np.uint16)
+    result: np.ndarray = table[labels]  # IGNORE_INDEX is the last entry
     return result

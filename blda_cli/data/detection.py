@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet, plain_name, preset
+from blda_cli.data.classes import ClassSet, plain_name, preset
 from blda_cli.data.encodings import (
     ENCODINGS,
     FAMILIES,
     NO_LABEL_SUFFIXES,
+    VOID,
     ClassLookup,
     LabelEncoding,
     class_colors,
@@ -226,7 +227,7 @@ def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
 
 def _all_ignored(values: Mapping[int, int]) -> bool:
     """Whether there is nothing to judge an encoding by, as with sparse labels."""
-    return set(values) <= {IGNORE_INDEX}
+    return set(values) <= {VOID}
 
 
 def _painted(palette: np.ndarray, values: Mapping[int, int], lookup: ClassLookup, classes: ClassSet) -> bool:
@@ -249,10 +250,10 @@ def _is_city_ids(encoding: LabelEncoding) -> bool:
 def _like_train_ids(values: Mapping[int, int], encoding: LabelEncoding) -> bool:
     """Whether what is said to be Cityscapes label ids can hardly be: no vegetation, sky, person or car among them,
     and 255, which label ids do not have, or mostly pixels without a class."""
-    if not values or any(18 < value < IGNORE_INDEX for value in values):
+    if not values or any(18 < value < VOID for value in values):
         return False
     unclassed = sum(count for value, count in values.items() if value not in encoding.values)
-    return IGNORE_INDEX in values or 2 * unclassed > sum(values.values())
+    return VOID in values or 2 * unclassed > sum(values.values())
 
 
 def _check(samples: Samples, lookup: ClassLookup, classes: ClassSet, ignore: int | None) -> None:

@@ -7,10 +7,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet, Color, plain_name, preset
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.data.classes import ClassSet, Color, plain_name, preset, void_value
 from blda_cli.errors import BldaError
 
 Key = TypeVar("Key", int, Color)
+
+VOID = 255
+"""What label files hold by convention where a pixel has no class."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ ENCODINGS: dict[str, LabelEncoding] = {
             "cityscapes-train-ids",
             preset="cityscapes",
             values=dict(enumerate(preset("cityscapes").names)),
-            void=frozenset({IGNORE_INDEX}),
+            void=frozenset({VOID}),
             suffixes=(
                 "_gtFine_labelTrainIds",
                 "_gtCoarse_labelTrainIds",
@@ -158,7 +162,7 @@ ENCODINGS: dict[str, LabelEncoding] = {
             "idd-level3",
             preset="idd",
             values=_of_preset("idd"),
-            void=frozenset({IGNORE_INDEX}),
+            void=frozenset({VOID}),
             suffixes=("_gtFine_labellevel3Ids",),
         ),
         LabelEncoding(
@@ -173,7 +177,7 @@ ENCODINGS: dict[str, LabelEncoding] = {
             preset="camvid",
             values=_of_preset("camvid"),
             colors=_CAMVID_COLORS,
-            void=frozenset({11, IGNORE_INDEX}),
+            void=frozenset({11, VOID}),
             suffixes=("_L",),
         ),
         LabelEncoding(
@@ -181,7 +185,7 @@ ENCODINGS: dict[str, LabelEncoding] = {
             preset="voc",
             values=_of_preset("voc"),
             colors=_colors_of_preset("voc"),
-            void=frozenset({IGNORE_INDEX}),
+            void=frozenset({VOID}),
         ),
     )
 }
@@ -223,7 +227,8 @@ def encoding_names() -> list[str]:
 
 def class_ids(classes: ClassSet) -> LabelEncoding:
     """Pixel values that are the segmenter's class ids themselves."""
-    return LabelEncoding("ids", values={index: index for index in range(len(classes))}, void=frozenset({IGNORE_INDEX}))
+    ids = range(len(classes))
+    return LabelEncoding("ids", values={index: index for index in ids}, void=frozenset({void_value(ids)}))
 
 
 def class_colors(classes: ClassSet) -> LabelEncoding:
@@ -340,9 +345,9 @@ def unknown_names(lookup: ClassLookup, classes: ClassSet) -> BldaError:
     )
 
 
-def as_array(table: Mapping[int, int], size: int, classes: int) -> np.ndarray:
-    """A lookup table: the class id of each value below ``size``, ``IGNORE_INDEX`` where it has none."""
-    array = np.full(size, IGNORE_INDEX, dtype=np.uint8 if classes <= IGNORE_INDEX else np.int64)
+def as_array(table: Mapping[int, int], size: int) -> np.ndarray:
+    """A lookup table: the class id of each value below ``size``, int16, ``IGNORE_INDEX`` where it has none."""
+    array = np.full(size, IGNORE_INDEX, dtype=np.int16)
     for value, index in table.items():
         if value < size:
             array[value] = index

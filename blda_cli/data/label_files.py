@@ -111,7 +111,7 @@ def packed(colors: np.ndarray) -> np.ndarray:
 
 
 def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, original_ids: bool = False) -> None:
-    """Write class ids as a PNG with the classes' palette, or as 16-bit grey where an id exceeds 255.
+    """Write class ids as a PNG with the classes' palette, or as 16-bit grey where an id exceeds 254.
 
     The file appears under its name only when it is complete.
 

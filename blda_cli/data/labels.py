@@ -7,9 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet, plain_name
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.data.classes import ClassSet, plain_name, void_value
 from blda_cli.data.detection import choose_encoding
-from blda_cli.data.encodings import ENCODINGS, ClassLookup, LabelEncoding, as_array, class_ids, resolve, unknown_names
+from blda_cli.data.encodings import (
+    ENCODINGS,
+    VOID,
+    ClassLookup,
+    LabelEncoding,
+    as_array,
+    class_ids,
+    resolve,
+    unknown_names,
+)
 from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
 from blda_cli.data.label_files import RawLabel, packed, read_label_file
 from blda_cli.data.pairing import pair_labels, strip_image
@@ -39,8 +49,7 @@ class LabelReader:
         """Read the label of an image.
 
         Returns:
-            uint8 (int64 where there are more than 255 classes) ``[H, W]`` class ids, ``IGNORE_INDEX`` where there
-            is none; of shape ``[]`` for a classifier.
+            int16 ``[H, W]`` class ids, ``IGNORE_INDEX`` where there is none; of shape ``[]`` for a classifier.
 
         Raises:
             BldaError: it cannot be read, is of another size than the image, or holds values that are no class.
@@ -103,7 +112,7 @@ class _PictureReader:
         self.classes = classes
         self.ignore = ignore
         values = {value: index for value, index in lookup.values.items() if value != ignore}
-        self.by_value = as_array(values, max([IGNORE_INDEX, *values]) + 1, len(classes))
+        self.by_value = as_array(values, max([VOID, *values]) + 1)
         colors = sorted((int(packed(np.array(color))), index) for color, index in lookup.colors.items())
         self.codes = np.array([code for code, _ in colors], dtype=np.int32)
         self.by_code = np.array([index for _, index in colors], dtype=self.by_value.dtype)
@@ -131,14 +140,13 @@ class _PictureReader:
         # counting is many times faster than sorting, but its table must stay small
         present = np.flatnonzero(np.bincount(values.ravel())) if top < 2**16 else np.unique(values)
         strange = [
-            value
-            for value in map(int, present)
-            if value not in (IGNORE_INDEX, self.ignore) and not self.lookup.knows(value)
+            value for value in map(int, present) if value not in (VOID, self.ignore) and not self.lookup.knows(value)
         ]
         if strange:
             raise self._strange(strange, path)
         if top >= len(self.by_value):
-            values = np.where(values < len(self.by_value), values, IGNORE_INDEX)
+            known = values < len(self.by_value)
+            return np.where(known, self.by_value[np.where(known, values, 0)], np.int16(IGNORE_INDEX))
         labels: np.ndarray = self.by_value[values]
         return labels
 
@@ -216,13 +224,13 @@ def _table_reader(
         said = next((table[form] for form in (*forms, image.path.stem) if form in table), None)
         if said is None:
             raise BldaError(f"no label found for {image.path} in {source}: add a line {image.key},CLASS")
-        if said.isdigit() and int(said) in (IGNORE_INDEX, ignore):
+        number = int(said) if said.isdigit() else None
+        if number is not None and number in (void_value(own), ignore):
             return IGNORE_INDEX
-        index = int(said) if said.isdigit() and int(said) in own else by_name.get(plain_name(said))
+        index = number if number in own else by_name.get(plain_name(said))
         if index is None:
             raise BldaError(f"{source}: {said!r}, the class of {image.key}, is none of the {len(classes)} classes")
         return index
 
-    dtype = np.uint8 if len(classes) <= IGNORE_INDEX else np.int64
-    found = {image.key: np.array(find(image), dtype=dtype) for image in images}
+    found = {image.key: np.array(find(image), dtype=np.int16) for image in images}
     return LabelReader(lambda file: found[file.key], "table")

@@ -11,8 +11,9 @@ def class_masks(labels: np.ndarray, orders: np.ndarray) -> np.ndarray:
     As published, pixels without a label count as a class (Olsson et al., WACV 2021; Tranheden et al., WACV 2021).
 
     Args:
-        labels: uint8 ``[N, H, W]``.
-        orders: of each image, all values of a label in the order in which they are chosen, ``[N, 256]``.
+        labels: integers ``[N, H, W]``.
+        orders: of each image, all values of a label, ``IGNORE_INDEX`` among them, in the order in which they are
+            chosen, ``[N, C + 1]``.
 
     Returns:
         bool ``[N, H, W]``.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blda_cli.data.classes import IGNORE_INDEX, ClassSet
+from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.finetuning.settings import Settings
@@ -153,8 +153,7 @@ class RunFolder:
             labels: ``[N, h, w]``.
             classes: for the colours.
         """
-        colors = np.zeros((IGNORE_INDEX + 1, 3), dtype=np.uint8)
-        colors[: len(classes)] = classes.palette[: len(colors)]
+        colors = np.array([*classes.palette, (0, 0, 0)], dtype=np.uint8)  # IGNORE_INDEX is the last entry
         pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
         rows = [np.concatenate(pair, axis=1) for pair in zip(pixels, colors[labels.cpu().numpy()], strict=True)]
         with replacing(self.path / "pictures" / f"{step:06}.png") as temporary:

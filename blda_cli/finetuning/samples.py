@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blda_cli.data.classes import IGNORE_INDEX
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import ImageFile, image_size, read_image
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
@@ -160,13 +160,13 @@ class Sampler:
 
         mixed = Augmentation.draw(generator, host)
         masked = Augmentation.draw(generator, host)
-        order = generator.permutation(256) if host.classmix else np.zeros(0)
+        values = np.arange(IGNORE_INDEX, self.class_pixels.shape[1])
         return {
             "source_images": source_crop.cut(self._image(source_crop.file)),
             "source_labels": source_labels,
             "target_images": target_crop.cut(whole),
             "target_rows": weighed.astype(np.float32),
-            "class_order": order,
+            "class_order": generator.permutation(values) if host.classmix else np.zeros(0),
             **mixed.fields(""),
             "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),
             **masked.fields("masked_"),

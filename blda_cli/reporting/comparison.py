@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, resolve_strength, with_default_strength
@@ -60,7 +61,7 @@ def _candidate(method: str, sample: PixelSample, predictions: Tensor) -> Candida
     num_classes = len(sample.seen)
     weights = sample.weights()
     total = weights.sum().clamp(min=1)
-    labelled = sample.labels < num_classes
+    labelled = sample.labels != IGNORE_INDEX
     scores = None
     if bool(labelled.any()):
         index = sample.labels[labelled] * num_classes + predictions[labelled]

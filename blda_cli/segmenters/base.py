@@ -54,7 +54,7 @@ class LogitBatch:
         logits: ``[N, C, H, W]`` float32 (float16/bfloat16 under amp) on the segmenter's device, at the images'
             own size, one channel per class of the segmenter's ``classes`` (groups already applied); ``[N, C]``
             for a classifier.
-        labels: ``[N, H, W]`` uint8 or int64 class ids on the same device, ``IGNORE_INDEX`` where there is none
+        labels: ``[N, H, W]`` int16 class ids on the same device, ``IGNORE_INDEX`` where there is none
             (``[N]`` for a classifier); None where no labels are read.
     """
 

@@ -29,7 +29,8 @@ from blda_cli.store.hdf5 import writing
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 2
-"""Version 2 keeps the positions of the sample's pixels and of the ground truth; version 1 is read without."""
+"""Version 2 keeps the positions of the sample's pixels and of the ground truth, and -1, not 255, as the label of pixels
+without one; version 1 is read without positions."""
 
 QUANTILE_LEVELS = np.linspace(0.0, 1.0, 101)
 """Levels at which an anchor's empirical quantiles are written."""
@@ -160,8 +161,10 @@ def read_statistics(path: Path) -> StatisticsFile:
             if version > 1 or name != "positions"
         }
         sampled.setdefault("positions", torch.full((pixels, 2), torch.nan))
-        if bool(((sampled["predicted"] < 0) | (sampled["predicted"] >= count)).any()):
-            raise ValueError(f"sample/predicted holds more than {count} classes")
+        sampled["labels"][sampled["labels"] == int(file.attrs["ignore_index"])] = IGNORE_INDEX
+        for name, least in (("predicted", 0), ("labels", IGNORE_INDEX)):
+            if bool(((sampled[name] < least) | (sampled[name] >= count)).any()):
+                raise ValueError(f"sample/{name} holds more than {count} classes")
         statistics = LogitStatistics(
             space=LogitSpace(file.attrs["logit_space"]),
             cells=cells,

@@ -195,7 +195,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
     whole = Crop(ImageFile(Path("noise"), "noise"), crop, 0, 0, crop, mirrored=False)
     samples: list[Sample] = []
     for _ in range(settings.training.batch_size):
-        blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.uint8)
+        blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.int16)
         labels = blocks.repeat(32, axis=0).repeat(32, axis=1)
         labels[generator.random(crop) < 0.05] = IGNORE_INDEX
         draws = [Augmentation.draw(generator, replace(settings.host, color_jitter=1.0, blur=1.0)) for _ in range(2)]

@@ -27,10 +27,10 @@ from scipy.stats import spearmanr
 
 from blda_cli.commands import cli
 from blda_cli.commands.options import load_subject, read_labels
-from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.data.encodings import VOID
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.store.predictions import PREDICTIONS, RECORD, read_record
 from blda_cli.store.statistics import read_statistics
@@ -168,7 +168,7 @@ def aligned(domain: Domain, images: Path, work: Path, *options: Any) -> Scores:
 
 def collected(domain: Domain, images: Path, output: Path, labelled: bool, *options: Any) -> Path:
     """Run ``blda collect-stats``."""
-    given = ("--labels", domain.labels, "--label-encoding", "ids", "--ignore-label", IGNORE_INDEX) if labelled else ()
+    given = ("--labels", domain.labels, "--label-encoding", "ids", "--ignore-label", VOID) if labelled else ()
     blda(
         "collect-stats",
         *("--model", domain.model, "--images", images, "--output", output, "--device", "cpu"),
@@ -318,7 +318,7 @@ def fitted_calibrator(domain: Domain, names: Sequence[str], path: Path, seed: in
         [np.load(domain.logits / f"{name}.npy").reshape(domain.num_classes, -1).T for name in names]
     )
     labels = np.concatenate([np.array(Image.open(domain.labels / f"{name}.png")).ravel() for name in names])
-    kept = np.flatnonzero(labels != IGNORE_INDEX)
+    kept = np.flatnonzero(labels != VOID)
     kept = np.random.default_rng(seed).permutation(kept)[:CALIBRATION_PIXELS]
     calibrator = fiducio.MatrixScaling(optimizer="lbfgs")
     calibrator.fit(torch.from_numpy(logits[kept]).float(), torch.from_numpy(labels[kept]).long())

@@ -82,3 +82,28 @@ def test_maps_of_logits_with_their_images(run: Run, tmp_path: Path, drawn: Calla
     pictures = sorted((tmp_path / "a" / "predictions").rglob("*.png"))
     assert len(pictures) == 4
     assert {Image.open(path).size for path in pictures} == {(48, 40)}
+
+
+def test_more_than_255_classes_with_labels(run: Run, tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    labels = generator.choice([3, 255, 257], (24, 32)).astype(np.uint16)
+    labels[0] = 65535  # no class
+    logits = generator.normal(size=(258, 24, 32)).astype(np.float32)
+    np.put_along_axis(logits, np.where(labels < 258, labels, 3)[None].astype(int), 9, axis=0)
+    for folder in ("logits", "labels"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "logits" / "a.npy", logits)
+    Image.fromarray(labels).save(tmp_path / "labels" / "a.png")
+    options = ["--model", f"logits:{tmp_path / 'logits'}", "--images", tmp_path / "logits", "--device", "cpu"]
+    stats, output, page = tmp_path / "s.h5", tmp_path / "a", tmp_path / "report"
+    counting = ["--labels", tmp_path / "labels", "--label-source", "ground_truth", "--bins", "16"]
+    run("collect-stats", *options, *counting, "--output", stats)
+    counted = np.bincount(labels[1:].ravel(), minlength=258)
+    with h5py.File(stats) as file:
+        np.testing.assert_array_equal(file["confusion"][:], np.diag(counted))
+    counted_with = ["--stats", stats, "--label-source", "ground_truth"]
+    run("align", *options, *counted_with, "--method", "none", "--output", output)
+    np.testing.assert_array_equal(np.array(Image.open(output / "predictions" / "a.png"))[1:], labels[1:])
+    run("report", "--stats", stats, "--aligned", output, "--labels", tmp_path / "labels", "--output", page)
+    scores = json.loads((page / "report.json").read_text())
+    assert scores["overall"]["runs"]["a"]["mean_iou"] == 1

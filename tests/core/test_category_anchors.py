@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.category_anchors import (
     AnchorSums,
     active_labels,
@@ -24,7 +25,7 @@ def scene(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Features, and labels some of which are ignored."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, C + 1, (2, 6, 7), generator=generator)
-    labels[labels == C] = 255
+    labels[labels == C] = IGNORE_INDEX
     return torch.randn(2, D, 6, 7, generator=generator), labels
 
 
@@ -61,9 +62,9 @@ def test_active_pixels_are_nearer_to_one_anchor_by_the_margin(margin: float) -> 
         exact = [exact_distance(features[n, :, row, column].numpy(), anchor) for anchor in ANCHORS.numpy()]
         np.testing.assert_allclose(found[n, :, row, column].numpy(), exact, rtol=1e-4)
         nearest, second = sorted(exact)[:2]
-        assert int(labels[n, row, column]) == (exact.index(nearest) if second - nearest > margin else 255)
+        assert int(labels[n, row, column]) == (exact.index(nearest) if second - nearest > margin else IGNORE_INDEX)
     assert (labels != 2).all()
-    assert (labels != 255).any()
+    assert (labels != IGNORE_INDEX).any()
 
 
 def test_the_margin_is_the_published_one_or_a_share_of_the_distance_between_anchors() -> None:
@@ -116,7 +117,7 @@ def test_losses_and_their_gradients_are_those_of_the_formulas() -> None:
 def test_without_a_label_losses_are_zero() -> None:
     features, labels = scene()
     features.requires_grad_()
-    for ignored in (torch.full_like(labels, 255), torch.full_like(labels, 2)):
+    for ignored in (torch.full_like(labels, IGNORE_INDEX), torch.full_like(labels, 2)):
         loss = distance_loss(features, ignored, ANCHORS) + discriminative_loss(features, ignored, ANCHORS, 1.0)
         assert float(loss.detach()) == 0
         loss.backward()

@@ -61,6 +61,13 @@ def test_without_a_labelled_pixel_every_score_is_nan() -> None:
     assert np.isnan([matrix.mean_iou(), matrix.mean_accuracy(), matrix.iou_spread()]).all()
 
 
+def test_of_more_than_255_classes_255_is_one() -> None:
+    matrix = ConfusionMatrix(300)
+    matrix.update(torch.tensor([255, IGNORE_INDEX, 299]), torch.tensor([255, 0, 255]))
+    assert matrix.counts.sum() == 2
+    assert matrix.counts[255, 255] == matrix.counts[299, 255] == 1
+
+
 def test_labels_may_be_bytes() -> None:
-    labels = torch.tensor([3, 3, IGNORE_INDEX], dtype=torch.uint8)
+    labels = torch.tensor([3, 3, 255], dtype=torch.uint8)
     assert counted(labels, torch.tensor([2, 3, 0])).counts[3].tolist() == [0, 0, 1, 1]

@@ -64,7 +64,7 @@ def scores_of(logits: Tensor, shifts: Tensor) -> Tensor:
 
 def assert_wins(ids: Tensor, scores: Tensor, tolerance: float = 1e-4, share: float = 0.999) -> None:
     """The chosen class has the highest score, but for ties within rounding."""
-    assert ids.dtype == (torch.uint8 if scores.shape[1] <= 255 else torch.int16)
+    assert ids.dtype == (torch.uint8 if scores.shape[1] <= 256 else torch.int16)
     ids = ids.cpu().long()
     behind = scores.amax(dim=1) - scores.gather(1, ids.unsqueeze(1)).squeeze(1)
     assert behind.max() <= tolerance
@@ -95,7 +95,7 @@ def test_argmax(implementation: Implementation, num_classes: int, pixels: int) -
         pytest.skip("torch's is used")
     logits = drawn(num_classes, pixels).round()  # many ties
     ids = implementation.kernels.argmax(logits.to(implementation.device)).cpu()
-    assert ids.dtype == (torch.uint8 if num_classes <= 255 else torch.int16)
+    assert ids.dtype == (torch.uint8 if num_classes <= 256 else torch.int16)
     highest = logits == logits.amax(dim=1, keepdim=True)
     first = highest.long().cumsum(dim=1).mul(highest).eq(1).long().argmax(dim=1)
     assert torch.equal(ids.long(), first)

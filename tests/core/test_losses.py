@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Tails
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
@@ -37,11 +38,12 @@ def published(shared_data: Path) -> dict[str, Any]:
 
 def test_shift_loss_and_density_equal_the_published_code(published: dict[str, Any]) -> None:
     logits, labels, table = published["logits"], published["labels"], published["table"]
+    labelled = labels != int(published["ignore_index"])
+    labels = torch.where(labelled, labels, IGNORE_INDEX)
     shift = table.shift(logits, labels)
     torch.testing.assert_close(shift, published["shift"], atol=1e-3, rtol=0)
     loss = corrected_cross_entropy(logits, labels, shift, float(published["tau"]))
     torch.testing.assert_close(loss, published["cross_entropy"], atol=1e-3, rtol=0)
-    labelled = labels != int(published["ignore_index"])
     density = table.density(logits, labels)
     torch.testing.assert_close(density[labelled], published["positive_cdf"][labelled], atol=1e-4, rtol=0)
 
@@ -58,25 +60,32 @@ def test_the_table_equals_the_formula_of_the_post_hoc_shift() -> None:
 
 def test_pixels_without_a_label_and_cells_never_fitted_are_not_shifted() -> None:
     logits, labels = 4 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
-    labels[0, 0] = 255
+    labels[0, 0] = IGNORE_INDEX
     fitted = torch.ones(3, 3, dtype=torch.bool)
     fitted[1] = False
     table = ShiftTable.build(
         mixture(3, 3, seed=2), fitted, AnchorQuantiles.of(mixture(2, seed=3)), LogitGrid.spanning(reach(logits), 256)
     )
     shift = table.shift(logits, labels).permute(0, 2, 3, 1)
-    assert torch.count_nonzero(shift[labels == 255]) == 0
+    assert torch.count_nonzero(shift[labels == IGNORE_INDEX]) == 0
     assert torch.count_nonzero(shift[labels == 1]) == 0
     assert torch.count_nonzero(shift[labels == 0]) > 0
-    assert torch.equal(table.density(logits, labels).isnan(), (labels == 255) | (labels == 1))
+    assert torch.equal(table.density(logits, labels).isnan(), (labels == IGNORE_INDEX) | (labels == 1))
 
 
 def test_without_shift_it_is_cross_entropy() -> None:
     logits, labels = torch.randn(2, 5, 4, 4, requires_grad=True), torch.randint(0, 5, (2, 4, 4))
-    labels[1, 2] = 255
+    labels[1, 2] = IGNORE_INDEX
     loss = corrected_cross_entropy(logits, labels, torch.zeros(2, 5, 4, 4), 0.7)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, ignore_index=255, reduction="none"))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none"))
     assert torch.count_nonzero(loss[1, 2]) == 0
+
+
+def test_of_more_than_255_classes_255_is_one() -> None:
+    logits, labels = torch.randn(1, 300, 2), torch.tensor([[255, IGNORE_INDEX]])
+    loss = corrected_cross_entropy(logits, labels, torch.zeros(1, 300, 2), 0.7)
+    torch.testing.assert_close(loss[0, 0], -logits[0, :, 0].log_softmax(dim=0)[255])
+    assert loss[0, 1] == 0
 
 
 def test_cells_equal_to_the_anchors_shift_nothing_within_the_quantile_range() -> None:

@@ -127,3 +127,10 @@ def test_a_classifiers_logits_are_pixels_of_one_by_one_images() -> None:
     flat = sampled(logits[..., 0, 0], labels[..., 0, 0], KEYS)
     assert len(flat) == 6
     assert_same(flat, sampled(logits, labels, KEYS))
+
+
+def test_labels_that_are_no_class_are_kept_as_none() -> None:
+    logits = torch.randn(1, 300, 5)
+    given = torch.tensor([[255, 299, 300, 65535, -1]])
+    drawn = PixelSample.empty(300).draw(logits, logits.argmax(dim=1), given, ["a"])
+    assert sorted(drawn.labels.tolist()) == [IGNORE_INDEX] * 3 + [255, 299]

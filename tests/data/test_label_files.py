@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet, class_set, preset
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
@@ -86,17 +87,17 @@ def test_a_truncated_label_is_named(tmp_path: Path) -> None:
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**32))
 def test_what_is_written_is_read(tmp_path: Path, count: int, seed: int) -> None:
     classes = class_set([f"class {index}" for index in range(count)])
-    labels = np.random.default_rng(seed).integers(0, count, (6, 5))
+    labels = np.random.default_rng(seed).integers(IGNORE_INDEX, count, (6, 5))
     write_label_png(tmp_path / "out" / "labels.png", labels, classes)
     raw = read_label_file(tmp_path / "out" / "labels.png")
-    np.testing.assert_array_equal(raw.values, labels)
-    assert (raw.palette is None) == (count > 256)
+    np.testing.assert_array_equal(raw.values, np.where(labels < 0, 255 if count <= 255 else 65535, labels))
+    assert (raw.palette is None) == (count > 255)
     if raw.palette is not None:
-        np.testing.assert_array_equal(raw.palette[labels], np.array(classes.palette)[labels])
+        np.testing.assert_array_equal(raw.palette[raw.values], np.array([*classes.palette, (0, 0, 0)])[labels])
 
 
 def test_ids_and_ignored_pixels(tmp_path: Path) -> None:
-    labels = np.array([[0, 13, 255]], np.uint8)
+    labels = np.array([[0, 13, IGNORE_INDEX]])
     write_label_png(tmp_path / "a.png", labels, preset("cityscapes"), original_ids=True)
     raw = read_label_file(tmp_path / "a.png")
     np.testing.assert_array_equal(raw.values, [[7, 26, 255]])

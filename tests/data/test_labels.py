@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX as NONE
 from blda_cli.data.classes import ClassSet, class_set, grouped, preset
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import find_images
@@ -21,7 +22,7 @@ CITYSCAPES = preset("cityscapes")
 CAMVID = preset("camvid")
 TRAIN_IDS = np.array([[0, 1, 10, 255], [13, 13, 18, 8]], np.uint8)
 LABEL_IDS = np.array([[7, 8, 23, 3], [26, 26, 33, 21]], np.uint8)
-SCENE = np.array([[0, 1, 10, 255], [13, 13, 18, 8]])
+SCENE = np.array([[0, 1, 10, NONE], [13, 13, 18, 8]])
 GROUPS = {"flat": ["road", "sidewalk"], "vehicle": ["car", "truck", "bicycle"], "sky": ["sky"]}
 
 
@@ -80,7 +81,7 @@ class TestCityscapes:
         reader = folders.reader(encoding=encoding)
         labels = reader(find_images(folders.images)[0])
         np.testing.assert_array_equal(labels, SCENE)
-        assert labels.dtype == np.uint8
+        assert labels.dtype == np.int16
         assert reader.ignored_share == 1 / 8
         assert reader.unmatched == ()
 
@@ -160,7 +161,7 @@ class TestOtherDataSets:
         values[0, :, 1] = 513
         folders.add("a.png", "a.png", np.zeros((1, 6), np.uint8))
         write_png(folders.labels / "a.png", values, color_type=2, bits=16)
-        np.testing.assert_array_equal(folders.read(encoding=encoding), [[0, 13, 10, 255, 255, 3]])
+        np.testing.assert_array_equal(folders.read(encoding=encoding), [[0, 13, 10, NONE, NONE, 3]])
         synthia = class_set("synthia")
         assert folders.read(synthia, encoding)[0, 1] == synthia.names.index("car")
 
@@ -180,19 +181,19 @@ class TestOtherDataSets:
         values = np.array([[13, 64, 65, 0]], np.uint8)
         folders.add("x.jpg", "x.png", with_palette(values, dict(enumerate(mapillary.palette))))
         for encoding in ("auto", "mapillary"):
-            np.testing.assert_array_equal(folders.read(mapillary, encoding), [[13, 64, 255, 0]])
+            np.testing.assert_array_equal(folders.read(mapillary, encoding), [[13, 64, NONE, 0]])
 
     def test_idd_takes_the_file_that_has_the_segmenters_classes(self, folders: Folders) -> None:
         folders.add("9_leftImg8bit.png", "9_gtFine_labellevel3Ids.png", np.array([[0, 9, 25, 8]], np.uint8))
         folders.add("9_leftImg8bit.png", "9_gtFine_labelcsTrainIds.png", np.array([[0, 13, 10, 255]], np.uint8))
         for encoding in ("auto", "idd"):
             np.testing.assert_array_equal(folders.read(class_set("idd"), encoding), [[0, 9, 25, 8]])
-            np.testing.assert_array_equal(folders.read(CITYSCAPES, encoding), [[0, 13, 10, 255]])
+            np.testing.assert_array_equal(folders.read(CITYSCAPES, encoding), [[0, 13, 10, NONE]])
 
     def test_ade20k(self, folders: Folders) -> None:
         ade, values = class_set("ade20k"), np.array([[0, 1, 149]], np.uint8)
         folders.add("ADE_val_00000001.jpg", "ADE_val_00000001.png", values)
-        np.testing.assert_array_equal(folders.read(ade), [[255, 0, 148]])
+        np.testing.assert_array_equal(folders.read(ade), [[NONE, 0, 148]])
         np.testing.assert_array_equal(folders.read(ade, "ids"), values)
 
     def test_ade20k_by_content_asks_where_it_cannot_tell(self, folders: Folders) -> None:
@@ -201,30 +202,30 @@ class TestOtherDataSets:
         with pytest.raises(BldaError, match="could be ids or ade20k"):
             folders.reader(ade)
         folders.add("a.jpg", "a.png", np.array([[0, 1, 150]], np.uint8))
-        np.testing.assert_array_equal(folders.read(ade), [[255, 0, 149]])
+        np.testing.assert_array_equal(folders.read(ade), [[NONE, 0, 149]])
         with pytest.raises(BldaError, match="ADE20K counts from 1"):
             folders.read(ade, "ids")
         folders.add("a.jpg", "a.png", np.array([[0, 1, 255]], np.uint8))
-        np.testing.assert_array_equal(folders.read(ade), [[0, 1, 255]])
+        np.testing.assert_array_equal(folders.read(ade), [[0, 1, NONE]])
 
     def test_camvid_ids_and_colours(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[0, 10, 11]], np.uint8))
         for encoding in ("auto", "camvid"):
-            np.testing.assert_array_equal(folders.read(CAMVID, encoding), [[0, 10, 255]])
+            np.testing.assert_array_equal(folders.read(CAMVID, encoding), [[0, 10, NONE]])
         (folders.labels / "a.png").unlink()
         colors = np.array([[(128, 128, 128), (192, 0, 192), (0, 0, 0), (128, 0, 192)]], np.uint8)
         folders.add("a.png", "a_L.png", colors)
-        np.testing.assert_array_equal(folders.read(CAMVID), [[0, 10, 255, 3]])
+        np.testing.assert_array_equal(folders.read(CAMVID), [[0, 10, NONE, 3]])
 
     def test_voc(self, folders: Folders) -> None:
         voc = class_set("voc")
         values = np.array([[0, 15, 255, 20]], np.uint8)
         folders.add("a.jpg", "a.png", with_palette(values, dict(enumerate(voc.palette))))
-        np.testing.assert_array_equal(folders.read(voc), values)
+        np.testing.assert_array_equal(folders.read(voc), [[0, 15, NONE, 20]])
         reader = folders.reader()  # another data set's classes: those of the same name are scored
         assert reader.encoding == "voc"
         assert "sheep" in reader.unmatched
-        np.testing.assert_array_equal(reader(find_images(folders.images)[0]), [[255, 11, 255, 255]])
+        np.testing.assert_array_equal(reader(find_images(folders.images)[0]), [[NONE, 11, NONE, NONE]])
 
 
 class TestIdsAndMappings:
@@ -234,24 +235,24 @@ class TestIdsAndMappings:
             folders.read(class_set(["a", "b", "c"]), "ids")
         with pytest.raises(BldaError, match=r"values 0, 2, 9 .* no class ids of 3 classes"):
             folders.read(class_set(["a", "b", "c"]))
-        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), ignore=9), [[0, 2, 255]])
+        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), ignore=9), [[0, 2, NONE]])
 
     def test_an_ignored_value_within_the_classes(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[0, 2, 255]], np.uint8))
-        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), ignore=0), [[255, 2, 255]])
+        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), ignore=0), [[NONE, 2, NONE]])
 
     def test_a_mapping_of_values_ignores_the_rest(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[7, 8, 9, 77]], np.uint16) * 100)
         encoding = custom_encoding({"700": "road", "800": "Side_Walk"})
         reader = folders.reader(class_set(["sky", "side walk", "road"]), encoding)
-        np.testing.assert_array_equal(reader(find_images(folders.images)[0]), [[2, 1, 255, 255]])
+        np.testing.assert_array_equal(reader(find_images(folders.images)[0]), [[2, 1, NONE, NONE]])
         assert reader.ignored_share == 0.5
 
     def test_a_mapping_of_colours(self, folders: Folders) -> None:
         encoding = custom_encoding({"128,64,128": "road", "0, 0, 1": "sky"})
         classes = class_set(["sky", "road"])
         folders.add("a.png", "a.png", np.array([[(0, 0, 1), (128, 64, 128), (1, 0, 0)]], np.uint8))
-        np.testing.assert_array_equal(folders.read(classes, encoding), [[0, 1, 255]])
+        np.testing.assert_array_equal(folders.read(classes, encoding), [[0, 1, NONE]])
         paletted = with_palette(np.array([[4, 5]], np.uint8), {4: (128, 64, 128), 5: (0, 0, 1)})
         folders.add("a.png", "a.png", paletted)
         np.testing.assert_array_equal(folders.read(classes, encoding), [[1, 0]])
@@ -284,7 +285,7 @@ class TestIdsAndMappings:
     def test_labels_without_any_class_are_read_and_counted(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.full((2, 2), 255, np.uint8))
         reader = folders.reader()
-        assert (reader(find_images(folders.images)[0]) == 255).all()
+        assert (reader(find_images(folders.images)[0]) == NONE).all()
         assert reader.ignored_share == 1
 
     def test_an_unknown_encoding_lists_the_known(self, folders: Folders) -> None:
@@ -296,14 +297,26 @@ class TestIdsAndMappings:
     @given(count=st.integers(2, 300), seed=st.integers(0, 2**32))
     def test_our_own_predictions_are_read_as_they_are(self, tmp_path: Path, count: int, seed: int) -> None:
         classes = class_set([f"thing {chr(97 + index % 26)} {index}x" for index in range(count)])
-        labels = np.random.default_rng(seed).integers(0, count, (5, 4))
+        labels = np.random.default_rng(seed).integers(NONE, count, (5, 4))
         (tmp_path / "i").mkdir(exist_ok=True)
         Image.new("RGB", (4, 5)).save(tmp_path / "i" / "a.png")
         write_label_png(tmp_path / "l" / "a.png", labels, classes)
         images = find_images(tmp_path / "i")
         read = label_reader(images, tmp_path / "l", classes)(images[0])
         np.testing.assert_array_equal(read, labels)
-        assert read.dtype == (np.uint8 if count <= 255 else np.int64)
+        assert read.dtype == np.int16
+
+    def test_of_more_than_255_classes_255_is_one(self, folders: Folders) -> None:
+        classes = class_set([f"class {index}" for index in range(300)])
+        folders.add("a.png", "a.png", np.array([[255, 299, 65535, 0]], np.uint16))
+        for encoding in ("auto", "ids"):
+            np.testing.assert_array_equal(folders.read(classes, encoding), [[255, 299, NONE, 0]])
+        table = folders.labels / "table.csv"
+        table.write_text("a,255\n")
+        images = find_images(folders.images)
+        assert label_reader(images, table, classes)(images[0]) == 255
+        table.write_text("a,65535\n")
+        assert label_reader(images, table, classes)(images[0]) == NONE
 
 
 class TestGroups:
@@ -312,7 +325,7 @@ class TestGroups:
         classes = grouped(CITYSCAPES, GROUPS)
         reader = folders.reader(classes, groups=GROUPS)
         labels = reader(find_images(folders.images)[0])
-        np.testing.assert_array_equal(labels, [[0, 0, 2, 255], [1, 1, 1, 255]])
+        np.testing.assert_array_equal(labels, [[0, 0, 2, NONE], [1, 1, 1, NONE]])
         assert "vegetation" in reader.unmatched
 
     def test_a_name_that_is_a_group_and_another_s_member(self, folders: Folders) -> None:
@@ -369,7 +382,7 @@ class TestClassifiers:
         table.write_text("image,class\na,13\nb.png,Traffic_Light\nc,255\nd,road\n")
         images = find_images(folders.images)
         reader = label_reader(images, table, CITYSCAPES)
-        assert [int(reader(image)) for image in images] == [13, 6, 255, 0]
+        assert [int(reader(image)) for image in images] == [13, 6, NONE, 0]
         assert reader.ignored_share == 0.25
         assert reader(images[0]).shape == ()
         batches = list(load_batches(images, lambda file: np.zeros(3), reader, batch_size=4))
@@ -395,7 +408,7 @@ class TestRealFrames:
         assert reader.encoding == "camvid"
         values = [np.asarray(Image.open(dusk / "labels" / f"{image.key}.png")) for image in images]
         for image, raw in zip(images, values, strict=True):
-            np.testing.assert_array_equal(reader(image), np.where(raw == 11, 255, raw))
+            np.testing.assert_array_equal(reader(image), np.where(raw == 11, NONE, raw.astype(int)))
         assert reader.ignored_share == pytest.approx(np.mean(np.stack(values) == 11))
 
     def test_ids_with_a_declared_ignore_agree(self, shared_data: Path) -> None:

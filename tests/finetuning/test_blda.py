@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Tails
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
@@ -34,7 +35,7 @@ def forward(seed: int, size: int = 48) -> tuple[Outputs, Tensor]:
     labels = torch.randint(0, C, (2, size, size), generator=generator)
     logits = torch.randn(2, C, size, size, generator=generator) + 3 * F.one_hot(labels, C).permute(0, 3, 1, 2)
     logits[:, 0] += 1.5
-    labels[0, :2] = 255
+    labels[0, :2] = IGNORE_INDEX
     density = torch.rand(2, size, size, generator=generator)
     return Outputs(logits.requires_grad_(), density=density.requires_grad_()), labels
 
@@ -43,7 +44,7 @@ def exact_loss(
     outputs: Outputs, labels: Tensor, cells: GaussianMixture, anchors: GaussianMixture, tau: float
 ) -> Tensor:
     """Corrected cross-entropy, pixel by pixel as the formula reads."""
-    kept = labels != 255
+    kept = labels != IGNORE_INDEX
     logits = outputs.logits.detach().permute(0, 2, 3, 1)[kept].double()
     own = labels[kept]
     shifts = quantile_shifts(
@@ -72,10 +73,10 @@ def test_source_losses_are_the_formulas() -> None:
     cells = cells_of(blda.source)
     expected = exact_loss(outputs, labels, cells, anchors_of(blda), 0.3).mean()
     torch.testing.assert_close(losses["source"].double(), expected, atol=1e-4, rtol=0)
-    kept = labels != 255
-    own = outputs.logits.detach().gather(1, labels.clamp(max=C - 1).unsqueeze(1)).squeeze(1)
+    kept = labels != IGNORE_INDEX
+    own = outputs.logits.detach().gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
     levels = torch.stack([cells[label][label].cdf(own.flatten()).view_as(own) for label in range(C)])
-    target = levels.gather(0, labels.clamp(max=C - 1).unsqueeze(0)).squeeze(0)
+    target = levels.gather(0, labels.clamp(min=0).unsqueeze(0)).squeeze(0)
     assert outputs.density is not None
     difference = torch.where(kept, (outputs.density - target).abs(), 0.0).mean()
     torch.testing.assert_close(losses["source_density"].double(), 0.5 * difference, atol=1e-4, rtol=0)
@@ -111,7 +112,7 @@ def test_mixed_pixels_look_in_the_bank_of_their_domain() -> None:
         exact_loss(mixed, pseudo, cells_of(blda.target), anchors, 0.3),
     )
     torch.testing.assert_close(losses["mixed"].double(), (weights * per_pixel).mean(), atol=1e-4, rtol=0)
-    only_target = torch.where(from_source, 255, pseudo)
+    only_target = torch.where(from_source, IGNORE_INDEX, pseudo)
     grid = LogitGrid.spanning(reach(mixed.logits), 256)
     pixels = count_cells(grid, mixed.logits.detach(), only_target)[:, 0].sum(dim=1)
     torch.testing.assert_close(blda.target_pixels, pixels * (1 - 0.99))
@@ -141,7 +142,7 @@ def test_debiased_labels_are_the_argmax_until_the_banks_know_the_target_and_then
     blda.source_losses(outputs, labels)
     for _ in range(3):
         blda.mixed_losses(outputs, targets)
-    known = labels != 255
+    known = labels != IGNORE_INDEX
     before = (logits.argmax(dim=1) == labels)[known].float().mean()
     after = (labelled(blda, logits) == labels)[known].float().mean()
     assert float(after) > float(before)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.feature_distance import FeatureDistance
 from blda_cli.finetuning.student import Outputs, Student, run_student
@@ -42,7 +43,7 @@ def test_only_features_that_are_mostly_of_one_thing_count(project: Any) -> None:
     assert float(distance.loss(outputs, labels).detach()) == 0
     labels[:, ::2, ::2] = 2  # a quarter of each feature's pixels
     assert float(distance.loss(outputs, labels).detach()) == 0
-    labels[:] = 255
+    labels[:] = IGNORE_INDEX
     assert float(distance.loss(outputs, labels).detach()) == 0
     labels[0, :2, :2] = 2
     labels[0, 0, 0] = 0  # three quarters

@@ -3,16 +3,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.finetuning.mixing import block_mask, class_masks, paste
 
 
 @given(seed=st.integers(0, 2**16), classes=st.integers(1, 6))
 def test_half_of_the_batchs_classes_are_pasted_whole(seed: int, classes: int) -> None:
-    """Classes of the whole batch, and 255 as one of them, drawn for each image."""
+    """Classes of the whole batch, and no label as one of them, drawn for each image."""
     generator = np.random.default_rng(seed)
-    labels = generator.choice([*range(0, 2 * classes, 2), 255], (2, 12, 9)).astype(np.uint8)
-    labels[1][labels[1] == 0] = 255  # a class that only the first image has
-    orders = np.stack([generator.permutation(256) for _ in labels])
+    labels = generator.choice([*range(250, 250 + 2 * classes, 2), IGNORE_INDEX], (2, 12, 9))
+    labels[1][labels[1] == 250] = IGNORE_INDEX  # a class that only the first image has
+    orders = np.stack([generator.permutation(np.arange(IGNORE_INDEX, 300)) for _ in labels])
     masks = class_masks(labels, orders)
     present = sorted(set(np.unique(labels)))
     for label, mask, order in zip(labels, masks, orders, strict=True):
@@ -21,9 +22,9 @@ def test_half_of_the_batchs_classes_are_pasted_whole(seed: int, classes: int) ->
 
 
 def test_every_class_is_pasted_as_often() -> None:
-    labels = np.array([[[0, 1, 2, 255]]], dtype=np.uint8)
+    labels = np.array([[[0, 1, 2, IGNORE_INDEX]]])
     generator = np.random.default_rng(0)
-    masks = [class_masks(labels, generator.permutation(256)[None])[0, 0] for _ in range(2000)]
+    masks = [class_masks(labels, generator.permutation(np.arange(IGNORE_INDEX, 3))[None])[0, 0] for _ in range(2000)]
     np.testing.assert_allclose(np.mean(masks, axis=0), 0.5, atol=0.05)
 
 

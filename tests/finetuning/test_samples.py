@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import find_images, read_image
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.samples import Batch, check_crop, count_class_pixels
@@ -31,7 +32,7 @@ def test_labels_lie_on_their_images(project: Any, batches: Callable[..., Any]) -
     for batch in batches(project, [[number] for number in range(12)]):
         assert batch.source_images.shape == (1, 3, 32, 40)
         labels = batch.source_labels[0].numpy()
-        known = labels != 255
+        known = labels != IGNORE_INDEX
         difference = batch.source_images[0].permute(1, 2, 0).numpy()[known] - COLORS[labels[known]]
         assert np.abs(difference).mean() < 15  # the noise; a shift of a block would be far more
 
@@ -65,14 +66,14 @@ def test_without_classmix_nothing_is_pasted(project: Any, batches: Callable[...,
 def test_rare_classes_are_seen_more_often(project: Any, batches: Callable[..., Any]) -> None:
     def share(**values: Any) -> float:
         drawn = batches(project, [list(range(40))], **values)[0].source_labels
-        return float((drawn == 3).sum() / (drawn != 255).sum())
+        return float((drawn == 3).sum() / (drawn != IGNORE_INDEX).sum())
 
     assert share() > 1.2 * share(host__rare_class_sampling=False)
 
 
 def test_pixels_of_every_class_are_counted(project: Any) -> None:
     files = find_images(project.folder / "day" / "images")
-    labels = np.array([[0, 1], [1, 255]], dtype=np.uint8)
+    labels = np.array([[0, 1], [1, IGNORE_INDEX]])
     pixels = count_class_pixels(files, lambda _: labels, 4, 2, SilentMonitor())
     assert pixels.tolist() == [[1, 2, 0, 0]] * 6
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
 from blda_cli.core.statistics import LogitStatistics
@@ -78,7 +79,7 @@ class Domain:
         if not labelled:
             del statistics.cells[LabelSource.GROUND_TRUTH]
             statistics.confusion = None
-            statistics.sample.labels.fill_(255)
+            statistics.sample.labels.fill_(IGNORE_INDEX)
         write_statistics(
             self.stats,
             StatisticsFile(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.mixture import MixtureFits, fit_mixtures
 from blda_cli.core.statistics import LogitStatistics
@@ -111,7 +112,7 @@ def test_readable_with_h5py_alone(file: Path, content: StatisticsFile) -> None:
             "classes": 0,
             "palette": 0,
             "original_ids": 0,
-            "ignore_index": 255,
+            "ignore_index": -1,
             "logit_space": "raw",
             "images": 3,
             "pixels": 1800,
@@ -120,6 +121,15 @@ def test_readable_with_h5py_alone(file: Path, content: StatisticsFile) -> None:
         assert h5["cells/soft/counts"].dtype == np.float64
         assert h5["confusion"][:].sum() == 1800
         assert [key.decode() for key in h5["progress/images"]] == ["west/a", "b", "ü"]
+
+
+def test_files_of_the_first_version_are_read(file: Path, content: StatisticsFile) -> None:
+    with h5py.File(file, "a") as h5:
+        h5.attrs.update(format_version=1, ignore_index=255)
+        h5["sample/labels"][::3] = 255
+    expected = content.statistics.sample.labels.clone()
+    expected[::3] = IGNORE_INDEX
+    assert torch.equal(read_statistics(file).statistics.sample.labels, expected)
 
 
 def test_anchors_and_mixtures_come_with_their_fit_quality(file: Path, content: StatisticsFile) -> None:

@@ -42,7 +42,7 @@ def argmax(logits: Tensor) -> Tensor:
         logits: ``[N, C, *spatial]`` floating point, finite.
 
     Returns:
-        uint8 ``[N, *spatial]``, int16 where there are more than 255 classes; the lowest class among equals.
+        uint8 ``[N, *spatial]``, int16 where there are more than 256 classes; the lowest class among equals.
     """
     flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
     ids: Tensor = _choose("argmax", logits)(flat)

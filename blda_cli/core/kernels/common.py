@@ -11,8 +11,8 @@ _ALIGNMENT = 4
 
 
 def id_type(num_classes: int) -> torch.dtype:
-    """The smallest type that holds every class id and leaves 255 free to mean "ignore"."""
-    return torch.uint8 if num_classes <= 255 else torch.int16
+    """The smallest type that holds every class id."""
+    return torch.uint8 if num_classes <= 256 else torch.int16
 
 
 def empty_ids(logits: Tensor) -> Tensor:

@@ -55,9 +55,8 @@ class Blda(Objective):
         span = all_maximum(reach(logits))
         self._update(self.source, logits, labels, span, anchors=True)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
-        rows = torch.where(labels == IGNORE_INDEX, -1, labels)
         table = self._table(span, target=False)
-        return self._losses("source", outputs, labels, rows, table, torch.ones((), device=logits.device))
+        return self._losses("source", outputs, labels, labels, table, torch.ones((), device=logits.device))
 
     def target_labels(self, logits: Tensor) -> Tensor | None:
         """Where asked for, labels by the location form from the target's cells."""
@@ -73,8 +72,7 @@ class Blda(Objective):
         own = torch.where(targets.from_source | (targets.weights == 0), IGNORE_INDEX, labels)
         counts = self._update(self.target, logits, own, span, anchors=False)
         self.target_pixels = torch.lerp(counts, self.target_pixels, self.settings.momentum)
-        rows = torch.where(targets.from_source, labels, labels + self.num_classes)
-        rows = torch.where(labels == IGNORE_INDEX, -1, rows)
+        rows = torch.where(targets.from_source | (labels == IGNORE_INDEX), labels, labels + self.num_classes)
         return self._losses("mixed", outputs, labels, rows, self._table(span, target=True), targets.weights)
 
     def masked_loss(self, outputs: Outputs, labels: Tensor, weights: Tensor) -> Tensor:
