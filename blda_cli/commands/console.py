@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -33,15 +34,16 @@ class ConsoleMonitor:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._unit = ""
-        self._what, self._total, self._done = "", 0, 0
-        self._said = 0.0
+        self._what, self._total, self._done, self._before = "", 0, 0, 0
+        self._said = self._since = 0.0
         self._asked = False
 
     def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self.stop()
         self._unit = unit
-        self._what, self._total, self._done, self._said = what, total, done, time.monotonic()
+        self._what, self._total, self._done, self._before = what, total, done, done
+        self._said = self._since = time.monotonic()
         if done:
             self.say(f"{what}: going on after {done} of {total} {unit}")
         if self._console.is_terminal and not self._quiet:
@@ -57,7 +59,9 @@ class ConsoleMonitor:
             self._bar.advance(self._task, count)
         elif time.monotonic() - self._said > _PLAIN_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{self._what}: {self._done} of {self._total} {self._unit}")
+            pace = (self._said - self._since) / (self._done - self._before)
+            left = timedelta(seconds=round(pace * (self._total - self._done)))
+            self.say(f"{self._what}: {self._done} of {self._total} {self._unit}, {left} left")
 
     def say(self, line: str) -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""

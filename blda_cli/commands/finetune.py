@@ -65,7 +65,9 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to write."
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the run folder.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the last checkpoint in the run folder, or start where there is none."
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

@@ -141,7 +141,8 @@ class TrainingLoop:
                 step, last = trainer.step, trainer.step == training.iterations
                 if step % run.log_every == 0 or last:
                     self._write_metrics(learning_rate, group)
-                if run.pictures_every and step % run.pictures_every == 0 and self._first and report.mixed:
+                pictured = run.pictures_every and (step % run.pictures_every == 0 or last)
+                if pictured and self._first and report.mixed:
                     self.folder.save_pictures(step, *report.mixed, trainer.segmenter.classes)
                 if self._validation is not None and (step % run.validate_every == 0 or last):
                     self._validate()
@@ -183,6 +184,7 @@ class TrainingLoop:
                     "trainer": self.trainer.state_dict(),
                 }
             )
+            self.folder.plot_metrics(self.trainer.segmenter.classes)
 
     def _write_metrics(self, learning_rate: float, group: Sequence[Batch]) -> None:
         self._watch.settle()

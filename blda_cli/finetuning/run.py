@@ -37,7 +37,7 @@ def finetune(
     Args:
         settings: resolved.
         output: the run folder.
-        resume: go on from the folder's checkpoint.
+        resume: go on from the folder's checkpoint, if there is one.
         machine: where to run.
         provenance: command and versions, for the record.
         monitor: is told the progress.
@@ -54,6 +54,8 @@ def finetune(
     state = _resumed_state(folder, settings) if resume else None
     if state is None:
         folder.check_free()
+        if resume:
+            monitor.say(f"{output} holds no checkpoint: the run starts afresh")
 
     data = settings.data
     spec = parse_model(data.model, Path(data.weights) if data.weights else None)
@@ -118,9 +120,11 @@ def _labelled(
     return files, reader
 
 
-def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any]:
-    """The checkpoint, if it is of a run with these settings."""
+def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:
+    """The checkpoint, if there is one; it has to be of a run with these settings."""
     state = folder.load_checkpoint()
+    if state is None:
+        return None
     kept = tomllib.loads(state["settings"])
     now = tomllib.loads(settings.to_toml())
     for section, table in now.items():

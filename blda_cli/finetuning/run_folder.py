@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
+from blda_cli.finetuning.learning_curves import learning_curves
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
 
@@ -22,9 +23,9 @@ from blda_cli.segmenters.spec import SegmenterSpec, to_toml
 class RunFolder:
     """Where a run leaves everything.
 
-    ``config.toml``, ``run.json`` (command, versions, the initial model), ``metrics.jsonl``, ``checkpoint.pth``,
-    ``source_classes.npz`` (pixels of each class in the source images), ``model.toml`` and its weights,
-    ``statistics.h5``; ``tensorboard/`` and ``pictures/`` on request.
+    ``config.toml``, ``run.json`` (command, versions, the initial model), ``metrics.jsonl`` and their plot
+    ``metrics.svg``, ``checkpoint.pth``, ``source_classes.npz`` (pixels of each class in the source images),
+    ``pictures/`` of mixed batches, ``model.toml`` and its weights, ``statistics.h5``; ``tensorboard/`` on request.
 
     Attributes:
         path: the folder.
@@ -105,14 +106,14 @@ class RunFolder:
             except RuntimeError as error:  # what torch makes of a full disk
                 raise BldaError(f"{self.checkpoint} cannot be written: {error}; the last one is kept") from error
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """The last checkpoint, on the CPU.
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint, on the CPU; None where there is none.
 
         Raises:
-            BldaError: there is none, or it cannot be read.
+            BldaError: it cannot be read.
         """
         if not self.checkpoint.is_file():
-            raise BldaError(f"{self.path} holds no checkpoint to go on from; leave out --resume to start")
+            return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # unpickling raises anything on a damaged file
@@ -143,6 +144,16 @@ class RunFolder:
                 stream.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise BldaError(f"{self.metrics} cannot be written: {error.strerror or error}") from error
+
+    def plot_metrics(self, classes: ClassSet) -> None:
+        """Draw ``metrics.svg`` from what was logged so far.
+
+        Raises:
+            BldaError: it cannot be written.
+        """
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
+        if lines:
+            _write_text(self.path / "metrics.svg", learning_curves(map(json.loads, lines), classes))
 
     def save_pictures(self, step: int, images: Tensor, labels: Tensor, classes: ClassSet) -> None:
         """Save mixed images beside their labels.

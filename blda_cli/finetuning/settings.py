@@ -108,7 +108,9 @@ class RunSettings:
     checkpoint_every: int = setting(2000, "Steps between checkpoints.", at_least=1)
     log_every: int = setting(50, "Steps that a line of metrics covers.", at_least=1)
     validate_every: int = setting(2000, "Steps between validations.", at_least=1)
-    pictures_every: int = setting(0, "Steps between pictures of mixed batches; 0: none.", at_least=0)
+    pictures_every: int = setting(
+        1000, "Steps between pictures of mixed batches with their labels, the last step's besides; 0: none.", at_least=0
+    )
     export: Literal["teacher", "student"] = setting("teacher", "The network to write.")
     target_norms: bool = setting(
         True,

@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
+
+CLASSES = ("road", "tree", "car", "sky")
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
@@ -56,7 +59,7 @@ def test_a_run_folder_holds_all_it_should(finished: tuple[Path, dict[str, Any]],
     weights = {"weights.safetensors"} if (output / "weights.safetensors").exists() else {"weights.pth"}
     assert {path.name for path in output.iterdir()} == {
         *("config.toml", "run.json", "metrics.jsonl", "checkpoint.pth", "source_classes.npz"),
-        *("model.toml", "statistics.h5", "pictures"),
+        *("model.toml", "statistics.h5", "pictures", "metrics.svg"),
         *weights,
     }
     assert read_settings(output / "config.toml").training == project.settings().training
@@ -177,8 +180,6 @@ def test_a_full_disk_loses_nothing(project: Any, tmp_path: Path, monkeypatch: py
 
 def test_a_run_is_not_overwritten_and_not_mistaken(project: Any, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    with pytest.raises(BldaError, match="holds no checkpoint to go on from"):
-        project.run(output, resume=True)
     with pytest.raises(Interrupted):
         project.run(output, StopAt(2))
     with pytest.raises(BldaError, match="holds a run already: --resume"):
@@ -189,6 +190,39 @@ def test_a_run_is_not_overwritten_and_not_mistaken(project: Any, tmp_path: Path)
     (output / "checkpoint.pth").write_bytes((output / "checkpoint.pth").read_bytes()[:1000])
     with pytest.raises(BldaError, match="cannot be read as a checkpoint"):
         project.run(output, resume=True)
+
+
+def test_resuming_where_nothing_is_starts(project: Any, tmp_path: Path) -> None:
+    monitor = StopAt(2)
+    with pytest.raises(Interrupted):
+        project.run(tmp_path / "run", monitor, resume=True)
+    assert monitor.said[0] == f"{tmp_path / 'run'} holds no checkpoint: the run starts afresh"
+    (tmp_path / "run" / "checkpoint.pth").unlink()  # killed before it wrote one
+    project.run(tmp_path / "run", resume=True)
+    assert [entry["iteration"] for entry in lines(tmp_path / "run")] == [2, 4, 6]
+
+
+def test_the_metrics_are_plotted(finished: tuple[Path, dict[str, Any]]) -> None:
+    """Every loss and every class's IoU is a curve with its last value; points lie where the values are."""
+    output, result = finished
+    drawn = ElementTree.parse(output / "metrics.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    charts = drawn.findall(f"{space}g")
+    assert len(charts) == 2
+    said = [[text.text or "" for text in chart.iter(f"{space}text")] for chart in charts]
+    last = [entry for entry in lines(output) if "losses" in entry][-1]
+    assert {f"{name} {value:.3g}" for name, value in last["losses"].items()} <= set(said[0])
+    scores = result["validation"]
+    known = {name: value for name, value in scores["iou"].items() if value is not None}
+    assert {f"{name} {100 * value:.3g}" for name, value in known.items()} <= set(said[1])
+    assert f"mean {100 * scores['mean_iou']:.3g}" in said[1]
+    heights = {}
+    for circle in charts[1].iter(f"{space}circle"):
+        heights[circle.get("fill")] = float(circle.get("cy") or 0)
+    ranked = sorted(known, key=lambda name: known[name])
+    palette = dict(zip(CLASSES, class_set(CLASSES).palette, strict=True))
+    below = [heights[f"rgb{palette[name]}"] for name in ranked]
+    assert below == sorted(below, reverse=True)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(project: Any, tmp_path: Path) -> None:
