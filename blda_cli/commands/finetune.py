@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from blda_cli.commands.options import F, json_option, provenance, quiet_option, size, together
+from blda_cli.commands.options import F, json_option, provenance, quiet_option, scales, size, together
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.settings import Setting, sections_of, settings_of
 
@@ -45,10 +45,11 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
     if one.hint is bool:
         flag += f"/--no-{flag[2:]}"
     elif parse:
-        attributes |= {"type": parse, "default": "x".join(map(str, one.default)), "metavar": "PIXELS|HxW"}
+        attributes |= {"type": parse, "default": ("," if parse is scales else "x").join(map(str, one.default))}
+        attributes["metavar"] = "S,S,..." if parse is scales else "PIXELS|HxW"
     elif one.options():
         attributes |= {"type": click.Choice(one.options()), "default": str(one.default)}
-    elif one.hint in (int, float):
+    elif one.hint in (int, float, float | None):
         limits: dict[str, Any] = {"min": one.low, "max": None if math.isinf(one.high) else one.high}
         attributes["type"] = click.IntRange(**limits) if one.hint is int else click.FloatRange(**limits)
     elif isinstance(one.default, tuple):
@@ -75,7 +76,8 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
 )
 @_options(
     "training",
-    *("method", "iterations", "crop", "batch_size", "accumulate", "learning_rate", "head_factor", "weight_decay"),
+    *("method", "correction", "iterations", "crop", "batch_size", "accumulate"),
+    *("learning_rate", "head_factor", "weight_decay"),
     *("warmup", "seed", "amp", "activation_checkpointing", "feature_layer"),
     crop=_crop,
 )
@@ -85,6 +87,17 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
     *("feature_distance", "masked_consistency"),
 )
 @_options("blda", "tau", "density_weight", "debias_pseudo_labels")
+@_options(
+    "rounds",
+    "rounds",
+    "portion",
+    "portion_step",
+    "portion_limit",
+    "label_scales",
+    "label_flip",
+    label_scales=scales,
+)
+@_options("cag", "margin", "distance_weight", "discriminative_weight")
 @_options("run", "checkpoint_every", "log_every", "validate_every", "pictures_every", "export", "target_norms")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events (needs the tensorboard extra).")
 @click.option(

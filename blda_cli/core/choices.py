@@ -77,3 +77,19 @@ class Training(StrEnum):
     """Self-training on mixed images, by a teacher that follows the student."""
     SOURCE = "source"
     """On the labelled source alone."""
+    ST = "st"
+    """Rounds of labelling the whole target with one threshold, and training."""
+    CBST = "cbst"
+    """The same with a threshold for each class."""
+    CBST_SP = "cbst-sp"
+    """The same with spatial priors."""
+    CAG = "cag"
+    """Stages of labels by the distance to the classes' anchors."""
+
+
+class LossCorrection(StrEnum):
+    """What corrects the cross-entropy of a training method."""
+
+    NONE = "none"
+    BLDA = "blda"
+    """BLDA's shifted logits and density regression; ``--method blda`` always has it."""

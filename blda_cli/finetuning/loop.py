@@ -122,6 +122,7 @@ class TrainingLoop:
             )
         )
         trainer.stage = number
+        sampler.prefer(trainer.method.preferred)
         if not resumed:
             self._save()
 

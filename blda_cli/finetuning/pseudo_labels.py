@@ -11,7 +11,7 @@ from blda_cli.core.shifts import location_shifts
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels of target pixels.
+    """Labels of target pixels: one labelling of N images, or several one after the other, whose losses are averaged.
 
     Attributes:
         labels: int64 ``[N, H, W]``.

@@ -1,5 +1,8 @@
 """Rare-class sampling: source images and crops drawn so that rare classes are seen (Hoyer et al., CVPR 2022)."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 CROP_TRIES = 10
@@ -55,6 +58,30 @@ class RareClassSampler:
             if np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == wanted) >= needed:
                 break
         return top, left
+
+
+class HardSampleMiner:
+    """Draws images that hold the classes a network predicts least (Zou et al., ECCV 2018, §5.1).
+
+    Attributes:
+        pool: a class and the index of an image that holds it: images with a class of the first group come first,
+            then those of the next, until they are the share of all images that may be mined.
+    """
+
+    def __init__(self, class_pixels: np.ndarray, groups: Sequence[Sequence[int]], share: float) -> None:
+        """Take in int ``[images, C]``: how many pixels of each class every image has; the classes, hardest first."""
+        first: dict[int, int] = {}
+        for group in groups:
+            for index, pixels in enumerate(class_pixels):
+                held = [one for one in group if pixels[one] > 0]
+                if held:
+                    first.setdefault(index, held[0])
+        room = math.ceil(share * len(class_pixels))
+        self.pool = [(wanted, index) for index, wanted in list(first.items())[:room]]
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int]:
+        """A class, and the index of an image that holds it."""
+        return self.pool[int(generator.integers(len(self.pool)))]
 
 
 def random_crop(generator: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import Augmentation
 from blda_cli.finetuning.mixing import block_mask, class_masks
-from blda_cli.finetuning.rare_classes import RareClassSampler, random_crop
+from blda_cli.finetuning.rare_classes import HardSampleMiner, RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
 
@@ -113,6 +113,7 @@ class Sampler:
         class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
         source: the labelled images.
         source_labels: reads a label.
+        hard: draws images for the classes that a method prefers, if it prefers some.
     """
 
     def __init__(
@@ -129,17 +130,27 @@ class Sampler:
         self._settings = settings
         host = settings.host
         self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_share)
-        cache = _Cache(_CACHE_BYTES)
+        self.hard: HardSampleMiner | None = None
+        cache = ReadingCache(_CACHE_BYTES)
         self._image = cache.reading(lambda file: read_image(file.path))
         self._labels = cache.reading(source_labels)
+
+    def prefer(self, classes: Sequence[Sequence[int]]) -> None:
+        """Draw some source images for these classes, those of the first group first; for none, as before."""
+        miner = HardSampleMiner(self.class_pixels, classes, self._settings.rounds.mined_share)
+        self.hard = miner if miner.pool else None
 
     def draw(self, number: int) -> Sample:
         """The fields of one crop pair's `Batch`, without the batch dimension."""
         settings, host = self._settings, self._settings.host
         generator = np.random.default_rng([settings.training.seed, number])
         crop = settings.training.crop
-        if host.rare_class_sampling:
+        wanted: int | None = None
+        if self.hard is not None and generator.random() < settings.rounds.mined_share:
+            wanted, index = self.hard.draw(generator)
+        elif host.rare_class_sampling:
             wanted, index = self._rare.draw(generator)
+        if wanted is not None:
             labels = self._labels(self.source[index])
             top, left = self._rare.crop(generator, labels, wanted, crop)
         else:
@@ -251,7 +262,7 @@ def check_crop(files: Sequence[ImageFile], crop: tuple[int, int]) -> None:
             )
 
 
-class _Cache:
+class ReadingCache:
     """Keeps what was read until it holds so many bytes; what comes later is read again each time."""
 
     def __init__(self, capacity: int) -> None:

@@ -4,8 +4,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from blda_cli.core.choices import Training
+from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.settings import read, read_toml, setting, write
+
+IN_ROUNDS = frozenset({Training.ST, Training.CBST, Training.CBST_SP, Training.CAG})
+"""Methods that were published without what DACS and DAFormer do to images."""
+
+PLAIN_HOST = {"host.classmix": False, "host.color_jitter": 0.0, "host.blur": 0.0, "host.rare_class_sampling": False}
+"""Where these methods are chosen, the host's settings that they start from."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class TrainingSettings:
     """``[training]``: the optimisation."""
 
     method: Training = setting(Training.BLDA, "How to train.")
+    correction: LossCorrection = setting(
+        LossCorrection.NONE, "What corrects the method's cross-entropy; dacs with blda is method blda."
+    )
     iterations: int = setting(40_000, "Optimiser steps.", at_least=1)
     crop: tuple[int, int] = setting((512, 512), "Size of the training crops.", at_least=8, form="[height, width]")
     batch_size: int = setting(2, "Source crops, and as many target crops, a step and process.", at_least=1)
@@ -102,6 +111,46 @@ class BldaSettings:
 
 
 @dataclass(frozen=True)
+class RoundSettings:
+    """``[rounds]``: methods that look at the whole target now and then (ST, CBST, CBST-SP, CAG)."""
+
+    rounds: int = setting(
+        4, "Rounds (st, cbst, cbst-sp) or stages (cag) that the iterations are divided into.", at_least=1
+    )
+    portion: float = setting(
+        0.2, "Share of the target's pixels that gets a label in the first round.", at_least=0, at_most=1
+    )
+    portion_step: float = setting(0.05, "How much that grows a round.", at_least=0, at_most=1)
+    portion_limit: float = setting(0.5, "How far it grows.", at_least=0, at_most=1)
+    label_scales: tuple[float, ...] = setting(
+        (1.0,), "Image scales that a round's labels are averaged over (published for testing: 0.5,0.75,1.0).", above=0
+    )
+    label_flip: bool = setting(False, "Average a round's labels with those of the mirrored image.")
+    mined_share: float = setting(
+        0.5, "Share of the source images drawn for the five least predicted classes (cbst).", at_least=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class CagSettings:
+    """``[cag]``: what method ``cag`` adds."""
+
+    margin: float | None = setting(
+        None,
+        "How much nearer a pixel's feature must be to one anchor than to the next; by default 2.5 for features of 256 "
+        "channels (published), else a quarter of the mean distance between two anchors.",
+        at_least=0,
+    )
+    confidence: float = setting(0.95, "Probability from which a pixel is labelled by it.", at_least=0, at_most=1)
+    distance_weight: float = setting(
+        0.1, "Weight of the distance between classes' mean features and anchors.", at_least=0
+    )
+    discriminative_weight: float = setting(
+        0.1, "Weight of the margin between anchors that features must keep.", at_least=0
+    )
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """``[run]``: what the run leaves behind."""
 
@@ -126,6 +175,8 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     host: HostSettings = field(default_factory=HostSettings)
     blda: BldaSettings = field(default_factory=BldaSettings)
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+    cag: CagSettings = field(default_factory=CagSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def with_values(self, values: dict[str, Any], origin: str) -> "Settings":
@@ -138,6 +189,9 @@ class Settings:
         Raises:
             BldaError: there is no such setting, or the value does not fit.
         """
+        method = values.get("training.method", self.training.method)
+        if method in IN_ROUNDS and self.training.method not in IN_ROUNDS:
+            values = {**PLAIN_HOST, **values}
         tables: dict[str, Any] = {}
         for key, value in values.items():
             section, _, name = key.partition(".")
@@ -164,4 +218,8 @@ def read_settings(path: Path) -> Settings:
     Raises:
         BldaError: it cannot be read, or holds an unknown setting or an unfit value.
     """
-    return read(Settings, read_toml(path), path)
+    tables = read_toml(path)
+    training = tables.get("training")
+    method = training.get("method") if isinstance(training, dict) else None
+    base = Settings().with_values(PLAIN_HOST, str(path)) if method in IN_ROUNDS else None
+    return read(Settings, tables, path, base=base)

@@ -1,7 +1,8 @@
 """The network in training: finding its classifier and its encoder, tapping their features, and what heads are added."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ class Outputs:
     density: Tensor | None = None
     encoder_features: Tensor | None = None
     encoder_inputs: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((), {}))
+
+    def repeated(self, times: int) -> "Outputs":
+        """Logits and density for several labellings of the same images, ``[times · N, ...]``."""
+        density = None if self.density is None else self.density.repeat(times, 1, 1)
+        return replace(self, logits=self.logits.repeat(times, 1, 1, 1), density=density)
 
 
 @dataclass
@@ -179,16 +185,24 @@ def run_labelling(segmenter: NetworkSegmenter, network: nn.Module, classifier: s
         classifier: the layer whose input are the features; None: none are wanted.
         images: float ``[N, 3, h, w]``, RGB in 0..255.
     """
-    seen: list[Tensor] = []
+    size = (images.shape[2], images.shape[3])
     if classifier is None:
-        return Outputs(segmenter.forward_logits(images, (images.shape[2], images.shape[3]), network))
+        return Outputs(segmenter.forward_logits(images, size, network))
+    with features_before(network, classifier) as seen:
+        logits = segmenter.forward_logits(images, size, network)
+    return Outputs(logits, features=seen[-1] if seen[-1].dim() == 4 else None)
+
+
+@contextmanager
+def features_before(network: nn.Module, classifier: str) -> Iterator[list[Tensor]]:
+    """While it lasts, the input of a layer in every forward pass is appended to the list."""
+    seen: list[Tensor] = []
     layer = network.get_submodule(classifier)
     handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
-        logits = segmenter.forward_logits(images, (images.shape[2], images.shape[3]), network)
+        yield seen
     finally:
         handle.remove()
-    return Outputs(logits, features=seen[-1] if seen[-1].dim() == 4 else None)
 
 
 def is_norm(module: nn.Module) -> bool:

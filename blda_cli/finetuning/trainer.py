@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from blda_cli.core.choices import Training
+from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.feature_distance import FeatureDistance
@@ -72,7 +72,7 @@ class Trainer:
         self._device = segmenter.device
         self._classes = len(segmenter.classes)
         self.objective = Objective()
-        if training.method == Training.BLDA:
+        if training.method is Training.BLDA or training.correction is LossCorrection.BLDA:
             self.objective = Blda(settings.blda, self._classes, self._device)
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum)
@@ -194,20 +194,22 @@ class Trainer:
                     self.segmenter, self.method.network, self.student.classifier, batch.target_images
                 )
         pseudo = self.method.label(batch, labelling)
-        weights = pseudo.weights * batch.target_rows.unsqueeze(2)
+        views = len(pseudo.labels) // len(batch.target_images)
+        pasted = batch.pasted.repeat(views, 1, 1)
+        weights = pseudo.weights * batch.target_rows.repeat(views, 1).unsqueeze(2)
         report.labelled += self._histogram(pseudo.labels)
         report.kept += self._histogram(torch.where(pseudo.kept, pseudo.labels, -1))
 
         targets = MixedTargets(
-            labels=paste(batch.pasted, batch.source_labels, pseudo.labels),
-            weights=weights.masked_fill(batch.pasted, 1.0),
-            from_source=batch.pasted,
+            labels=paste(pasted, batch.source_labels.repeat(views, 1, 1), pseudo.labels),
+            weights=weights.masked_fill(pasted, 1.0),
+            from_source=pasted,
         )
         mixed = paste(batch.pasted, batch.source_images, batch.target_images)
         mixed = augment(mixed, batch.tone, batch.color, batch.blur)
-        report.mixed = mixed, targets.labels
+        report.mixed = mixed, targets.labels[: len(mixed)]
         outputs = self._run(mixed)
-        losses = self.objective.mixed_losses(outputs, targets)
+        losses = self.objective.mixed_losses(outputs.repeated(views), targets)
         losses |= self.method.feature_losses("target", outputs, targets.labels)
         self._backward(losses, share, report)
 
@@ -215,7 +217,7 @@ class Trainer:
             images = augment(batch.target_images, batch.masked_tone, batch.masked_color, batch.masked_blur)
             blank = images.mean(dim=(2, 3), keepdim=True)  # about what preprocessing turns into zero
             outputs = self._run(torch.where(batch.kept.unsqueeze(1), images, blank))
-            loss = self.objective.masked_loss(outputs, pseudo.labels, weights)
+            loss = self.objective.masked_loss(outputs.repeated(views), pseudo.labels, weights)
             self._backward({"masked": host.masked_consistency * loss}, share, report)
         return report
 

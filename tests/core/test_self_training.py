@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.self_training import ConfidenceHistogram, mining_order, select_labels
 
 PORTIONS = [0.01, 0.2, 0.25, 0.5, 1.0]
@@ -65,9 +66,9 @@ def test_labels_are_the_normalised_argmax_where_it_exceeds_one(reference: Module
     labels = select_labels(logits.log_softmax(dim=1), thresholds)
     for n, row, column in np.ndindex(2, 9, 11):
         ratios = logits[n, :, row, column].softmax(dim=0).numpy() / np.exp(-thresholds.numpy())
-        expected = ratios.argmax() if ratios.max() > 1 else 255
+        expected = ratios.argmax() if ratios.max() > 1 else IGNORE_INDEX
         assert int(labels[n, row, column]) == expected
-    assert {0, 1, 2, 255} == set(labels.unique().tolist())  # class 3 was never predicted: its threshold is 1
+    assert {0, 1, 2, IGNORE_INDEX} == set(labels.unique().tolist())  # class 3 was never predicted: its threshold is 1
 
 
 def test_the_asked_portion_of_every_class_is_kept() -> None:
@@ -80,7 +81,7 @@ def test_the_asked_portion_of_every_class_is_kept() -> None:
     labels = select_labels(scores, histogram.class_thresholds(0.3))
     for c in range(4):
         assert abs(float((labels == c)[predicted == c].float().mean()) - 0.3) < 0.005
-    kept = select_labels(scores, histogram.threshold(0.3)) != 255
+    kept = select_labels(scores, histogram.threshold(0.3)) != IGNORE_INDEX
     assert abs(float(kept.float().mean()) - 0.3) < 0.005
 
 
@@ -89,7 +90,7 @@ def test_without_a_pixel_nothing_is_labelled() -> None:
     assert histogram.class_thresholds(0.2).tolist() == [0, 0, 0]
     assert histogram.threshold(0.2).tolist() == [0, 0, 0]
     certain = torch.tensor([[0.0, -torch.inf, -torch.inf]])
-    assert select_labels(certain, histogram.class_thresholds(0.2)).tolist() == [255]
+    assert select_labels(certain, histogram.class_thresholds(0.2)).tolist() == [IGNORE_INDEX]
 
 
 def test_the_five_least_predicted_classes_are_mined_those_nearly_never_predicted_first() -> None:

@@ -91,7 +91,7 @@ def test_resume_needs_nothing_but_the_folder(project: Any, tmp_path: Path) -> No
         (("--feature-layer", "nowhere"), 1, "runs no such layer"),
         (("--weights", "nothing.pth"), 1, "no such weights file"),
         (("--target-images", "nowhere"), 1, "does not exist"),
-        (("--method", "cbst"), 2, "Invalid value for '--method'"),
+        (("--method", "cbts"), 2, "Invalid value for '--method'"),
         (("--config", "nothing.toml"), 1, "nothing.toml: no such file"),
         (("--val-images", "nowhere"), 1, "--val-labels"),
     ],

@@ -118,12 +118,14 @@ class TrainingMethod(ABC):
         uses_target: false where only the source is trained on; nothing is labelled then.
         uses_features: labels or losses need the features in front of the classifier.
         stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
+        preferred: classes that source images are drawn for, in groups, the first first; set when a stage begins.
         network: whose outputs on the target images :meth:`label` wants; None: it wants none.
     """
 
     uses_target = True
     uses_features = False
     stages = 0
+    preferred: Sequence[Sequence[int]] = ()
     network: nn.Module | None = None
 
     def begin_stage(self, stage: Stage) -> None:  # noqa: B027  # never called where batches are labelled one by one

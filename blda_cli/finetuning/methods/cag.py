@@ -1,0 +1,148 @@
+"""CAG-UDA (Zhang et al., NeurIPS 2019): stages of labels by the distance to category anchors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.category_anchors import (
+    AnchorSums,
+    active_labels,
+    at_features,
+    default_margin,
+    discriminative_loss,
+    distance_loss,
+)
+from blda_cli.errors import BldaError
+from blda_cli.files import replacing
+from blda_cli.finetuning.methods.base import MethodContext, Stage, TrainingMethod
+from blda_cli.finetuning.objective import Losses
+from blda_cli.finetuning.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.samples import Batch
+from blda_cli.finetuning.student import Outputs, features_before
+from blda_cli.runtime.process_group import all_sum
+from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.network import NetworkSegmenter
+
+
+class Cag(TrainingMethod):
+    """Each stage freezes the network as it is then; its anchors and its labels are the stage's."""
+
+    uses_features = True
+
+    def __init__(self, context: MethodContext) -> None:
+        self.settings = context.settings.cag
+        self.stages = context.settings.rounds.rounds
+        self.num_classes = context.num_classes
+        self._device = context.device
+        self._anchors = torch.zeros(0, device=context.device)
+        self._margin = 0.0
+        self._frozen: dict[str, Tensor] = {}
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Freeze the labeller and find the anchors on the source, then look at what of the target is active."""
+        segmenter = stage.exported(stage.target)
+        self.network = segmenter.module
+        if stage.resumed:
+            self.network.load_state_dict(self._frozen)
+            return
+        self._frozen = dict(self.network.state_dict())
+        sums = self._sum_features(stage)
+        self._anchors = sums.anchors()
+        names = segmenter.classes.names
+        missing = [name for name, pixels in zip(names, sums.pixels.tolist(), strict=True) if pixels == 0]
+        if self.num_classes - len(missing) < 2:
+            raise BldaError(
+                f"stage {stage.number + 1}: the network classifies pixels of fewer than two classes of the source "
+                "rightly, so there are no anchors to tell apart: train it on the source first (--method source)"
+            )
+        self._margin = self.settings.margin if self.settings.margin is not None else default_margin(self._anchors)
+        active, pixels = self._count_active(stage, segmenter)
+        if not current_shard().first:
+            return
+        with replacing(stage.folder / "anchors" / f"stage-{stage.number + 1}.npz") as path, path.open("wb") as stream:
+            np.savez(
+                stream,
+                anchors=self._anchors.cpu().numpy(),
+                classes=np.array(names),
+                source_pixels=sums.pixels.cpu().numpy(),
+                margin=self._margin,
+                active_target_pixels=active.cpu().numpy(),
+            )
+        share = float(active.sum()) / pixels
+        line = f"stage {stage.number + 1}: {share:.1%} of the target's features are active (margin {self._margin:.3g})"
+        if missing:
+            line += f"; no anchor, as no source pixel is right: {', '.join(missing)}"
+        idle = [name for name, count in zip(names, active.tolist(), strict=True) if not count and name not in missing]
+        if idle:
+            line += f"; no active pixel: {', '.join(idle)}"
+        if not share:
+            line += "; it learns the target from the probabilities alone: a smaller margin makes pixels active"
+        stage.monitor.say(line)
+
+    def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:
+        """Two labellings of every image, whose cross-entropies are averaged: by the anchors and by probability."""
+        assert outputs is not None
+        assert outputs.features is not None
+        size = batch.target_images.shape[2:]
+        near = active_labels(outputs.features, self._anchors, self._margin)
+        by_anchors = nn.functional.interpolate(near.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()
+        probability, by_probability = outputs.logits.float().softmax(dim=1).max(dim=1)
+        by_probability = by_probability.masked_fill(probability < self.settings.confidence, IGNORE_INDEX)
+        labels = torch.cat([by_anchors, by_probability])
+        kept = labels != IGNORE_INDEX
+        return PseudoLabels(labels, kept.float(), kept)
+
+    def feature_losses(self, domain: str, outputs: Outputs, labels: Tensor) -> Losses:
+        """Distance and discriminative losses; on the target under the anchors' labels, which come first."""
+        assert outputs.features is not None
+        near = at_features(labels[: len(outputs.features)], outputs.features)
+        discriminative = discriminative_loss(outputs.features, near, self._anchors, self._margin)
+        return {
+            f"{domain}_distance": self.settings.distance_weight * distance_loss(outputs.features, near, self._anchors),
+            f"{domain}_discriminative": self.settings.discriminative_weight * discriminative,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stage's labeller and anchors."""
+        return {"anchors": self._anchors, "margin": self._margin, "labeller": self._frozen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`TrainingMethod`."""
+        self._anchors, self._margin = state["anchors"].to(self._device), state["margin"]
+        self._frozen = state["labeller"]
+
+    def _sum_features(self, stage: Stage) -> AnchorSums:
+        """Over the source, by the network with the norms of those images."""
+        segmenter = stage.exported(stage.source)
+        sums: AnchorSums | None = None
+        assert stage.classifier is not None
+        what = f"stage {stage.number + 1}: anchors"
+        with features_before(segmenter.module, stage.classifier) as seen:
+            for batch in stage.stream(what, segmenter, stage.source, labels=stage.source_labels):
+                assert batch.labels is not None
+                features = seen.pop()
+                if sums is None:
+                    sums = AnchorSums(self.num_classes, features.shape[1], self._device)
+                predicted = at_features(batch.logits.argmax(dim=1), features)
+                sums.update(features, at_features(batch.labels, features), predicted)
+        assert sums is not None
+        all_sum(sums.sums)
+        all_sum(sums.pixels)
+        return sums
+
+    def _count_active(self, stage: Stage, segmenter: NetworkSegmenter) -> tuple[Tensor, int]:
+        """Active features of each class on the target, ``[C]``, and all of them."""
+        active = torch.zeros(self.num_classes + 1, dtype=torch.float64, device=self._device)
+        assert stage.classifier is not None
+        with features_before(segmenter.module, stage.classifier) as seen:
+            for _ in stage.stream(f"stage {stage.number + 1}: active pixels", segmenter, stage.target):
+                labels = active_labels(seen.pop(), self._anchors, self._margin)
+                active += torch.bincount(
+                    torch.where(labels == IGNORE_INDEX, self.num_classes, labels).flatten(),
+                    minlength=self.num_classes + 1,
+                )
+        all_sum(active)
+        return active[:-1], int(active.sum())
