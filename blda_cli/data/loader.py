@@ -1,16 +1,15 @@
-"""Reading samples ahead of their use, in threads, and batching those of one shape."""
+"""Reading samples ahead of their use and batching those of one shape."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
+from blda_cli.runtime.read_ahead import read_ahead
 
 Sample = tuple[ImageFile, np.ndarray, np.ndarray | None]
 
@@ -73,17 +72,9 @@ def load_batches(
     def load(file: ImageFile) -> Sample:
         return file, read(file), None if labels is None else labels(file)
 
-    waiting = iter(files)
-    ahead: deque[tuple[ImageFile, Future[Sample]]] = deque()
     batch: list[Sample] = []
-    executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-read")
-    try:
-        while True:
-            for file in islice(waiting, max(batch_size + workers - len(ahead), 0)):
-                ahead.append((file, executor.submit(load, file)))
-            if not ahead:
-                break
-            file, future = ahead.popleft()
+    with closing(read_ahead(load, files, workers=workers, ahead=batch_size + workers)) as samples:
+        for file, future in samples:
             try:
                 sample = future.result()
             except BldaError as error:
@@ -101,8 +92,6 @@ def load_batches(
                 yield _take(batch)
         if batch:
             yield _take(batch)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _shape(sample: Sample) -> tuple[object, ...]:

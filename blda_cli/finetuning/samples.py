@@ -1,10 +1,10 @@
 """Drawing training samples: what is read, cropped and drawn for one source and one target crop, and batches of them."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from blda_cli.finetuning.mixing import block_mask, class_masks
 from blda_cli.finetuning.rare_classes import HardSampleMiner, RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.read_ahead import read_ahead
 
 _CACHE_BYTES = 1 << 30
 
@@ -192,17 +193,11 @@ class Sampler:
             numbers: the samples of each batch.
             workers: threads.
         """
-        executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-draw")
-        ahead: deque[list[Future[Sample]]] = deque()
-        try:
-            for batch in numbers:
-                ahead.append([executor.submit(self.draw, number) for number in batch])
-                if len(ahead) > 1 + max(workers, 1) // len(batch):
-                    yield collate([future.result() for future in ahead.popleft()])
-            while ahead:
-                yield collate([future.result() for future in ahead.popleft()])
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        size = self._settings.training.batch_size
+        flat = (number for batch in numbers for number in batch)
+        with closing(read_ahead(self.draw, flat, workers=workers, ahead=2 * size + workers)) as samples:
+            while batch := list(islice(samples, size)):
+                yield collate([sample.result() for _, sample in batch])
 
 
 def count_class_pixels(
@@ -235,14 +230,11 @@ def count_class_pixels(
 
     monitor.start("reading labels", len(files))
     pixels = []
-    executor = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="blda-count")
-    try:
-        for counted in executor.map(count, files):
-            pixels.append(counted)
+    with closing(read_ahead(count, files, workers=workers, ahead=2 * workers)) as counts:
+        for _, counted in counts:
+            pixels.append(counted.result())
             monitor.advance(1)
             monitor.check()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
     return np.stack(pixels)
 
 

@@ -3,16 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
-from blda_cli.data.loader import SkippedFile
+from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.errors import BldaError
+from blda_cli.segmenters.inference import upload
+from blda_cli.segmenters.outputs import check_finite
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,6 @@ class Segmenter(ABC):
             "module:factory (of a torch.nn.Module) --weights FILE, or a Hugging Face model"
         )
 
-    @abstractmethod
     def stream(
         self,
         files: Sequence[ImageFile],
@@ -115,3 +118,51 @@ class Segmenter(ABC):
             BldaError: an image or label cannot be read, or the logits are not what they should be
                 (wrong number of channels, non-finite, probabilities, class ids).
         """
+        self.check(files, options)
+        batches = load_batches(
+            files,
+            self.read,
+            labels,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            on_error=options.on_error,
+            skipped=skipped,
+        )
+        for batch_files, arrays, batch_labels in upload(batches, self.device):
+            logits = self.logits(arrays, options)
+            check_finite(logits, [str(self.origin(file)) for file in batch_files])
+            yield LogitBatch(batch_files, logits, batch_labels)
+
+    @abstractmethod
+    def read(self, file: ImageFile) -> np.ndarray:
+        """What :meth:`logits` takes of an image; called from several threads.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+
+    @abstractmethod
+    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+        """Logits of the classes at the images' own size, without gradients.
+
+        Args:
+            arrays: what :meth:`read` gave of N images of one size, ``[N, ...]`` on the segmenter's device.
+            options: how to run them.
+
+        Returns:
+            ``[N, C, H, W]``, or ``[N, C]`` of a classifier.
+
+        Raises:
+            BldaError: they cannot be had, or are no logits of the classes.
+        """
+
+    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:  # noqa: B027  # most serve all
+        """Refuse images or options that this segmenter cannot serve, before any is read.
+
+        Raises:
+            BldaError: there are some.
+        """
+
+    def origin(self, file: ImageFile) -> Path:
+        """The file that an image's logits come from, for messages."""
+        return file.path

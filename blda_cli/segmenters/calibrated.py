@@ -1,18 +1,17 @@
 """A segmenter whose logits go through a calibrator that fiducio fitted and saved."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from blda_cli.data.images import ImageFile
-from blda_cli.data.labels import LabelReader
-from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.outputs import log_probabilities
 
 
@@ -33,20 +32,24 @@ class CalibratedSegmenter(Segmenter):
         """See `Segmenter.module`."""
         return self.inner.module
 
-    def stream(
-        self,
-        files: Sequence[ImageFile],
-        options: InferenceOptions,
-        labels: LabelReader | None = None,
-        skipped: list[SkippedFile] | None = None,
-    ) -> Iterator[LogitBatch]:
-        """See :meth:`Segmenter.stream`."""
-        for batch in self.inner.stream(files, options, labels, skipped):
-            values = batch.logits.float()
-            if self.calibrator.input_type == "probs":
-                values = values.softmax(dim=1)
-            probabilities = self.calibrator.transform(values)
-            yield replace(batch, logits=log_probabilities(probabilities.to(batch.logits.device)))
+    def read(self, file: ImageFile) -> np.ndarray:
+        """See `Segmenter.read`."""
+        return self.inner.read(file)
+
+    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+        """See `Segmenter.logits`."""
+        values = self.inner.logits(arrays, options).float()
+        if self.calibrator.input_type == "probs":
+            values = values.softmax(dim=1)
+        return log_probabilities(self.calibrator.transform(values).to(values.device))
+
+    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:
+        """See `Segmenter.check`."""
+        self.inner.check(files, options)
+
+    def origin(self, file: ImageFile) -> Path:
+        """See `Segmenter.origin`."""
+        return self.inner.origin(file)
 
 
 def calibrated(segmenter: Segmenter, path: Path) -> CalibratedSegmenter:

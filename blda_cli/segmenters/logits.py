@@ -1,6 +1,6 @@
 """Kind ``logits``: ready-made logits on disk, from any framework."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +10,11 @@ from torch import Tensor
 
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
-from blda_cli.data.labels import LabelReader
-from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
-from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.network import numbered_classes
 from blda_cli.segmenters.outputs import (
-    check_finite,
     check_meaning,
     check_scores,
     fit_scores,
@@ -48,44 +44,29 @@ class StoredSegmenter(Segmenter):
     probabilities: bool
     grouping: Grouping | None
 
-    def stream(
-        self,
-        files: Sequence[ImageFile],
-        options: InferenceOptions,
-        labels: LabelReader | None = None,
-        skipped: list[SkippedFile] | None = None,
-    ) -> Iterator[LogitBatch]:
-        """See `Segmenter.stream`; where ``files`` are the logits themselves (`find_logits`), their size is kept."""
+    def read(self, file: ImageFile) -> np.ndarray:
+        """See `Segmenter.read`: float32 ``[C, H, W]`` or ``[C]``; a map is resized to its image, if the file is one."""
+        path = self.origin(file)
+        scores = torch.from_numpy(read_array(path))[None]
+        try:
+            check_scores(scores, self.outputs, self.cut)
+            scores = scores[:, : self.outputs].float()
+            check_meaning(scores, self.probabilities)
+        except BldaError as error:
+            raise BldaError(f"{path}: {error}") from error
+        if scores.ndim == 4 and file.path.suffix.lower() in IMAGE_SUFFIXES:
+            scores = self._fit(scores, image_size(file.path))
+        return np.asarray(scores[0].numpy())
+
+    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:  # noqa: ARG002  # used as they are
+        """See `Segmenter.logits`."""
+        logits = log_probabilities(arrays) if self.probabilities else arrays
+        return logits if self.grouping is None else self.grouping(logits)
+
+    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:
+        """See `Segmenter.check`."""
         if options.slide is not None or options.flip or options.scales != (1.0,):
             raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
-        self._refuse_shared(files)
-        batches = load_batches(
-            files,
-            self._read,
-            labels,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            on_error=options.on_error,
-            skipped=skipped,
-        )
-        for batch_files, scores, batch_labels in upload(batches, self.device):
-            logits = log_probabilities(scores) if self.probabilities else scores
-            if self.grouping is not None:
-                logits = self.grouping(logits)
-            check_finite(logits, [str(self._path(file)) for file in batch_files])
-            yield LogitBatch(batch_files, logits, batch_labels)
-
-    def _path(self, file: ImageFile) -> Path:
-        path = self._find(file)
-        if path is None:
-            raise BldaError(f"there are no logits for {file.path}: {file.key}.npy or .npz is looked for")
-        return path
-
-    def _find(self, file: ImageFile) -> Path | None:
-        """The array with the image's key, or with its name alone: many programs write all into one folder."""
-        return self.paths.get(file.key) or self.paths.get(file.path.stem)
-
-    def _refuse_shared(self, files: Sequence[ImageFile]) -> None:
         users: dict[Path, ImageFile] = {}
         for file in files:
             path = self._find(file)
@@ -97,19 +78,16 @@ class StoredSegmenter(Segmenter):
             if path is not None:
                 users[path] = file
 
-    def _read(self, file: ImageFile) -> np.ndarray:
-        """Scores of an image, float32 ``[C, H, W]`` at its size or ``[C]``."""
-        path = self._path(file)
-        scores = torch.from_numpy(read_array(path))[None]
-        try:
-            check_scores(scores, self.outputs, self.cut)
-            scores = scores[:, : self.outputs].float()
-            check_meaning(scores, self.probabilities)
-        except BldaError as error:
-            raise BldaError(f"{path}: {error}") from error
-        if scores.ndim == 4 and file.path.suffix.lower() in IMAGE_SUFFIXES:
-            scores = self._fit(scores, image_size(file.path))
-        return np.asarray(scores[0].numpy())
+    def origin(self, file: ImageFile) -> Path:
+        """See `Segmenter.origin`: the array."""
+        path = self._find(file)
+        if path is None:
+            raise BldaError(f"there are no logits for {file.path}: {file.key}.npy or .npz is looked for")
+        return path
+
+    def _find(self, file: ImageFile) -> Path | None:
+        """The array with the image's key, or with its name alone: many programs write all into one folder."""
+        return self.paths.get(file.key) or self.paths.get(file.path.stem)
 
     def _fit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         covered = padded_size((scores.shape[2], scores.shape[3]), size)

@@ -1,22 +1,20 @@
 """A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import ImageFile, read_image
-from blda_cli.data.labels import LabelReader
-from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
-from blda_cli.segmenters.inference import average_views, slide, upload
+from blda_cli.segmenters.inference import average_views, slide
 from blda_cli.segmenters.outputs import (
-    check_finite,
     check_meaning,
     check_scores,
     first_tensor,
@@ -93,21 +91,13 @@ class NetworkSegmenter(Segmenter):
         """
         return self._logits(self._scores(images, size, network or self.network))
 
-    def logits(self, images: Tensor, options: InferenceOptions | None = None) -> Tensor:
-        """Logits of the classes at the images' own size, without gradients.
+    def read(self, file: ImageFile) -> np.ndarray:
+        """See `Segmenter.read`: uint8 ``[H, W, 3]``, RGB."""
+        return read_image(file.path)
 
-        Args:
-            images: uint8 ``[N, H, W, 3]``, RGB.
-            options: windows, scales, flips and precision; by default the whole image once.
-
-        Returns:
-            ``[N, C, H, W]``, or ``[N, C]`` of a classifier, on the segmenter's device.
-
-        Raises:
-            BldaError: what the network returns cannot be scores of the classes.
-        """
-        options = options or InferenceOptions()
-        pixels = images.to(self.device).permute(0, 3, 1, 2).float()
+    def logits(self, arrays: Tensor, options: InferenceOptions = InferenceOptions()) -> Tensor:  # noqa: B008  # frozen
+        """See `Segmenter.logits`; by default whole images, once."""
+        pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
         size = (pixels.shape[2], pixels.shape[3])
 
         def of_view(view: Tensor) -> Tensor:
@@ -122,29 +112,10 @@ class NetworkSegmenter(Segmenter):
         with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
             return average_views(of_view, pixels, options.scales, options.flip)
 
-    def stream(
-        self,
-        files: Sequence[ImageFile],
-        options: InferenceOptions,
-        labels: LabelReader | None = None,
-        skipped: list[SkippedFile] | None = None,
-    ) -> Iterator[LogitBatch]:
-        """See `Segmenter.stream`."""
+    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:  # noqa: ARG002
+        """See `Segmenter.check`; here there is but a remark."""
         if options.amp and not isinstance(self.network, nn.Module):
             self._note("--amp makes no difference: the network is not run by PyTorch")
-        batches = load_batches(
-            files,
-            lambda file: read_image(file.path),
-            labels,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            on_error=options.on_error,
-            skipped=skipped,
-        )
-        for batch_files, images, batch_labels in upload(batches, self.device):
-            logits = self.logits(images, options)
-            check_finite(logits, [str(file.path) for file in batch_files])
-            yield LogitBatch(batch_files, logits, batch_labels)
 
     def _scores(self, images: Tensor, size: Sequence[int] | None, network: Network) -> Tensor:
         """Scores of the outputs that are kept, resized to ``size`` where it is given."""

@@ -1,22 +1,22 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from blda_cli.data.classes import class_set
 from blda_cli.data.images import ImageFile
-from blda_cli.data.labels import LabelReader
-from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
 
 
 @dataclass
 class RandomSegmenter(Segmenter):
-    """Random logits that depend on the image's key alone.
+    """Random logits that depend on the image's key, a letter, alone.
 
     Attributes:
         bad: keys that cannot be read.
@@ -26,24 +26,15 @@ class RandomSegmenter(Segmenter):
     bad: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
 
-    def stream(
-        self,
-        files: Sequence[ImageFile],
-        options: InferenceOptions,
-        labels: LabelReader | None = None,
-        skipped: list[SkippedFile] | None = None,
-    ) -> Iterator[LogitBatch]:
-        for file in files:
-            if file.key in self.bad:
-                if options.on_error == "stop":
-                    raise BldaError(f"{file.path} cannot be read")
-                assert skipped is not None
-                skipped.append(SkippedFile(file, "cannot be read"))
-                continue
-            self.seen.append(file.key)
-            generator = torch.Generator().manual_seed(sum(map(ord, file.key)))
-            logits = torch.randn(1, 3, 24, 30, generator=generator) + torch.tensor([1.0, 0.0, -0.5]).view(1, 3, 1, 1)
-            yield LogitBatch([file], logits)
+    def read(self, file: ImageFile) -> np.ndarray:
+        if file.key in self.bad:
+            raise BldaError("cannot be read")
+        return np.array(ord(file.key))
+
+    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+        self.seen += map(chr, arrays.tolist())
+        noise = [torch.randn(3, 24, 30, generator=torch.Generator().manual_seed(key)) for key in arrays.tolist()]
+        return torch.stack(noise) + torch.tensor([1.0, 0.0, -0.5]).view(1, 3, 1, 1)
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 fiducio = pytest.importorskip("fiducio")
 
 from blda_cli.data.classes import class_set  # noqa: E402
 from blda_cli.data.images import ImageFile  # noqa: E402
-from blda_cli.data.labels import LabelReader  # noqa: E402
-from blda_cli.data.loader import SkippedFile  # noqa: E402
 from blda_cli.errors import BldaError  # noqa: E402
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter  # noqa: E402
+from blda_cli.segmenters.base import InferenceOptions, Segmenter  # noqa: E402
 from blda_cli.segmenters.calibrated import calibrated  # noqa: E402
 
 C = 3
@@ -20,16 +19,11 @@ C = 3
 class Fixed(Segmenter):
     """Gives the same logits for every file."""
 
-    def stream(
-        self,
-        files: Sequence[ImageFile],
-        options: InferenceOptions,
-        labels: LabelReader | None = None,
-        skipped: list[SkippedFile] | None = None,
-    ) -> Iterator[LogitBatch]:
-        generator = torch.Generator().manual_seed(0)
-        for file in files:
-            yield LogitBatch([file], 3 * torch.randn(1, C, 8, 8, generator=generator))
+    def read(self, file: ImageFile) -> np.ndarray:
+        return 3 * np.random.default_rng(0).normal(size=(C, 8, 8)).astype(np.float32)
+
+    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+        return arrays
 
 
 def segmenter(classes: int = C) -> Fixed:
