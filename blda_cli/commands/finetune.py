@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from blda_cli.commands.options import F, json_option, provenance, quiet_option, scales, size, together
-from blda_cli.finetuning.settings import Settings, read_settings
+from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings, read_settings
 from blda_cli.settings import Setting, sections_of, settings_of
 
 
@@ -74,6 +74,17 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
     type=click.Path(path_type=Path),
     help="Settings as a run's config.toml holds them; options replace what it says.",
 )
+@click.option(
+    "--host",
+    type=click.Choice(list(HOSTS)),
+    help="The parts of a published self-training: dacs has neither of the last three parts below (as by default), "
+    "daformer rare-class sampling and feature distance, mic also masked consistency; single options override.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["published"]),
+    help="BLDA as published: tau 0.1, labels from crops, norms as trained; single options override.",
+)
 @_options(
     "training",
     *("method", "correction", "iterations", "crop", "batch_size", "accumulate"),
@@ -83,7 +94,16 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
 )
 @_options(
     "host",
-    *("teacher_momentum", "confidence", "ignore_rows", "classmix", "color_jitter", "blur", "rare_class_sampling"),
+    *(
+        "teacher_momentum",
+        "confidence",
+        "whole_images",
+        "ignore_rows",
+        "classmix",
+        "color_jitter",
+        "blur",
+        "rare_class_sampling",
+    ),
     *("feature_distance", "masked_consistency"),
 )
 @_options("blda", "tau", "density_weight", "debias_pseudo_labels")
@@ -117,6 +137,8 @@ def command(
     output: Path,
     resume: bool,
     config: Path | None,
+    host: str | None,
+    preset: str | None,
     tensorboard: bool,
     device: str,
     workers: int,
@@ -147,7 +169,8 @@ def command(
         for name, value in options.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    settings = settings.with_values(given, "command line").resolved()
+    sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
+    settings = settings.with_values(sets | given, "command line").resolved()
     needed = ["model", "source_images", "source_labels"]
     needed += ["target_images"] if settings.training.method != "source" else []
     for name in needed:

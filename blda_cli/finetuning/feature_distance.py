@@ -46,13 +46,15 @@ class FeatureDistance:
             BldaError: the network has no encoder that can be found, or no class is a thing.
         """
         if encoder is None:
-            raise BldaError("feature distance: the network has no part called encoder or backbone; leave it out")
+            raise BldaError("--feature-distance: the network has no part called encoder or backbone; 0 does without")
         unknown = set(things) - set(class_names)
         if unknown:
             raise BldaError(f"host.thing_classes: there is no class {sorted(unknown)[0]!r}")
         chosen = [name in things if things else plain_name(name) in THINGS for name in class_names]
         if not any(chosen):
-            raise BldaError("feature distance: no class is known as a thing; name some as host.thing_classes")
+            raise BldaError(
+                "--feature-distance: no class is known as a thing; name some as host.thing_classes; 0 does without"
+            )
         self._initial: nn.Module = copy.deepcopy(network.get_submodule(encoder)).requires_grad_(False).eval()
         self.things = torch.tensor([*chosen, False], device=next(network.parameters()).device)
 

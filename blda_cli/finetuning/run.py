@@ -100,7 +100,7 @@ def finetune(
         folder.cut_metrics(trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)
     drawn = target if trainer.method.uses_target else source
-    sampler = Sampler(source, source_labels, drawn, pixels, settings)
+    sampler = Sampler(source, source_labels, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
     loop.train(sampler)
     result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": loop.scores}
     if first:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any
 
@@ -47,11 +47,24 @@ class Crop:
 
     def cut(self, whole: np.ndarray) -> np.ndarray:
         """What lies under the crop in an array ``[H, W, ...]`` of the image's size."""
-        part = whole[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+        part = whole[self._rows, self._columns]
         return part[:, ::-1] if self.mirrored else part
 
+    def cut_map(self, whole: Tensor) -> Tensor:
+        """The same of a tensor ``[..., H, W]``."""
+        part = whole[..., self._rows, self._columns]
+        return part.flip(-1) if self.mirrored else part
 
-Sample = dict[str, np.ndarray | Crop]
+    @property
+    def _rows(self) -> slice:
+        return slice(self.top, self.top + self.size[0])
+
+    @property
+    def _columns(self) -> slice:
+        return slice(self.left, self.left + self.size[1])
+
+
+Sample = dict[str, np.ndarray | Crop | Tensor]
 """The fields of one crop pair's `Batch`, without the batch dimension; ``class_order`` in place of ``pasted``."""
 
 
@@ -70,6 +83,7 @@ class Batch:
         masked_tone, masked_color, masked_blur: of the masked images' augmentation.
         source_crops: where the N source crops are from.
         target_crops: where the N target crops are from.
+        target_wholes: the whole images of the target crops, float32 ``[3, H, W]``; empty where none are wanted.
     """
 
     source_images: Tensor
@@ -86,6 +100,7 @@ class Batch:
     masked_blur: Tensor
     source_crops: list[Crop]
     target_crops: list[Crop]
+    target_wholes: list[Tensor] = field(default_factory=list)
 
     @property
     def files(self) -> list[str]:
@@ -103,6 +118,8 @@ class Batch:
                     value = value.permute(0, 3, 1, 2).float()
                 elif one.name.endswith("_labels"):
                     value = value.long()
+            elif one.name == "target_wholes":
+                value = [whole.to(device).permute(2, 0, 1).float() for whole in value]
             moved[one.name] = value
         return Batch(**moved)
 
@@ -124,7 +141,20 @@ class Sampler:
         target: Sequence[ImageFile],
         class_pixels: np.ndarray,
         settings: Settings,
+        *,
+        wholes: bool = False,
     ) -> None:
+        """Take in where samples are drawn from.
+
+        Args:
+            source: the labelled images.
+            source_labels: reads a label.
+            target: images of the target domain.
+            class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
+            settings: of the run.
+            wholes: batches hold the whole target images, too.
+        """
+        self._wholes = wholes
         self.class_pixels = class_pixels
         self.source, self.source_labels = source, source_labels
         self._target = target
@@ -184,6 +214,7 @@ class Sampler:
             **masked.fields("masked_"),
             "source_crops": source_crop,
             "target_crops": target_crop,
+            **({"target_wholes": torch.from_numpy(whole)} if self._wholes else {}),
         }
 
     def batches(self, numbers: Iterator[list[int]], workers: int) -> Iterator[Batch]:
@@ -283,6 +314,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     values: dict[str, Any] = {}
     for name in samples[0]:
         drawn: list[Any] = [sample[name] for sample in samples]
-        values[name] = drawn if isinstance(drawn[0], Crop) else torch.from_numpy(np.stack(drawn))
+        values[name] = drawn if isinstance(drawn[0], Crop | Tensor) else torch.from_numpy(np.stack(drawn))
     pasted = class_masks(values["source_labels"].numpy(), values.pop("class_order").numpy())
     return Batch(**values, pasted=torch.from_numpy(pasted))

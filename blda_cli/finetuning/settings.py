@@ -63,6 +63,9 @@ class HostSettings:
     confidence: float = setting(
         0.968, "Probability from which a pixel counts towards an image's weight.", at_least=0, at_most=1
     )
+    whole_images: bool = setting(
+        True, "The teacher labels whole target images, of which crops are cut, and not the crops (not published)."
+    )
     ignore_rows: tuple[int, int] = setting(
         (0, 0),
         "Rows at the top and bottom of target images that get no weight (published for Cityscapes: 15 120).",
@@ -77,7 +80,7 @@ class HostSettings:
     blur_sigma: tuple[float, float] = setting(
         (0.15, 1.15), "Range of the blur's standard deviation, in pixels.", at_least=1e-3, form="[smallest, largest]"
     )
-    rare_class_sampling: bool = setting(True, "Draw source images and crops by their rare classes.")
+    rare_class_sampling: bool = setting(False, "Draw source images and crops by their rare classes.")
     rare_class_temperature: float = setting(0.01, "Of the softmax over 1 - frequency.", at_least=1e-4)
     rare_class_share: float = setting(
         0.0015, "Share of its labelled pixels that makes an image worth drawing for a class.", at_least=0, at_most=1
@@ -95,11 +98,32 @@ class HostSettings:
     mask_block: int = setting(64, "Side of a masked block in pixels.", at_least=1)
 
 
+HOSTS: dict[str, dict[str, Any]] = {
+    "dacs": {"host.rare_class_sampling": False, "host.feature_distance": 0.0, "host.masked_consistency": 0.0},
+    "daformer": {"host.rare_class_sampling": True, "host.feature_distance": 0.005, "host.masked_consistency": 0.0},
+    "mic": {"host.rare_class_sampling": True, "host.feature_distance": 0.005, "host.masked_consistency": 1.0},
+}
+"""Which parts the published hosts have (Tranheden et al., WACV 2021; Hoyer et al., CVPR 2022 and 2023)."""
+
+PUBLISHED: dict[str, Any] = {
+    "host.whole_images": False,
+    "blda.tau": 0.1,
+    "blda.debias_pseudo_labels": False,
+    "run.target_norms": False,
+}
+"""BLDA as published (Li et al., ICML 2025), where the defaults differ from it."""
+
+
 @dataclass(frozen=True)
 class BldaSettings:
     """``[blda]``: what method ``blda`` adds."""
 
-    tau: float = setting(0.1, "Strength of BLDA's shift in the cross-entropy.", at_least=0)
+    tau: float | None = setting(
+        None,
+        "Strength of BLDA's shift in the cross-entropy; by default it falls from 1 to the published 0.1 over the "
+        "published 40000 steps.",
+        at_least=0,
+    )
     density_weight: float = setting(0.2, "Weight of BLDA's density regression.", at_least=0)
     momentum: float = setting(0.99, "Of the mixture banks.", at_least=0, at_most=1)
     warmup: int = setting(

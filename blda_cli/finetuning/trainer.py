@@ -187,13 +187,7 @@ class Trainer:
         if not self.method.uses_target:
             return report
 
-        labelling = None
-        if self.method.network is not None:
-            with self._autocast():
-                labelling = run_labelling(
-                    self.segmenter, self.method.network, self.student.classifier, batch.target_images
-                )
-        pseudo = self.method.label(batch, labelling)
+        pseudo = self.method.label(batch, None if self.method.network is None else self._run_labelling(batch))
         views = len(pseudo.labels) // len(batch.target_images)
         pasted = batch.pasted.repeat(views, 1, 1)
         weights = pseudo.weights * batch.target_rows.repeat(views, 1).unsqueeze(2)
@@ -228,6 +222,19 @@ class Trainer:
     def _run(self, images: Tensor) -> Outputs:
         with self._autocast():
             return run_student(self.segmenter, self.student, self._forward, images)
+
+    def _run_labelling(self, batch: Batch) -> Outputs:
+        """Outputs of the network that labels for the target crops: cut from those of whole images, or of the crops.
+
+        Whole images go together, as batch norms take the statistics of what they see; so they are of one size.
+        """
+        network, wholes = self.method.network, batch.target_wholes
+        assert network is not None
+        with self._autocast():
+            if len({whole.shape for whole in wholes}) != 1:
+                return run_labelling(self.segmenter, network, self.student.classifier, batch.target_images)
+            logits = run_labelling(self.segmenter, network, None, torch.stack(wholes)).logits
+        return Outputs(torch.stack([crop.cut_map(one) for crop, one in zip(batch.target_crops, logits, strict=True)]))
 
     def _backward(self, losses: Losses, share: float, report: StepReport) -> None:
         self._scaler.scale(torch.stack(list(losses.values())).sum() * share).backward()

@@ -151,7 +151,7 @@ def batches() -> Callable[..., Any]:
         source, target = find_images(settings.data.source_images), find_images(settings.data.target_images)
         labels = label_reader(source, settings.data.source_labels, project.segmenter().classes, encoding="ids")
         pixels = count_class_pixels(source, labels, 4, 1, SilentMonitor())
-        sampler = Sampler(source, labels, target, pixels, settings)
+        sampler = Sampler(source, labels, target, pixels, settings, wholes=settings.host.whole_images)
         return [collate([sampler.draw(number) for number in batch]).to(torch.device("cpu")) for batch in numbers]
 
     return draw_batches

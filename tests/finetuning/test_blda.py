@@ -82,6 +82,16 @@ def test_source_losses_are_the_formulas() -> None:
     torch.testing.assert_close(losses["source_density"].double(), 0.5 * difference, atol=1e-4, rtol=0)
 
 
+def test_the_strength_falls_from_1_to_the_published_one() -> None:
+    blda, fixed = method(), method(blda__tau=0.3)
+    strengths = []
+    for blda.source.step in (0, 800, 20_000, 40_000, 60_000):
+        strengths.append(blda.tau)
+    assert strengths == pytest.approx([1, 0.1**0.02, 0.1**0.5, 0.1, 0.1])
+    fixed.source.step = 20_000
+    assert fixed.tau == 0.3
+
+
 def test_the_banks_are_fitted_to_cells_and_pools() -> None:
     blda = method()
     start = blda.source.mixture

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.settings import Settings, read_settings
+from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings, read_settings
 
 PRINTED = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
 
 
-def test_defaults_are_the_published_values() -> None:
-    settings = Settings().resolved()
+def test_defaults_and_preset_are_the_published_values() -> None:
+    settings = Settings().with_values(PUBLISHED, "test").resolved()
     training, host, blda = settings.training, settings.host, settings.blda
     assert (training.iterations, training.crop, training.batch_size) == (40_000, (512, 512), 2)
     assert (training.learning_rate, training.head_factor, training.weight_decay) == (6e-5, 10, 0.01)
@@ -21,6 +21,16 @@ def test_defaults_are_the_published_values() -> None:
     assert (host.color_jitter, host.color_strength, host.blur, host.blur_sigma) == (0.8, 0.2, 0.5, (0.15, 1.15))
     assert (host.rare_class_temperature, host.rare_class_share) == (0.01, 0.0015)
     assert (host.mask_ratio, host.mask_block) == (0.7, 64)
+
+
+@pytest.mark.parametrize(
+    ("host", "parts"), [("dacs", (False, 0, 0)), ("daformer", (True, 0.005, 0)), ("mic", (True, 0.005, 1))]
+)
+def test_hosts_have_their_published_parts(host: str, parts: tuple[bool, float, float]) -> None:
+    for other in HOSTS.values():  # whatever was set before
+        settings = Settings().with_values(other, "test").with_values(HOSTS[host], "test").host
+        assert (settings.rare_class_sampling, settings.feature_distance, settings.masked_consistency) == parts
+    assert Settings().with_values(HOSTS["dacs"], "test") == Settings()
 
 
 @given(

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.data.images import read_image
 from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.samples import Batch
 from blda_cli.finetuning.trainer import Trainer
 
-C, VOID = 4, 255
+C, VOID = 4, IGNORE_INDEX
 BASE = {
     "training.iterations": 40,
     "training.learning_rate": 0.01,
@@ -98,6 +100,15 @@ class Reference:
 
         with torch.no_grad():
             seen, _ = self.run(self.teacher, batch.target_images)
+            if host.whole_images:
+                paths = [crop.file.path for crop in batch.target_crops]
+                wholes = torch.stack([torch.tensor(read_image(path)).permute(2, 0, 1).float() for path in paths])
+                for number, (logits, crop) in enumerate(
+                    zip(self.run(self.teacher, wholes)[0], batch.target_crops, strict=True)
+                ):
+                    columns = crop.left + torch.arange(crop.size[1])
+                    columns = columns.flip(0) if crop.mirrored else columns
+                    seen[number] = logits[:, crop.top : crop.top + crop.size[0]][:, :, columns]
         confidence, pseudo = seen.softmax(1).max(1)
         rows = torch.stack([torch.arange(c.size[0]) + c.top for c in batch.target_crops])
         counted = (rows >= host.ignore_rows[0]) & (rows < 40 - host.ignore_rows[1])
@@ -111,6 +122,7 @@ class Reference:
             images = augment(batch.target_images, batch.masked_tone, batch.masked_color, batch.masked_blur)
             images = torch.where(batch.kept[:, None], images, images.mean((2, 3), keepdim=True))
             logits, _ = self.run(self.student, images)
+            assert blda.tau is not None
             tau = blda.tau if self.settings.training.method == "blda" else 0.0
             shift = self.shift(logits, pseudo, torch.zeros_like(batch.pasted))[0] if tau else 0.0
             loss = F.cross_entropy(logits - tau * shift, pseudo, reduction="none")
@@ -135,6 +147,7 @@ class Reference:
             self.target.update(cells, enough)
         shift, density = self.shift(logits, labels, from_source)
         blda = self.settings.blda
+        assert blda.tau is not None
         corrected = F.cross_entropy(logits - blda.tau * shift, labels, ignore_index=VOID, reduction="none")
         assert self.density_head is not None
         predicted = self.density_head(features.relu(), logits.shape[2:])
@@ -173,6 +186,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "host.feature_distance": 0.05,
         "host.masked_consistency": 0.7,
     },
+    "dacs, labels of crops": {"training.method": "dacs", "host.whole_images": False},
     "blda, all parts": {"host.feature_distance": 0.05, "host.masked_consistency": 0.7},
 }
 

@@ -18,7 +18,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["source", "dacs", "blda"])
 def test_every_method_learns(project: Any, batches: Callable[..., Any], method: str) -> None:
-    values = {"training__method": method, "training__iterations": 60, "training__learning_rate": 5e-3}
+    values = {"training__method": method, "training__iterations": 60, "training__learning_rate": 5e-3, "blda__tau": 0.1}
     trainer = project.trainer(**values)
     reports = [
         trainer.train_step([batch]) for batch in batches(project, [[2 * n, 2 * n + 1] for n in range(60)], **values)

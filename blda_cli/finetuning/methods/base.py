@@ -119,7 +119,9 @@ class TrainingMethod(ABC):
         uses_features: labels or losses need the features in front of the classifier.
         stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
         preferred: classes that source images are drawn for, in groups, the first first; set when a stage begins.
-        network: whose outputs on the target images :meth:`label` wants; None: it wants none.
+        network: whose outputs on the target crops :meth:`label` wants; None: it wants none.
+        sees_wholes: it is run on whole target images, and the crops' logits are cut from theirs; where a batch's images
+            differ in size it is run on the crops.
     """
 
     uses_target = True
@@ -127,6 +129,7 @@ class TrainingMethod(ABC):
     stages = 0
     preferred: Sequence[Sequence[int]] = ()
     network: nn.Module | None = None
+    sees_wholes = False
 
     def begin_stage(self, stage: Stage) -> None:  # noqa: B027  # never called where batches are labelled one by one
         """Get ready to label; called in all processes before the first step of a stage, and of a resumed run.

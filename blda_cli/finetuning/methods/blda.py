@@ -13,13 +13,16 @@ from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import ENOUGH, LogitGrid, OnlineMixture, count_cells, reach
 from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, or_none
 from blda_cli.finetuning.pseudo_labels import debiased_labels
-from blda_cli.finetuning.settings import BldaSettings
+from blda_cli.finetuning.settings import PUBLISHED, BldaSettings
 from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.process_group import all_maximum, all_sum
 from blda_cli.runtime.shards import current_shard
 
 _BINS = 256
 """Of the histograms that EM runs on."""
+
+_DECAY = 40_000
+"""Updates of the published training."""
 
 _TABLE_VALUES = 1 << 22
 """Most values of the shift table: with many classes it gets coarser."""
@@ -48,6 +51,17 @@ class Blda(Objective):
         self.target_pixels = torch.zeros(num_classes, device=device)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
+
+    @property
+    def tau(self) -> float:
+        """The present strength: what is set, or a decay by the updates so far.
+
+        At the start cells are far apart and a run of some hundred steps has no time for small margins; the published
+        strength is for 40 000 steps.
+        """
+        if self.settings.tau is not None:
+            return self.settings.tau
+        return float(PUBLISHED["blda.tau"] ** min(self.source.step / _DECAY, 1))
 
     def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
         """Corrected cross-entropy and density regression, after the banks have taken the batch in."""
@@ -80,7 +94,7 @@ class Blda(Objective):
         table = self._table(reach(outputs.logits), target=True)
         rows = torch.where(labels == IGNORE_INDEX, -1, labels + self.num_classes)
         shift = table.shift(outputs.logits, rows)
-        loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.settings.tau)).mean()
+        loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.tau)).mean()
         return loss
 
     def metrics(self) -> dict[str, list[float | None]]:
@@ -153,7 +167,7 @@ class Blda(Objective):
         shift = table.shift(outputs.logits, rows)
         density = cumulative_density_loss(outputs.density, table.density(outputs.logits, rows))
         return {
-            name: (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.settings.tau)).mean(),
+            name: (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.tau)).mean(),
             f"{name}_density": self.settings.density_weight * (weights * density).mean(),
         }
 

@@ -11,6 +11,7 @@ class Dacs(TrainingMethod):
 
     def __init__(self, context: MethodContext) -> None:
         self.network = context.teacher
+        self.sees_wholes = context.settings.host.whole_images
         self._objective = context.objective
         self._confidence = context.settings.host.confidence
 
