@@ -147,6 +147,7 @@ def command(
     from blda_cli.core.fitting import resolve_strength
     from blda_cli.files import file_digest
     from blda_cli.pipelines.align import align, check_folder, check_statistics, evidence_from_files, fit
+    from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
     from blda_cli.segmenters.norms import use_norms
     from blda_cli.store.statistics import read_statistics
@@ -163,7 +164,7 @@ def command(
     held = {path: read_statistics(path) for path in (stats, anchors, labelled, spatial_priors) if path is not None}
     subject = load_subject(model, weights, images, device, calibrator)
     shard = current_shard()
-    with monitored(quiet=quiet or not shard.first) as monitor:
+    with process_group(), monitored(quiet=quiet or not shard.first) as monitor:
         if stats is None:
             stats = Path(f"{output if output.name else output.resolve()}.h5")
             held[stats] = _collected(subject, stats, settings, how, images, norms, overwrite, monitor, shard)

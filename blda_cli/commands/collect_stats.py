@@ -80,6 +80,7 @@ def command(
     """
     from blda_cli.commands.console import emit_json, monitored
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+    from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
 
     if bins & (bins - 1):
@@ -97,7 +98,7 @@ def command(
         reader = read_labels(subject.spec, subject.files, segmenter.classes, labels, label_encoding, ignore_label)
         labelled = {"source": labels, "encoding": reader.encoding, "ignore": ignore_label}
     shard = current_shard()
-    with monitored(quiet=quiet or not shard.first) as monitor:
+    with process_group(), monitored(quiet=quiet or not shard.first) as monitor:
         content = collect_statistics(
             segmenter,
             subject.files,

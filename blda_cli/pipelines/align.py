@@ -19,6 +19,7 @@ from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, model_identity
 from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.predictions import (
@@ -215,7 +216,7 @@ def align(
         record.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
     if shard.world > 1:
         write_record(part, record)
-        shard.wait()
+        wait_for_all(shard)
         if shard.first:
             record = merge_records([read_record(shard.path(folder / RECORD, rank)) for rank in range(shard.world)])
     if shard.first:
@@ -226,7 +227,7 @@ def align(
         if record.classified:
             write_classifications(folder, record)
         write_record(folder / RECORD, record)
-    shard.wait()
+    wait_for_all(shard)
     part.unlink(missing_ok=True)
     return record if shard.first else read_record(folder / RECORD)
 
@@ -291,7 +292,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
     """Make the folder, or empty it of earlier predictions where that is asked for."""
     check_folder(folder, overwrite)
-    shard.wait()  # nobody changes anything before everybody has looked
+    wait_for_all(shard)  # nobody changes anything before everybody has looked
     if shard.first:
         try:
             for path in list(folder.iterdir()) if overwrite and folder.is_dir() else []:
@@ -304,7 +305,7 @@ def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
                 path.unlink()
         except OSError as error:
             raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
-    shard.wait()
+    wait_for_all(shard)
 
 
 def _leave(folder: Path, part: Path) -> None:

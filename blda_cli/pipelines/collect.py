@@ -19,6 +19,7 @@ from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
 from blda_cli.files import claim
 from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
@@ -117,7 +118,7 @@ def collect_statistics(
         model=model_identity(segmenter, inference),
         provenance=provenance,
     )
-    shard.wait()  # nobody writes before everybody has looked
+    wait_for_all(shard)  # nobody writes before everybody has looked
     if overwrite:
         part.unlink(missing_ok=True)
     if norms == "target":
@@ -137,7 +138,7 @@ def collect_statistics(
     content.complete = True
     if shard.world > 1:
         write_statistics(part, content)
-        shard.wait()
+        wait_for_all(shard)
         if shard.first:
             parts = [shard.path(output, rank) for rank in range(shard.world)]
             content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, files)
@@ -147,7 +148,7 @@ def collect_statistics(
             raise BldaError(f"no image could be read, so there is nothing to count; the first: {reason}")
         content.mixtures = {source: fit_mixtures(cells) for source, cells in content.statistics.cells.items()}
         write_statistics(output, content)
-    shard.wait()
+    wait_for_all(shard)
     part.unlink(missing_ok=True)
     return read_statistics(output)
 
@@ -173,7 +174,7 @@ def _target_norms(
         norms = take_norms(segmenter, chosen, inference, advance=advance)
         use_norms(segmenter, norms)
         write_statistics(part, replace(content, model=model_identity(segmenter, inference), norms=norms))
-    shard.wait()
+    wait_for_all(shard)
     return read_statistics(part).norms
 
 

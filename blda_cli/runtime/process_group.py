@@ -1,4 +1,4 @@
-"""Sums and maxima over the processes that ``torchrun`` started."""
+"""What the processes that ``torchrun`` started do together: begin, wait for each other, add up."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +8,47 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from blda_cli.runtime.shards import current_shard
+from blda_cli.errors import BldaError
+from blda_cli.runtime.shards import Shard, current_shard
+
+# Processes reach the end of their shares hours apart, and wait while the first validates and writes; torch's own
+# patience is half an hour. torchrun ends the others when one fails.
+_PATIENCE = timedelta(days=30)
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes, where there are some; ``device`` is this one's."""
+def process_group(device: torch.device | None = None) -> Iterator[None]:
+    """Join the other processes, where there are some.
+
+    Args:
+        device: of this process' tensors that are added up; None where there are none.
+
+    Raises:
+        BldaError: they cannot be reached.
+    """
     if current_shard().world == 1:
         yield
         return
-    if device.type == "cuda":
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
-    # The others wait while the first validates and writes.
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+    with _together():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def wait_for_all(shard: Shard) -> None:
+    """Wait until every process that shares the work is here; one that does it alone goes on.
+
+    Raises:
+        BldaError: another one has stopped.
+    """
+    if shard.world > 1:
+        with _together():
+            dist.barrier()
 
 
 def all_sum(values: Tensor) -> Tensor:
@@ -39,3 +63,15 @@ def all_maximum(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        shard = current_shard()
+        raise BldaError(
+            f"process {shard.rank} of {shard.world} cannot reach the others: one has stopped, or WORLD_SIZE is set "
+            "outside of torchrun"
+        ) from error

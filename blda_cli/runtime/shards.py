@@ -3,18 +3,10 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from blda_cli.errors import BldaError
-
 T = TypeVar("T")
-
-# Processes reach the end hours apart; torch's own patience is half an hour.
-_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -43,24 +35,6 @@ class Shard:
         rank = self.rank if rank is None else rank
         part = "" if self.world == 1 else f".{rank}-of-{self.world}"
         return path.with_name(f"{path.name}{part}.partial")
-
-    def wait(self) -> None:
-        """Wait until every process is here.
-
-        Raises:
-            BldaError: another one has stopped, or this was not started by ``torchrun``.
-        """
-        if self.world == 1:
-            return
-        try:
-            if not torch.distributed.is_initialized():
-                torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-            torch.distributed.barrier()
-        except (RuntimeError, ValueError) as error:
-            raise BldaError(
-                f"process {self.rank} of {self.world} cannot reach the others: one has stopped, or WORLD_SIZE is set "
-                "outside of torchrun"
-            ) from error
 
 
 def current_shard() -> Shard:

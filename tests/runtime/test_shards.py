@@ -5,6 +5,7 @@ import torch
 
 from blda_cli.errors import BldaError
 from blda_cli.runtime.device import choose_device
+from blda_cli.runtime.process_group import process_group, wait_for_all
 from blda_cli.runtime.shards import Shard, current_shard
 
 
@@ -35,7 +36,8 @@ def test_torchrun_says_who_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_process_waits_for_nobody() -> None:
-    Shard().wait()
+    with process_group():
+        wait_for_all(Shard())
     assert not torch.distributed.is_initialized()
 
 
