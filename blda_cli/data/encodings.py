@@ -1,14 +1,17 @@
 """What the pixel values of label files mean: the data sets' encodings, and custom ones."""
 
+import csv
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import TypeVar
 
 import numpy as np
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.data.classes import ClassSet, Color, plain_name, preset, void_value
+from blda_cli.data.classes import ClassSet, Color, plain_name, void_value
 from blda_cli.errors import BldaError
 
 Key = TypeVar("Key", int, Color)
@@ -47,148 +50,28 @@ class LabelEncoding:
         return list(dict.fromkeys(name for name in named if isinstance(name, str)))
 
 
-def _of_preset(name: str) -> dict[int, str | int]:
-    classes = preset(name)
-    return dict(zip(classes.ids, classes.names, strict=True))
+def _read_encoding(table: Traversable) -> LabelEncoding:
+    """An encoding from its file: remarks ``# KEY: WORDS``, then a row for each value or colour; void has no class."""
+    lines = table.read_text(encoding="utf-8").splitlines()
+    remarks = dict(line.removeprefix("# ").split(": ") for line in lines if line.startswith("#"))
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    return LabelEncoding(
+        name=table.name.removesuffix(".csv"),
+        values={int(row["value"]): row["class"] for row in rows if row["value"] and row["class"]},
+        colors={(int(row["red"]), int(row["green"]), int(row["blue"])): row["class"] for row in rows if row["red"]},
+        void=frozenset(int(row["value"]) for row in rows if not row["class"]),
+        suffixes=tuple(remarks.get("suffixes", "").split()),
+        prefixes=tuple(remarks.get("prefixes", "").split()),
+        preset=remarks.get("preset"),
+    )
 
 
-def _colors_of_preset(name: str) -> dict[Color, str | int]:
-    classes = preset(name)
-    return dict(zip(classes.palette, classes.names, strict=True))
-
-
-_CITYSCAPES_IDS = _of_preset("cityscapes")
-# Ids 0..33, of which 15 are not evaluated; GTA5 has 34, the licence plate, too.
-_CITYSCAPES_VOID = frozenset(range(35)) - _CITYSCAPES_IDS.keys()
-
-_SYNTHIA_IDS: dict[int, str | int] = {
-    3: "road",
-    4: "sidewalk",
-    2: "building",
-    21: "wall",
-    5: "fence",
-    7: "pole",
-    15: "traffic light",
-    9: "traffic sign",
-    6: "vegetation",
-    16: "terrain",
-    1: "sky",
-    10: "person",
-    17: "rider",
-    8: "car",
-    18: "truck",
-    19: "bus",
-    20: "train",
-    12: "motorcycle",
-    11: "bicycle",
-}
-
-# CamVid's 32 colours in the 11-class split published with SegNet; black (void) has no class.
-_CAMVID_COLORS: dict[Color, str | int] = {
-    (128, 128, 128): "sky",
-    (128, 0, 0): "building",
-    (192, 0, 128): "building",  # archway
-    (0, 128, 64): "building",  # bridge
-    (64, 0, 64): "building",  # tunnel
-    (64, 192, 0): "building",  # wall
-    (192, 192, 128): "pole",
-    (0, 0, 64): "pole",  # traffic cone
-    (128, 64, 128): "road",
-    (128, 0, 192): "road",  # lane markings
-    (192, 0, 64): "road",
-    (0, 0, 192): "pavement",
-    (60, 40, 222): "pavement",  # the colour SegNet draws it in
-    (64, 192, 128): "pavement",  # parking block
-    (128, 128, 192): "pavement",  # road shoulder
-    (128, 128, 0): "tree",
-    (192, 192, 0): "tree",  # other vegetation
-    (192, 128, 128): "sign",
-    (128, 128, 64): "sign",  # other text
-    (0, 64, 64): "sign",  # traffic light
-    (64, 64, 128): "fence",
-    (64, 0, 128): "car",
-    (64, 128, 192): "car",  # pickup
-    (192, 128, 192): "car",  # truck, bus
-    (192, 64, 128): "car",  # train
-    (128, 64, 64): "car",  # other moving
-    (64, 64, 0): "pedestrian",
-    (192, 128, 64): "pedestrian",  # child
-    (64, 0, 192): "pedestrian",  # cart, pram
-    (64, 128, 64): "pedestrian",  # animal
-    (0, 128, 192): "bicyclist",
-    (192, 0, 192): "bicyclist",  # motorcycle
-}
+_TABLES = resources.files("blda_cli.data").joinpath("label_encodings").iterdir()
 
 ENCODINGS: dict[str, LabelEncoding] = {
-    encoding.name: encoding
-    for encoding in (
-        LabelEncoding(
-            "cityscapes-ids",
-            preset="cityscapes",
-            values=_CITYSCAPES_IDS,
-            void=_CITYSCAPES_VOID,
-            suffixes=(
-                "_gtFine_labelIds",
-                "_gtCoarse_labelIds",
-                "_gt_labelIds",
-                "_labelIds",
-                "_gtFine_labelcsIds",
-            ),
-        ),
-        LabelEncoding(
-            "cityscapes-train-ids",
-            preset="cityscapes",
-            values=dict(enumerate(preset("cityscapes").names)),
-            void=frozenset({VOID}),
-            suffixes=(
-                "_gtFine_labelTrainIds",
-                "_gtCoarse_labelTrainIds",
-                "_gt_labelTrainIds",
-                "_labelTrainIds",
-                "_gtFine_labelcsTrainIds",
-                "_train_id",
-            ),
-        ),
-        LabelEncoding("cityscapes-colors", colors=_colors_of_preset("cityscapes")),
-        LabelEncoding(
-            "gta5",
-            values=_CITYSCAPES_IDS,
-            colors=_colors_of_preset("cityscapes"),
-            void=_CITYSCAPES_VOID,
-        ),
-        LabelEncoding("synthia", values=_SYNTHIA_IDS, void=frozenset({0, 13, 14, 22})),
-        LabelEncoding("mapillary", preset="mapillary", values=_of_preset("mapillary"), void=frozenset({65})),
-        LabelEncoding(
-            "idd-level3",
-            preset="idd",
-            values=_of_preset("idd"),
-            void=frozenset({VOID}),
-            suffixes=("_gtFine_labellevel3Ids",),
-        ),
-        LabelEncoding(
-            "ade20k",
-            preset="ade20k",
-            values=_of_preset("ade20k"),
-            void=frozenset({0}),
-            prefixes=("ADE_train_", "ADE_val_"),
-        ),
-        LabelEncoding(
-            "camvid",
-            preset="camvid",
-            values=_of_preset("camvid"),
-            colors=_CAMVID_COLORS,
-            void=frozenset({11, VOID}),
-            suffixes=("_L",),
-        ),
-        LabelEncoding(
-            "voc",
-            preset="voc",
-            values=_of_preset("voc"),
-            colors=_colors_of_preset("voc"),
-            void=frozenset({VOID}),
-        ),
-    )
+    encoding.name: encoding for encoding in map(_read_encoding, sorted(_TABLES, key=lambda table: table.name))
 }
+"""The data sets' encodings by name, one for every table in the ``label_encodings`` folder."""
 
 # Names for a data set whose files come in more than one encoding, told apart by file name, then by content.
 FAMILIES: dict[str, tuple[str, ...]] = {
