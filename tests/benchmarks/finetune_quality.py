@@ -1,16 +1,21 @@
-"""What fine-tuning brings on real frames: CamVid by day to CamVid at dusk, ESPNet from its Cityscapes weights.
+"""What fine-tuning brings: CamVid by day to CamVid at dusk, ESPNet from its Cityscapes weights; or the drawn streets.
 
-    python tests/benchmarks/finetune_quality.py [--data DIR] [--seeds 3] [--iterations 400] [--device cuda] [--jobs 8]
+    python tests/benchmarks/finetune_quality.py [--data DIR] [--seeds 3] [--iterations 800] [--device cuda] [--jobs 8]
+    python tests/benchmarks/finetune_quality.py --streets [--seeds 3] [--iterations 600]
+    python tests/benchmarks/finetune_quality.py --model ../shared/data/nets/dabnet/dabnet.toml ...
 
-Trains every variant with every seed and scores the teacher on all dusk frames, before and after what ``blda align``
+Trains every variant with every seed and scores the teacher on all target images, before and after what ``blda align``
 does unless told otherwise; once with the batch norms' averages of the target images, as it is exported, once with those
 that training left. Prints a Markdown table (means over the seeds, ± their standard deviation) and writes everything,
-with the classes' scores, as JSON. Runs that are in the JSON file already are not made again.
+with the classes' scores, as JSON. Runs that are in the JSON file already are not made again, so a benchmark that was
+stopped goes on.
 """
 
 import json
 import multiprocessing
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,7 +35,7 @@ from blda_cli.data.labels import label_reader
 from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.settings import PUBLISHED, Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
@@ -42,15 +47,41 @@ ROOT = Path(__file__).parents[2]
 ESPNET = ROOT / "examples" / "espnet" / "espnet.toml"
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "source only": {"training.method": "source"},
+    "source": {"training.method": "source"},
     "dacs": {"training.method": "dacs"},
     "blda": {"training.method": "blda"},
-    "blda, τ 1": {"training.method": "blda", "blda.tau": 1.0},
-    "blda + masked": {"training.method": "blda", "host.masked_consistency": 1.0},
-    "blda, debiased labels": {"training.method": "blda", "blda.debias_pseudo_labels": True},
+    "blda --preset published": {"training.method": "blda", **PUBLISHED},
+    "dacs --no-whole-images": {"training.method": "dacs", "host.whole_images": False},
+    "blda --tau 0.1": {"training.method": "blda", "blda.tau": 0.1},
+    "blda --density-weight 0": {"training.method": "blda", "blda.density_weight": 0.0},
+    "dacs --masked-consistency 1": {"training.method": "dacs", "host.masked_consistency": 1.0},
+    "blda --masked-consistency 1": {"training.method": "blda", "host.masked_consistency": 1.0},
+    "dacs --rare-class-sampling": {"training.method": "dacs", "host.rare_class_sampling": True},
+    "blda --rare-class-sampling": {"training.method": "blda", "host.rare_class_sampling": True},
 }
+MAIN = ("source", "dacs", "blda", "blda --preset published")
 UNTRAINED = "no training"
 NORMS = ("target's norms", "norms as trained")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and two domains.
+
+    Attributes:
+        model: its description.
+        weights: in place of the description's.
+        source, target: folders of ``images`` and ``labels``.
+    """
+
+    model: Path
+    weights: Path | None
+    source: Path
+    target: Path
+
+    def load(self, device: torch.device) -> Any:
+        """The network before training."""
+        return load_segmenter(parse_model(str(self.model), self.weights), device)
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class Job:
     variant: str
     seed: int | None
     settings: dict[str, Any]
-    data: Path
+    task: "Task"
     device: str
     runs: Path | None
 
@@ -72,26 +103,32 @@ class Job:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), default=ROOT.parent / "shared" / "data", show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), default=ESPNET, help="Another network.")
+@click.option("--streets", is_flag=True, help="The drawn streets and their network in place of CamVid.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-@click.option("--iterations", default=400, show_default=True)
-@click.option("--crop", default=192, show_default=True)
+@click.option("--iterations", default=800, show_default=True)
+@click.option("--crop", type=int, help="[default: 192; 96 of the streets]")
 @click.option("--learning-rate", default=3e-4, show_default=True)
-@click.option("--teacher-momentum", default=0.99, show_default=True, help="The published 0.999 is for 40 000 steps.")
+@click.option("--teacher-momentum", type=float, help="[default: 0.99; 0.98 of the streets]")
 @click.option("--head-factor", default=1.0, show_default=True, help="All layers are pretrained here.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="A setting of all runs, as JSON.")
-@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Only these variants; repeatable.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(VARIANTS)), help="These variants and no others; repeatable."
+)
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Where run folders are kept.  [default: nowhere]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Where the results are kept.")
 def main(
     data: Path,
+    model: Path,
+    streets: bool,
     device: str,
     seeds: int,
     iterations: int,
-    crop: int,
+    crop: int | None,
     learning_rate: float,
-    teacher_momentum: float,
+    teacher_momentum: float | None,
     head_factor: float,
     changes: tuple[str, ...],
     only: tuple[str, ...],
@@ -100,29 +137,45 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Train and score."""
+    crop = crop or (96 if streets else 192)
     common: dict[str, Any] = {
         "training.iterations": iterations,
         "training.crop": (crop, crop),
         "training.learning_rate": learning_rate,
         "training.head_factor": head_factor,
-        "host.teacher_momentum": teacher_momentum,
+        "host.teacher_momentum": teacher_momentum or (0.98 if streets else 0.99),
         **{key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)},
     }
     results: dict[str, Any] = json.loads(json_file.read_text()) if json_file and json_file.exists() else {}
-    todo = [Job(UNTRAINED, None, {}, data, device, runs)] + [
-        Job(variant, seed, {**common, **VARIANTS[variant]}, data, device, runs)
-        for seed in range(seeds)
-        for variant in only or VARIANTS
-    ]
-    todo = [job for job in todo if job.key not in results]
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for key, result in pool.imap_unordered(run, todo):
-            results[key] = result
-            print(f"{key}: {result['seconds']:.0f} s, {describe(result['scores'])}", flush=True)
-            if json_file:
-                json_file.write_text(json.dumps(results, indent=1))
+    with tempfile.TemporaryDirectory() as drawn:
+        task = streets_task(Path(drawn)) if streets else camvid_task(data, model)
+        todo = [Job(UNTRAINED, None, {}, task, device, runs)] + [
+            Job(variant, seed, {**common, **VARIANTS[variant]}, task, device, runs)
+            for seed in range(seeds)
+            for variant in only or MAIN
+        ]
+        todo = [job for job in todo if job.key not in results]
+        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+            for key, result in pool.imap_unordered(run, todo):
+                results[key] = result
+                print(f"{key}: {result['seconds']:.0f} s, {describe(result['scores'])}", flush=True)
+                if json_file:
+                    json_file.write_text(json.dumps(results, indent=1))
     print(f"\n{iterations} steps, crops of {crop}, 2 + 2 a step, AdamW {learning_rate:g}; torch {torch.__version__}\n")
     print("\n".join(table(results)))
+
+
+def camvid_task(data: Path, model: Path) -> Task:
+    """CamVid by day to CamVid at dusk."""
+    weights = data / "weights" / "espnet_cityscapes_p2_q8.pth" if model == ESPNET else None
+    return Task(model, weights, data / "camvid" / "day", data / "camvid" / "dusk")
+
+
+def streets_task(folder: Path) -> Task:
+    """The drawn streets by day to those at dusk."""
+    streets = ROOT / "examples" / "streets"
+    subprocess.run([sys.executable, str(streets / "draw.py"), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return Task(streets / "streets.toml", None, folder / "day", folder / "dusk")
 
 
 def run(job: Job) -> tuple[str, dict[str, Any]]:
@@ -130,22 +183,20 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     torch.set_num_threads(1)
     device = torch.device(job.device)
     start = time.perf_counter()
-    weights = job.data / "weights" / "espnet_cityscapes_p2_q8.pth"
-    camvid = job.data / "camvid"
-    spec = parse_model(str(ESPNET), weights)
+    task = job.task
     if job.seed is None:
-        scores = score_norms(load_segmenter(spec, device), camvid)
+        scores = score_norms(task.load(device), task.target)
         return job.key, {"scores": scores, "seconds": time.perf_counter() - start}
     settings = Settings().with_values(
         {
-            "data.model": str(ESPNET),
-            "data.weights": str(weights),
-            "data.source_images": str(camvid / "day" / "images"),
-            "data.source_labels": str(camvid / "day" / "labels"),
-            "data.target_images": str(camvid / "dusk" / "images"),
+            "data.model": str(task.model),
+            "data.weights": str(task.weights) if task.weights else None,
+            "data.source_images": str(task.source / "images"),
+            "data.source_labels": str(task.source / "labels"),
+            "data.target_images": str(task.target / "images"),
             "training.seed": job.seed,
-            "run.target_norms": False,
             **job.settings,
+            "run.target_norms": False,
         },
         "benchmark",
     )
@@ -156,23 +207,23 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
         seconds = time.perf_counter() - start
         run_folder = RunFolder(output)
         metrics = [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]
-        scores = score_norms(load_segmenter(parse_model(str(run_folder.model)), device), camvid)
+        scores = score_norms(load_segmenter(parse_model(str(run_folder.model)), device), task.target)
     return job.key, {"scores": scores, "seconds": seconds, "settings": job.settings, "metrics": metrics}
 
 
-def score_norms(segmenter: Any, camvid: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Scores with the batch norms' averages as they are, and as the target's images give them."""
     assert isinstance(segmenter, NetworkSegmenter)
-    as_trained = score(segmenter, camvid)
-    files = find_images(camvid / "dusk" / "images")
+    as_trained = score(segmenter, target)
+    files = find_images(target / "images")
     use_norms(segmenter, take_norms(segmenter, enough_for_norms(files), InferenceOptions(), keep_source=False))
-    return dict(zip(NORMS, (score(segmenter, camvid), as_trained), strict=True))
+    return dict(zip(NORMS, (score(segmenter, target), as_trained), strict=True))
 
 
-def score(segmenter: Any, camvid: Path) -> dict[str, dict[str, Any]]:
-    """Scores on all dusk frames by argmax, and after the default alignment with the frames' own statistics."""
-    files = find_images(camvid / "dusk" / "images")
-    labels = label_reader(files, camvid / "dusk" / "labels", segmenter.classes)
+def score(segmenter: Any, target: Path) -> dict[str, dict[str, Any]]:
+    """Scores on all target images by argmax, and after the default alignment with the frames' own statistics."""
+    files = find_images(target / "images")
+    labels = label_reader(files, target / "labels", segmenter.classes)
     count = len(segmenter.classes)
     counted = LogitStatistics.empty(count, (LabelSource.PSEUDO,), device=segmenter.device)
     argmax, aligned = ConfusionMatrix(count), ConfusionMatrix(count)
