@@ -89,8 +89,8 @@ def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> 
         The folders.
 
     Raises:
-        BldaError: one is not a folder of predictions, they are of other classes than the statistics, or they do not
-            correct the same predictions of the same images.
+        BldaError: one is not a folder of predictions, they are of other classes than the statistics or of different
+            images, or those of one model do not correct the same predictions.
     """
     folders = [AlignedFolder(path, read_record(path / RECORD)) for path in paths]
     for folder in folders:
@@ -99,7 +99,8 @@ def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> 
             raise BldaError(f"{folder.path} is of other classes than {statistics}: report each with its own statistics")
         if folder.record.changed.keys() != first.record.changed.keys():
             raise BldaError(f"{first.path} and {folder.path} are of different images: report them one by one")
-        if folder.record.pixels_before != first.record.pixels_before:
+        own = folder.record.model == first.record.model
+        if own and folder.record.pixels_before != first.record.pixels_before:
             raise BldaError(f"{first.path} and {folder.path} correct different predictions: report them one by one")
     return folders
 
@@ -177,6 +178,11 @@ def make_report(
         f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
         for folder in folders
         if folder.record.statistics["sha256"] != digest
+    ]
+    remarks += [
+        f"{folder.path} is of another model than {folders[0].path}; what is called before is of the latter."
+        for folder in folders
+        if folder.record.model != folders[0].record.model
     ]
     confusions = _confusions(folders, labels, len(content.classes), monitor) if labels and folders else None
     made: dict[str, Any] = {

@@ -126,6 +126,23 @@ def test_folders_side_by_side(domain: Any, tmp_path: Path) -> None:
     assert "before | after adjusted" in page
 
 
+def test_two_models_side_by_side(domain: Any, tmp_path: Path) -> None:
+    """As of two training runs: each has its own predictions of the same images."""
+    logits = dict(domain.logits)
+    try:
+        for key, values in logits.items():
+            domain.logits[key] = values.roll(1, dims=1)
+        other = domain.align("other", AlignmentSettings(), model={"kind": "hf"}, pixels_before=[1] * 6)
+    finally:
+        domain.logits.update(logits)
+    folders = ["--aligned", domain.folder / "aligned", "--aligned", other]
+    data = report(domain, tmp_path, *folders, "--labels", domain.folder / "labels")
+    for name in ("aligned", "other"):
+        expected = scores_of(confusion_of(domain, f"{name}/predictions"))
+        assert data["overall"]["runs"][name]["mean_iou"] == pytest.approx(expected.mean_iou)
+    assert any("other is of another model than" in remark for remark in data["remarks"])
+
+
 def test_methods_are_compared_on_the_sample(make_domain: MakeDomain, tmp_path: Path) -> None:
     made = make_domain(5, 3, labelled=True)
     data = report(made, tmp_path, "--compare")
