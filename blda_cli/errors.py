@@ -1,11 +1,19 @@
 """What a user can mend: errors that end in one line and exit code 1."""
 
 import importlib
+import unicodedata
 from types import ModuleType
 
 
 class BldaError(Exception):
     """A mistake or a condition the user can mend; the message names the thing and the way out, in one line."""
+
+
+def printable(text: str) -> str:
+    """Text with its control characters spelt out, as a file name may hold some that command a terminal."""
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else ascii(char)[1:-1] for char in text
+    )
 
 
 def require_extra(module: str, extra: str, purpose: str) -> ModuleType:

@@ -1,10 +1,11 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete, that one process writes, that are still the same."""
 
 import hashlib
 import os
+import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blda_cli.errors import BldaError
@@ -23,7 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         BldaError: it cannot be written; what was at ``path`` before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not the whole name, which may be as long as a file system lets it be.
+    short = hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+    temporary = path.with_name(f".{short}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -61,3 +64,84 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, as ``"sha256:..."`` in hexadecimal."""
     with path.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """Size and time of change of some files: another text once one of them is replaced or gone."""
+    return " ".join(map(_state, paths))
+
+
+def _state(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError:
+        return "none"
+    return f"{state.st_size}@{state.st_mtime_ns}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the same output, by a lock that ends with this process however it ends.
+
+    Where the file system knows no locks, or nothing may be written beside ``path``, there is none.
+
+    Args:
+        path: the output, a file or a folder; the lock lies beside it, hidden, while it is held.
+
+    Raises:
+        BldaError: another process is writing there; the message names it.
+    """
+    made = _make_folders(path.parent)
+    lock = path.with_name(f".{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}.lock")
+    try:
+        descriptor = _lock(lock, path)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                lock.unlink(missing_ok=True)
+                os.close(descriptor)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it holds something now
+                folder.rmdir()
+
+
+def _lock(lock: Path, path: Path) -> int | None:
+    """A descriptor that holds the lock; None where there are no locks."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return None
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise BldaError(f"{path} is being written by {owner}: wait for it, or choose another output") from error
+        except OSError:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if lock.stat().st_ino == os.fstat(descriptor).st_ino:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        os.close(descriptor)  # its last owner took the file away between the two calls
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; the new ones, innermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    with suppress(OSError):  # which the output's own writing will say
+        if missing:
+            missing[0].mkdir(parents=True, exist_ok=True)
+    return missing

@@ -3,17 +3,35 @@
 The modules import torch and all that needs it inside their functions, so that help and completion answer at once.
 """
 
+import io
+import sys
+from itertools import pairwise
 from typing import Any
 
 import click
 
 from blda_cli import __version__
 from blda_cli.commands import align, collect_stats, finetune, merge, report
-from blda_cli.errors import BldaError
+from blda_cli.errors import BldaError, printable
 
 
 class _Commands(click.Group):
     """Lists commands in the order of their use; ends what a user can mend in one line and exit code 1."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        for stream in (sys.stdout, sys.stderr):  # which may lack τ, or a letter of a file's name
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
+        return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        for before, argument in pairwise(args):
+            if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+                name = argument[:-1] or (before if before.startswith("--") else "an argument")
+                raise click.UsageError(f"{name} is empty: is a variable of the shell not set?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
@@ -26,7 +44,7 @@ class _Commands(click.Group):
         except (BldaError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"blda: {' '.join(str(error).split())}", err=True)
+            click.echo(f"blda: {printable(' '.join(str(error).split()))}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("blda: stopped", err=True)

@@ -1,7 +1,9 @@
 """``blda align``."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -21,15 +23,18 @@ from blda_cli.commands.options import (
     overwrite_option,
     provenance,
     quiet_option,
+    shard_option,
+    shared_out,
     strength,
 )
 from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
-from blda_cli.errors import BldaError
+from blda_cli.errors import BldaError, printable
 
 if TYPE_CHECKING:
     from blda_cli.commands.console import ConsoleMonitor
     from blda_cli.core.fitting import AlignmentSettings
-    from blda_cli.runtime.shards import Shard
+    from blda_cli.data.images import ImageFile
+    from blda_cli.runtime.shards import ArrayShard, Shard
     from blda_cli.segmenters.base import InferenceOptions
     from blda_cli.store.predictions import RunRecord
     from blda_cli.store.statistics import StatisticsFile
@@ -108,6 +113,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Use statistics of another model or preprocessing all the same.")
 @norms_option
 @inference_options
+@shard_option
 @overwrite_option
 @json_option
 @quiet_option
@@ -126,6 +132,7 @@ def command(
     save_scores: bool,
     force: bool,
     device: str,
+    array_shard: "ArrayShard | None",
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -145,29 +152,47 @@ def command(
     """
     from blda_cli.commands.console import emit_json, monitored
     from blda_cli.core.fitting import resolve_strength
-    from blda_cli.files import file_digest
-    from blda_cli.pipelines.align import align, check_folder, check_statistics, evidence_from_files, fit
+    from blda_cli.data.images import refuse_among
+    from blda_cli.files import file_digest, locked
+    from blda_cli.pipelines.align import align, check_statistics, evidence_from_files, fit
     from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
     from blda_cli.segmenters.norms import use_norms
+    from blda_cli.store.prediction_folder import check_folder
     from blda_cli.store.statistics import read_statistics
 
     settings = _settings(preset, method, shift, tau, label_source, density, tails)
-    _refuse_unused(settings, anchors, labelled, spatial_priors, density or tails)
+    given = {
+        "--shift": shift,
+        "--tau": tau,
+        "--label-source": label_source,
+        "--density": density,
+        "--tails": tails,
+        "--anchors": anchors,
+        "--labelled": labelled,
+        "--spatial-priors": spatial_priors,
+    }
+    _refuse_unused(settings, {name for name, value in given.items() if value is not None})
     if norms and stats:
         raise click.UsageError("--norms is for statistics that are collected first: --stats brings its own")
     how = inference_from(**inference)
+    shard = current_shard()
+    if array_shard and stats is None:
+        raise click.UsageError("--shard needs --stats of all images: shards with their own would differ")
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
-    if output.resolve().is_relative_to(Path(images).resolve()):
-        raise BldaError(f"{output} lies in {images}, where its pictures would be taken for images: give another folder")
+    refuse_among(output, images, [])
     held = {path: read_statistics(path) for path in (stats, anchors, labelled, spatial_priors) if path is not None}
     subject = load_subject(model, weights, images, device, calibrator)
-    shard = current_shard()
-    with process_group(), monitored(quiet=quiet or not shard.first) as monitor:
+    refuse_among(output, images, subject.files)
+    files, part = shared_out(subject.files, array_shard, shard)
+    _refuse_clashes(files, scores=save_scores)
+    lock = locked(output) if shard.first else nullcontext()
+    with process_group(), monitored(quiet=quiet or not shard.first) as monitor, lock:
         if stats is None:
             stats = Path(f"{output if output.name else output.resolve()}.h5")
-            held[stats] = _collected(subject, stats, settings, how, images, norms, overwrite, monitor, shard)
+            with locked(stats) if shard.first else nullcontext():
+                held[stats] = _collected(subject, stats, settings, how, images, norms, overwrite, monitor, shard)
         use_norms(subject.segmenter, held[stats].norms)
         for path, content in held.items():
             check_statistics(subject.segmenter, how, content, path, force=force)
@@ -194,7 +219,7 @@ def command(
         settings = replace(settings, tau=resolve_strength(settings, evidence))
         record = align(
             subject.segmenter,
-            subject.files,
+            files,
             output,
             fit(settings, evidence),
             settings=settings,
@@ -211,15 +236,15 @@ def command(
             inference=how,
             original_ids=original_ids,
             save_scores=save_scores,
-            provenance={**provenance(), "source": images, "labels": asdict(subject.spec.labels)},
+            provenance={**provenance(), "source": images, "labels": asdict(subject.spec.labels), **part},
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,
         )
         for note in subject.segmenter.notes:
             monitor.say(note)
-        for key, reason in record.skipped.items():
-            monitor.say(f"skipped {key}: {reason}")
+        if shard.first:
+            monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     if shard.first:
         if as_json:
             emit_json(_summary(record, output))
@@ -254,31 +279,45 @@ def _settings(
     return settings
 
 
-def _refuse_unused(
-    settings: "AlignmentSettings",
-    anchors: Path | None,
-    labelled: Path | None,
-    spatial_priors: Path | None,
-    detail: str | None,
-) -> None:
+def _refuse_unused(settings: "AlignmentSettings", given: set[str]) -> None:
     """Refuse options that would change nothing, and a search that finds nothing."""
-    shift = settings.shift if settings.method is Method.BLDA else None
-    if detail and shift is not Shift.QUANTILE:
+    method = settings.method
+    shift = settings.shift if method is Method.BLDA else None
+    if given & {"--density", "--tails"} and shift is not Shift.QUANTILE:
         raise click.UsageError("--density and --tails describe the quantile form: give --shift quantile too")
-    if anchors and shift not in (Shift.QUANTILE, Shift.LOCATION):
+    if "--anchors" in given and shift not in (Shift.QUANTILE, Shift.LOCATION):
         raise click.UsageError("--anchors are those of the quantile and location forms: give --shift quantile too")
-    if labelled and settings.method is not Method.SUPERVISED:
+    if "--labelled" in given and method is not Method.SUPERVISED:
         raise click.UsageError("--labelled is for --method supervised: give that too")
-    if spatial_priors and settings.method is not Method.CLASS_CONFIDENCE:
+    if "--spatial-priors" in given and method is not Method.CLASS_CONFIDENCE:
         raise click.UsageError("--spatial-priors are for --method class-confidence: give that too")
-    if settings.tau == "auto" and spatial_priors:
+    if "--shift" in given and shift is None:
+        raise click.UsageError(f"--shift is a form of --method blda; --method {method} has none: leave it out")
+    if "--label-source" in given and method not in (Method.BLDA, Method.LOGIT_ADJUST):
+        raise click.UsageError(f"--label-source does nothing with --method {method}: leave it out")
+    if "--tau" in given and method is Method.NONE:
+        raise click.UsageError("--tau does nothing with --method none: leave it out")
+    if settings.tau == "auto" and "--spatial-priors" in given:
         raise click.UsageError("--tau auto does not know places in the image: give a number with --spatial-priors")
     if settings.tau == "auto" and (
-        settings.method is Method.SUPERVISED or (shift is Shift.QUANTILE and settings.label_source == "pseudo")
+        method is Method.SUPERVISED or (shift is Shift.QUANTILE and settings.label_source == "pseudo")
     ):
         raise click.UsageError(
             "--tau auto finds nothing for the supervised method and for quantiles with pseudo-labels: give a number"
         )
+
+
+def _refuse_clashes(files: "Sequence[ImageFile]", *, scores: bool) -> None:
+    """Refuse images of which one's prediction would have the name of the other's folder."""
+    keys = {file.key: file.path for file in files}
+    folders = {parent.as_posix(): file for file in files for parent in PurePosixPath(file.key).parents}
+    for suffix in (".png", ".h5")[: 1 + scores]:
+        for folder, file in folders.items():
+            if folder.endswith(suffix) and folder.removesuffix(suffix) in keys:
+                other = keys[folder.removesuffix(suffix)]
+                raise BldaError(
+                    f"{other} would be predicted as {folder}, the folder of {file.path}: rename one of them"
+                )
 
 
 def _collected(
@@ -293,7 +332,7 @@ def _collected(
     shard: "Shard",
 ) -> "StatisticsFile":
     """Statistics of the images themselves, kept from an earlier run or collected now."""
-    from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+    from blda_cli.pipelines.collect import CountingOptions, check_images, collect_statistics
     from blda_cli.store.statistics import read_statistics
 
     if settings.label_source is LabelSource.GROUND_TRUTH:
@@ -303,6 +342,7 @@ def _collected(
         if norms and held.provenance.get("norms", "source") != norms:
             raise BldaError(f"{path} is there, but was not collected with --norms {norms}: --overwrite replaces it")
         monitor.say(f"no --stats given: {path} is used, which is there")
+        check_images(held, path, subject.segmenter, subject.files)
         return held
     monitor.say(f"no --stats given: statistics are collected first, as {path}")
     return collect_statistics(
@@ -325,9 +365,11 @@ def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
     return {
         "output": str(output),
         "images": len(record.changed),
-        "changed": record.pixels_changed / total,
+        "changed": record.pixels_changed / total if total else None,
+        "skipped": len(record.skipped),
+        "skipped_images": record.skipped,
         "classes": {
-            name: {"share_before": before / total, "share_after": after / total}
+            name: {"share_before": before / total, "share_after": after / total} if total else {}
             for name, before, after in zip(record.classes, record.pixels_before, record.pixels_after, strict=True)
         },
     }
@@ -340,6 +382,9 @@ def _show(record: "RunRecord", output: Path) -> None:
     from blda_cli.reporting.build import describe
 
     summary = _summary(record, output)
+    if not summary["images"]:  # of a shard that got none
+        click.echo(f"{output}: 0 images")
+        return
     table = Table()
     table.add_column("class")
     for heading in ("before", "after", "change"):
@@ -347,13 +392,14 @@ def _show(record: "RunRecord", output: Path) -> None:
     for name, shares in summary["classes"].items():
         before, after = shares["share_before"], shares["share_after"]
         change = f"×{after / before:.2f}" if before > 0 else ("new" if after > 0 else "n/a")
-        table.add_row(name, f"{before:.2%}", f"{after:.2%}", change)
-    console = Console()
+        table.add_row(printable(name), f"{before:.2%}", f"{after:.2%}", change)
+    console = Console(markup=False, emoji=False)
     console.print("Share of the pixels predicted as each class")
     console.print(table)
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
     console.print(
-        f"{output}: {summary['images']} images, {summary['changed']:.1%} of the pixels changed; "
-        f"{describe(record.settings)}",
+        f"{printable(str(output))}: {summary['images']} images{skipped}, {summary['changed']:.1%} of the pixels "
+        f"changed; {describe(record.settings)}",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,7 +1,8 @@
 """``blda collect-stats``."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,8 +22,14 @@ from blda_cli.commands.options import (
     provenance,
     quiet_option,
     read_labels,
+    refuse_alone,
+    shard_option,
+    shared_out,
 )
 from blda_cli.core.choices import LabelSource, LogitSpace
+
+if TYPE_CHECKING:
+    from blda_cli.runtime.shards import ArrayShard
 
 
 @click.command("collect-stats")
@@ -48,9 +55,12 @@ from blda_cli.core.choices import LabelSource, LogitSpace
     show_default=True,
     help="How a pixel's free constant is fixed before its logits are counted.",
 )
-@click.option("--bins", type=click.IntRange(4), default=1024, show_default=True, help="Bins per cell, a power of two.")
+@click.option(
+    "--bins", type=click.IntRange(4, 1 << 16), default=1024, show_default=True, help="Bins per cell, a power of two."
+)
 @norms_option
 @inference_options
+@shard_option
 @overwrite_option
 @json_option
 @quiet_option
@@ -68,6 +78,7 @@ def command(
     bins: int,
     norms: str | None,
     device: str,
+    array_shard: "ArrayShard | None",
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -79,6 +90,7 @@ def command(
     work. Needs no labels. A run that was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
+    from blda_cli.files import locked
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
     from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
@@ -90,40 +102,44 @@ def command(
         chosen.insert(0, LabelSource.GROUND_TRUTH)
     if LabelSource.GROUND_TRUTH in chosen and not labels:
         raise click.UsageError("--label-source ground_truth needs --labels")
+    refuse_alone("--labels", labels, {"--label-encoding": label_encoding, "--ignore-label": ignore_label})
+    shard = current_shard()
+    if array_shard and norms == "target":
+        raise click.UsageError("--norms target differs from shard to shard: take them once and give --norms FILE.h5")
     wished = norms_from(norms)
     subject = load_subject(model, weights, images, device, calibrator)
     segmenter = subject.segmenter
+    files, part = shared_out(subject.files, array_shard, shard)
     reader, labelled = None, None
     if labels:
-        reader = read_labels(subject.spec, subject.files, segmenter.classes, labels, label_encoding, ignore_label)
+        reader = read_labels(subject.spec, files, segmenter.classes, labels, label_encoding, ignore_label)
         labelled = {"source": labels, "encoding": reader.encoding, "ignore": ignore_label}
-    shard = current_shard()
-    with process_group(), monitored(quiet=quiet or not shard.first) as monitor:
+    lock = locked(output) if shard.first else nullcontext()
+    with process_group(), monitored(quiet=quiet or not shard.first) as monitor, lock:
         content = collect_statistics(
             segmenter,
-            subject.files,
+            files,
             output,
             counting=CountingOptions(tuple(dict.fromkeys(chosen)), LogitSpace(logit_space), bins),
             inference=inference_from(**inference),
             labels=reader,
             norms=wished,
-            provenance={**provenance(), "source": images, "labels": labelled, "norms": norms or "source"},
+            provenance={**provenance(), "source": images, "labels": labelled, "norms": norms or "source", **part},
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,
         )
         for note in segmenter.notes:
             monitor.say(note)
-        for key, reason in content.provenance.get("skipped", {}).items():
-            monitor.say(f"skipped {key}: {reason}")
+        if shard.first:
+            monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
         confusion = content.statistics.confusion
-        if reader is not None and confusion is not None:
+        if reader is not None and confusion is not None and content.statistics.pixels:
             ignored = 1 - int(confusion.counts.sum()) / content.statistics.pixels
             monitor.say(f"labels: {reader.encoding}; {ignored:.1%} of the pixels have no class")
     if not shard.first:
         return
     statistics = content.statistics
-    skipped = len(content.provenance.get("skipped", {}))
     sources_counted = [str(source) for source in statistics.cells]
     if as_json:
         emit_json(
@@ -131,13 +147,14 @@ def command(
                 "output": str(output),
                 "images": statistics.images,
                 "pixels": statistics.pixels,
-                "skipped": skipped,
+                "skipped": len(content.skipped),
+                "skipped_images": content.skipped,
                 "label_sources": sources_counted,
                 "predicted_share": dict(zip(content.classes.names, statistics.predicted_share().tolist(), strict=True)),
             }
         )
     else:
         click.echo(
-            f"{output}: {statistics.images} images, {statistics.pixels:,} pixels, {skipped} skipped, "
+            f"{output}: {statistics.images} images, {statistics.pixels:,} pixels, {len(content.skipped)} skipped, "
             f"{len(content.classes)} classes, labels from {', '.join(sources_counted)}"
         )

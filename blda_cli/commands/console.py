@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from blda_cli.errors import printable
 from blda_cli.runtime.monitor import Interrupted
 
 _PLAIN_SECONDS = 10.0
@@ -27,7 +28,7 @@ class ConsoleMonitor:
         """Prepare.
 
         Args:
-            quiet: say nothing but errors.
+            quiet: say nothing but errors and :meth:`warn`.
         """
         self._quiet = quiet
         self._console = Console(stderr=True, quiet=quiet)
@@ -65,7 +66,13 @@ class ConsoleMonitor:
 
     def say(self, line: str) -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def warn(self, lines: Iterable[str]) -> None:
+        """Say what must not be missed, however quiet the command is to be."""
+        self.stop()
+        for line in lines:
+            click.echo(printable(line), err=True)
 
     def check(self) -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""

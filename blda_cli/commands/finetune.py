@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
     metavar="auto|cpu|cuda[:N]|mps",
     help="Where to train; under torchrun every process takes its own GPU.",
 )
-@click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads that read images.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Threads that read images.")
 @json_option
 @quiet_option
 @click.pass_context
@@ -154,6 +155,7 @@ def command(
     the options here, are in RUN/config.toml.
     """
     from blda_cli.commands.console import emit_json, monitored
+    from blda_cli.files import locked
     from blda_cli.finetuning.loop import Machine
     from blda_cli.finetuning.run import finetune
     from blda_cli.runtime.device import choose_device
@@ -177,7 +179,8 @@ def command(
         if not getattr(settings.data, name):
             raise click.UsageError(f"--{name.replace('_', '-')} is missing")
     first, own = current_shard().first, choose_device(device)
-    with process_group(own), monitored(quiet=quiet or not first) as monitor:
+    held = locked(output) if first else nullcontext()
+    with process_group(own), monitored(quiet=quiet or not first) as monitor, held:
         try:
             result = finetune(
                 settings,

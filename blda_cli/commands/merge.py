@@ -8,25 +8,23 @@ from blda_cli.commands.options import overwrite_option, provenance
 
 
 @click.command("merge")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE.h5 FILE.h5 ...")
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5", help="The sum.")
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PART PART ...")
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5|DIR", help="The whole.")
 @overwrite_option
-def command(files: tuple[Path, ...], output: Path, overwrite: bool) -> None:
-    """Add statistics of different images up.
+def command(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Put together what was made of different images: statistics, or folders of predictions.
 
-    The result is the same, count by count, as that of one run over all the images. Files of different models or
-    classes are refused, and so is an image that is counted twice.
+    Statistics (FILE.h5 of blda collect-stats) add up to the same, count by count, as one run over all the images.
+    Folders (of blda align) become one with one run.json. Parts of different models, classes or settings are refused,
+    and so is an image that is in two of them. Of the parts that --shard made none may be missing.
     """
-    from blda_cli.core.mixture import fit_mixtures
-    from blda_cli.errors import BldaError
-    from blda_cli.files import claim
-    from blda_cli.store.statistics import merge_statistics, read_statistics, write_statistics
+    from blda_cli.files import locked
+    from blda_cli.pipelines.merge import merge_files, merge_folders
 
-    claim(output, overwrite=overwrite)
-    if len({path.resolve() for path in files}) < len(files):
-        raise BldaError("a file is named twice: every image would count twice")
-    whole = merge_statistics((path, read_statistics(path)) for path in files)
-    whole.provenance = {**provenance(), **whole.provenance}
-    whole.mixtures = {source: fit_mixtures(cells) for source, cells in whole.statistics.cells.items()}
-    write_statistics(output, whole)
-    click.echo(f"{output}: {whole.statistics.images} images, {whole.statistics.pixels:,} pixels")
+    with locked(output):
+        if all(path.is_dir() for path in parts):
+            record = merge_folders(parts, output, provenance=provenance(), overwrite=overwrite)
+            click.echo(f"{output}: {len(record.changed)} images")
+        else:
+            statistics = merge_files(parts, output, provenance=provenance(), overwrite=overwrite).statistics
+            click.echo(f"{output}: {statistics.images} images, {statistics.pixels:,} pixels")

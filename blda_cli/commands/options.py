@@ -21,10 +21,14 @@ if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.data.classes import ClassSet
     from blda_cli.data.images import ImageFile
     from blda_cli.data.labels import LabelReader
+    from blda_cli.runtime.shards import ArrayShard, Shard
     from blda_cli.segmenters.base import InferenceOptions, Segmenter
     from blda_cli.segmenters.spec import SegmenterSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_STRONGEST = 1000
+_MOST_SCALES = 32
 
 
 def size(value: Any) -> tuple[int, int]:
@@ -34,8 +38,8 @@ def size(value: Any) -> tuple[int, int]:
         click.BadParameter: it is none.
     """
     parts = value if isinstance(value, tuple) else str(value).lower().split("x")
-    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,8}", str(part)) for part in parts):
-        raise click.BadParameter(f"{value!r} is not a size such as 512x1024 (height first)")
+    if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", str(part)) for part in parts):
+        raise click.BadParameter(f"{str(value)[:60]!r} is not a size such as 512x1024 (height first)")
     return int(parts[0]), int(parts[1])
 
 
@@ -49,24 +53,38 @@ def scales(value: Any) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in str(value).split(","))
     except ValueError:
         numbers = ()
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        raise click.BadParameter(f"{value!r} is not a list of scales such as 0.5,0.75,1.0")
+    if not 0 < len(numbers) <= _MOST_SCALES or not all(0.01 <= number <= 100 for number in numbers):
+        raise click.BadParameter(f"{str(value)[:60]!r} is not a list of scales such as 0.5,0.75,1.0 (0.01 to 100)")
     return numbers
 
 
 def strength(value: Any) -> float | str:
-    """Parse a finite number or ``auto``.
+    """Parse a number from 0, or ``auto``.
 
     Raises:
-        click.BadParameter: it is neither.
+        click.BadParameter: it is neither, or beyond all sense.
     """
     try:
         number = math.nan if value == "auto" else float(value)
     except ValueError:
         number = math.nan
-    if value != "auto" and not math.isfinite(number):
-        raise click.BadParameter(f"{value!r} is neither a finite number nor auto")
+    if value != "auto" and not 0 <= number <= _STRONGEST:
+        raise click.BadParameter(f"{value!r} is neither a strength from 0 to {_STRONGEST} nor auto")
     return value if value == "auto" else number
+
+
+def array_shard(value: Any) -> "ArrayShard":
+    """Parse ``3/8``.
+
+    Raises:
+        click.BadParameter: it is no shard.
+    """
+    from blda_cli.runtime.shards import ArrayShard
+
+    number, _, of = str(value).partition("/")
+    if not all(re.fullmatch("[0-9]{1,6}", part) for part in (number, of)) or not 1 <= int(number) <= int(of):
+        raise click.BadParameter(f"{value!r} is not a shard such as 3/8 (of 1/8 to 8/8)")
+    return ArrayShard(int(number), int(of))
 
 
 def choice(options: type[StrEnum]) -> "click.Choice[str]":
@@ -126,7 +144,7 @@ inference_options = together(
     click.option("--flip", is_flag=True, help="Average with the flipped image."),
     click.option(
         "--batch-size",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1 << 16),
         default=1,
         show_default=True,
         help="Images of one size to run together.",
@@ -140,7 +158,7 @@ inference_options = together(
         help="Where to run; auto takes a GPU where there is one.",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images ahead."
+        "--workers", type=click.IntRange(1, 1024), default=2, show_default=True, help="Threads that read images ahead."
     ),
     click.option(
         "--on-error",
@@ -195,12 +213,24 @@ label_options = together(
         "[default: the TOML's, else told by names and contents]",
     ),
     click.option(
-        "--ignore-label", type=int, metavar="VALUE", help="A label value that means no class, besides the encoding's."
+        "--ignore-label",
+        type=click.IntRange(0, 65535),
+        metavar="VALUE",
+        help="A label value that means no class, besides the encoding's.",
     ),
 )
 """``--labels`` and what its files mean."""
 
-quiet_option = click.option("--quiet", is_flag=True, help="No progress and no remarks.")
+shard_option = click.option(
+    "--shard",
+    "array_shard",
+    type=array_shard,
+    metavar="I/N",
+    help="Take only the I-th of N shares of the images: the jobs of an array, each with its own --output, which "
+    "blda merge puts together.",
+)
+
+quiet_option = click.option("--quiet", is_flag=True, help="No progress and no remarks but of images left out.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 
@@ -231,6 +261,30 @@ def inference_from(
         amp=amp,
         on_error=on_error,
     )
+
+
+def refuse_alone(needed: str, given: Any, others: dict[str, Any]) -> None:
+    """Refuse options that do nothing without another one.
+
+    Args:
+        needed: the other option.
+        given: its value; None where it is not given.
+        others: values of the options that need it, by name.
+    """
+    for name, value in others.items():
+        if given is None and value is not None:
+            raise click.UsageError(f"{name} does nothing without {needed}: give that too, or leave it out")
+
+
+def shared_out(
+    files: "Sequence[ImageFile]", array_shard: "ArrayShard | None", shard: "Shard"
+) -> "tuple[Sequence[ImageFile], dict[str, Any]]":
+    """The images that ``--shard`` leaves to this job, and what is to be recorded about it."""
+    if array_shard is None:
+        return files, {}
+    if shard.world > 1:
+        raise click.UsageError("--shard is for jobs that do not know of each other; torchrun shares the images out")
+    return array_shard.share(files), {"shard": array_shard.record([file.key for file in files])}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from blda_cli.commands.options import json_option, label_options, overwrite_option, provenance, quiet_option
+from blda_cli.commands.options import (
+    json_option,
+    label_options,
+    overwrite_option,
+    provenance,
+    quiet_option,
+    refuse_alone,
+)
 
 
 @click.command("report")
@@ -64,6 +71,7 @@ def command(
     from blda_cli.reporting.terminal import print_report
     from blda_cli.store.statistics import read_statistics
 
+    refuse_alone("--labels", labels, {"--label-encoding": label_encoding, "--ignore-label": ignore_label})
     check_output(output, overwrite=overwrite)
     content = read_statistics(stats)
     folders = open_folders(aligned, stats, content.classes)
@@ -76,5 +84,5 @@ def command(
     if as_json:
         click.echo(to_json(report), nl=False)
     elif not quiet:
-        print_report(report, Console())
+        print_report(report, Console(markup=False, emoji=False))
         click.echo(f"\n{output / 'report.html'}")

@@ -2,8 +2,10 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,31 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
     if not paths:
         raise BldaError(f"{source} holds no {what} ({', '.join(sorted(suffixes))})")
     return root, sorted(set(paths))
+
+
+def refuse_among(output: Path, source: str | Path, files: Sequence[ImageFile]) -> None:
+    """Refuse an output folder whose pictures would be taken for images the next time.
+
+    Args:
+        output: the folder to be.
+        source: what `find_images` was given.
+        files: what it found.
+
+    Raises:
+        BldaError: the folder lies within one of the images' folders, or where ``source`` looks for images.
+    """
+    place = output.resolve()
+    folders = {file.path.parent.resolve() for file in files}
+    within = any(place.is_relative_to(folder) for folder in folders)
+    if not within and glob.has_magic(str(source)) and not Path(source).exists():
+        parts = Path(os.path.normpath(Path(source).absolute())).parts[:-1]
+        pairs = zip(parts, place.parts, strict=False)
+        agreeing = list(takewhile(lambda pair: "**" not in pair[0] and fnmatch(pair[1], pair[0]), pairs))
+        within = len(agreeing) == len(parts) or "**" in parts[len(agreeing)]
+    elif not within and Path(source).is_dir():
+        within = place.is_relative_to(Path(source).resolve())
+    if within:
+        raise BldaError(f"{output} lies in {source}, where its pictures would be taken for images: give another folder")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

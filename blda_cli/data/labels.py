@@ -1,6 +1,7 @@
 """Reading an image's label as class ids of the segmenter's classes."""
 
 import csv
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,11 +35,19 @@ class LabelReader:
 
     Attributes:
         encoding: name of what the label files' values mean.
+        paths: the file that an image's label is read from, by the image's key.
         unmatched: names of the encoding's classes that are none of the segmenter's; their pixels are ignored.
     """
 
-    def __init__(self, read: Callable[[ImageFile], np.ndarray], encoding: str, unmatched: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        read: Callable[[ImageFile], np.ndarray],
+        encoding: str,
+        paths: Mapping[str, Path],
+        unmatched: tuple[str, ...] = (),
+    ) -> None:
         self.encoding = encoding
+        self.paths = paths
         self.unmatched = unmatched
         self._read = read
         self._lock = threading.Lock()
@@ -100,7 +109,7 @@ def label_reader(
     lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
     if lookup.unmatched and lookup.encoding.void is None:  # the user's own mapping: a slip of the pen
         raise unknown_names(lookup, classes)
-    return LabelReader(_PictureReader(paths, lookup, classes, ignore), lookup.encoding.name, lookup.unmatched)
+    return LabelReader(_PictureReader(paths, lookup, classes, ignore), lookup.encoding.name, paths, lookup.unmatched)
 
 
 class _PictureReader:
@@ -217,14 +226,17 @@ def _table_reader(
         plain_name(names[place]): index
         for place, index in resolve(LabelEncoding(source.name, names, void=None), classes, groups).values.items()
     }
-    table = {row[0].strip(): row[1].strip() for row in csv.reader(_rows(source)) if len(row) == 2}
+    table: dict[str, str] = {}
+    for key, said in (map(str.strip, row) for row in csv.reader(_rows(source)) if len(row) == 2):
+        if table.setdefault(key, said) != said:
+            raise BldaError(f"{source}: {key} is given twice, as {table[key]} and as {said}: leave one of them")
 
     def find(image: ImageFile) -> int:
         forms = (image.key, str(image.path), image.key + image.path.suffix, image.path.name, strip_image(image.key))
         said = next((table[form] for form in (*forms, image.path.stem) if form in table), None)
         if said is None:
             raise BldaError(f"no label found for {image.path} in {source}: add a line {image.key},CLASS")
-        number = int(said) if said.isdigit() else None
+        number = int(said) if re.fullmatch("[0-9]{1,9}", said) else None
         if number is not None and number in (void_value(own), ignore):
             return IGNORE_INDEX
         index = number if number in own else by_name.get(plain_name(said))
@@ -233,4 +245,4 @@ def _table_reader(
         return index
 
     found = {image.key: np.array(find(image), dtype=np.int16) for image in images}
-    return LabelReader(lambda file: found[file.key], "table")
+    return LabelReader(lambda file: found[file.key], "table", dict.fromkeys(found, source))

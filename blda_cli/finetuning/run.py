@@ -1,14 +1,16 @@
 """``blda finetune``: from settings to a run folder."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
-from blda_cli.data.images import ImageFile, find_images
+from blda_cli.data.images import ImageFile, find_images, refuse_among
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
+from blda_cli.files import stamp
 from blda_cli.finetuning.loop import Machine, TrainingLoop
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Sampler, check_crop, count_class_pixels
@@ -68,12 +70,16 @@ def finetune(
     initial = segmenter.identity
     trainer = Trainer(segmenter, settings)
     source, source_labels = _labelled(spec, segmenter, data.source_images, data.source_labels, data.source_encoding)
+    if (data.val_images is None) != (data.val_labels is None):
+        raise BldaError("--val-images needs --val-labels, and the reverse: give both or neither")
     validation = None
     if data.val_images is not None:
-        if data.val_labels is None:
-            raise BldaError("--val-images needs --val-labels")
+        assert data.val_labels is not None
         validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)
     target = find_images(data.target_images) if data.target_images else []
+    for place, found in ((data.source_images, source), (data.target_images, target)):
+        refuse_among(output, place, found)
+    refuse_among(output, data.source_labels, [ImageFile(path, "") for path in source_labels.paths.values()])
     check_crop(source, settings.training.crop)
     if trainer.method.uses_target:
         check_crop(target, settings.training.crop)
@@ -83,7 +89,14 @@ def finetune(
             raise BldaError(f"{folder.checkpoint} belongs to a run from other weights: give the same --weights")
         trainer.load_state_dict(state["trainer"])
     keys = [file.key for file in source]
-    pixels = folder.class_pixels(keys, segmenter.classes)
+    read = [*(file.path for file in (*source, *target)), *(source_labels.paths[key] for key in keys)]
+    stamps = {os.path.abspath(path): stamp([path]) for path in read}  # noqa: PTH100  # links are followed by the stamp
+    changed = folder.changed(stamps)
+    if state is not None and changed is not None:
+        raise BldaError(
+            f"{changed} is not as it was when the run in {output} began: a run goes on with the data it began with"
+        )
+    pixels = None if changed else folder.class_pixels(keys, segmenter.classes)
     if pixels is None:
         pixels = count_class_pixels(source, source_labels, len(segmenter.classes), machine.workers, monitor)
     if pixels.sum() == 0:
@@ -95,7 +108,8 @@ def finetune(
         monitor.say("; ".join(segmenter.notes))
 
     if first:
-        folder.start(settings, {**provenance, "model": initial, "source": len(source), "target": len(target)})
+        counts = {"source": len(source), "target": len(target)}
+        folder.start(settings, {**provenance, "model": initial, **counts, "data": stamps})
         folder.keep_class_pixels(keys, segmenter.classes, pixels)
         folder.cut_metrics(trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)

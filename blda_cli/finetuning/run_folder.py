@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from blda_cli.finetuning.learning_curves import learning_curves
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
 
+FORMAT = "blda-run"
+
 
 class RunFolder:
     """Where a run leaves everything.
 
-    ``config.toml``, ``run.json`` (command, versions, the initial model), ``metrics.jsonl`` and their plot
-    ``metrics.svg``, ``checkpoint.pth``, ``source_classes.npz`` (pixels of each class in the source images),
-    ``pictures/`` of mixed batches, ``model.toml`` and its weights, ``statistics.h5``; ``tensorboard/`` on request.
+    ``config.toml``, ``run.json`` (command, versions, the initial model, the state of the data's files),
+    ``metrics.jsonl`` and their plot ``metrics.svg``, ``checkpoint.pth``, ``source_classes.npz`` (pixels of each class
+    in the source images), ``pictures/`` of mixed batches, ``model.toml`` and its weights, ``statistics.h5``;
+    ``tensorboard/`` on request.
 
     Attributes:
         path: the folder.
@@ -50,6 +53,10 @@ class RunFolder:
         return self.path / "model.toml"
 
     @property
+    def _record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
     def _class_pixels(self) -> Path:
         return self.path / "source_classes.npz"
 
@@ -66,8 +73,28 @@ class RunFolder:
         """
         if self.checkpoint.exists():
             raise BldaError(f"{self.path} holds a run already: --resume goes on with it, or choose another folder")
-        if self.path.exists() and not self.config.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not self.path.is_dir():
+            raise BldaError(f"{self.path} is no folder: choose a new one")
+        if self.path.is_dir() and any(self.path.iterdir()) and self.record() is None:
             raise BldaError(f"{self.path} holds other things: choose a new folder")
+
+    def record(self) -> dict[str, Any] | None:
+        """What :meth:`start` wrote down; None where no run did."""
+        try:
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+    def changed(self, data: Mapping[str, str]) -> str | None:
+        """A file that is not as it was when the run that is here began, or is new, or gone; None where all are.
+
+        Args:
+            data: the state of every file, by its path, see :func:`blda_cli.files.stamp`.
+        """
+        known = (self.record() or {}).get("data")
+        known = known if isinstance(known, dict) else {}
+        return next((path for path in sorted({*known, *data}) if known.get(path) != data.get(path)), None)
 
     def start(self, settings: Settings, record: dict[str, Any]) -> None:
         """Write down what the run is.
@@ -75,16 +102,19 @@ class RunFolder:
         Raises:
             BldaError: the folder cannot be written.
         """
+        _write_text(self._record, json.dumps({"format": FORMAT, **record}, indent=1) + "\n")  # the folder is ours now
         _write_text(self.config, settings.to_toml())
-        _write_text(self.path / "run.json", json.dumps(record, indent=1) + "\n")
 
     def class_pixels(self, keys: Sequence[str], classes: ClassSet) -> np.ndarray | None:
         """What :meth:`keep_class_pixels` kept, if it is of these images and classes; int64 ``[images, C]``."""
-        if not self._class_pixels.is_file():
+        try:
+            with np.load(self._class_pixels, allow_pickle=False) as kept:
+                same = np.array_equal(kept["keys"], keys) and np.array_equal(kept["classes"], classes.names)
+                pixels = np.asarray(kept["pixels"])
+        except Exception:  # zipfile, zlib and numpy each have their own; what is lost is counted again
             return None
-        with np.load(self._class_pixels, allow_pickle=False) as kept:
-            same = np.array_equal(kept["keys"], keys) and np.array_equal(kept["classes"], classes.names)
-            return np.asarray(kept["pixels"]) if same else None
+        fits = pixels.shape == (len(keys), len(classes)) and pixels.dtype.kind == "i" and pixels.min(initial=0) >= 0
+        return pixels if same and fits else None
 
     def keep_class_pixels(self, keys: Sequence[str], classes: ClassSet, pixels: np.ndarray) -> None:
         """Keep how many pixels of each class every source image has, as reading all labels takes long."""

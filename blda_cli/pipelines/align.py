@@ -1,11 +1,9 @@
 """``blda align``: run the segmenter again and write corrected predictions."""
 
 import os
-import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,14 @@ from blda_cli.core.kernels import argmax
 from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, model_identity
+from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, input_stamp, model_identity
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.store import prediction_folder
 from blda_cli.store.predictions import (
-    ARGMAX,
-    CLASSIFICATIONS,
-    PREDICTIONS,
     RECORD,
-    SCORES,
     PredictionWriter,
     RunRecord,
     merge_records,
@@ -36,10 +31,6 @@ from blda_cli.store.predictions import (
     write_record,
 )
 from blda_cli.store.statistics import StatisticsFile, difference_of
-
-_OURS = {PREDICTIONS, ARGMAX, SCORES, RECORD, CLASSIFICATIONS}
-_PARTIAL_RECORD = re.compile(re.escape(RECORD) + r"(\.\d+-of-\d+)?\.partial")
-_LEFT_OVER = re.compile(r"\..*\.part")
 
 
 def evidence_from_files(
@@ -177,7 +168,7 @@ def align(
         original_ids: write the data set's original ids in place of class ids.
         save_scores: also keep the scores.
         provenance: recorded: command, versions.
-        overwrite: write over a folder of predictions that is there.
+        overwrite: replace predictions that are there, once these are complete.
         monitor: is told the progress.
         shard: this process among those of ``torchrun``.
 
@@ -198,37 +189,43 @@ def align(
         settings={**asdict(settings), "scores": save_scores},
         statistics=dict(statistics),
         images={file.key: os.fspath(file.path) for file in shard.of(files)},
+        stamps={file.key: input_stamp(segmenter, file) for file in shard.of(files)},
         pixels_before=[0] * len(classes),
         pixels_after=[0] * len(classes),
         provenance=provenance,
     )
-    _make_room(folder, overwrite, shard)
-    part = shard.path(folder / RECORD)
+    work = _make_room(folder, overwrite, shard)
+    part = shard.path(work / RECORD)
     if part.exists():
-        record = _resumed(part, record)
-    write_record(part, record)  # from now on the folder is known to be ours
+        record = _resumed(part, record, folder)
+    write_record(part, record)
     remaining = [file for file in shard.of(files) if file.key not in record.changed]
     monitor.start("aligning", len(record.images), len(record.images) - len(remaining))
     skipped: list[SkippedFile] = []
-    with PredictionWriter(folder, record, keeps_scores=save_scores) as writer:
-        _align(segmenter, remaining, correction.to(segmenter.device), writer, part, inference, monitor, skipped)
+    try:
+        with PredictionWriter(work, record, keeps_scores=save_scores) as writer:
+            _align(segmenter, remaining, correction.to(segmenter.device), writer, part, inference, monitor, skipped)
+    except (BldaError, Interrupted):
+        if shard.world == 1 and not record.changed:  # another process may have written something
+            prediction_folder.leave(folder)
+        raise
     if skipped:
         record.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
     if shard.world > 1:
         write_record(part, record)
         wait_for_all(shard)
         if shard.first:
-            record = merge_records([read_record(shard.path(folder / RECORD, rank)) for rank in range(shard.world)])
+            record = merge_records([read_record(shard.path(work / RECORD, rank)) for rank in range(shard.world)])
     if shard.first:
-        if not record.changed:
-            _leave(folder, part)
+        if not record.changed and "shard" not in provenance:
+            prediction_folder.leave(folder)
             reason = next(iter(record.skipped.values()))
             raise BldaError(f"no image could be read, so there is nothing to write; the first: {reason}")
         if record.classified:
-            write_classifications(folder, record)
-        write_record(folder / RECORD, record)
+            write_classifications(work, record)
+        write_record(work / RECORD, record)
+        prediction_folder.finish(folder)
     wait_for_all(shard)
-    part.unlink(missing_ok=True)
     return record if shard.first else read_record(folder / RECORD)
 
 
@@ -263,68 +260,36 @@ def _align(
         try:
             writer.flush()
         finally:
-            if writer.record.changed:
-                write_record(part, writer.record)
-            else:
-                _leave(part.parent, part)
+            write_record(part, writer.record)
         raise
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that predictions cannot be written to.
-
-    Raises:
-        BldaError: it holds things that no earlier call made, or predictions that may not be replaced.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise BldaError(f"{folder} is no folder: give a new or an empty one")
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    held = {name for name in held if not _LEFT_OVER.fullmatch(name)}
-    foreign = {name for name in held if name not in _OURS and not _PARTIAL_RECORD.fullmatch(name)}
-    if not any(name == RECORD or _PARTIAL_RECORD.fullmatch(name) for name in held):
-        foreign = held  # whoever made folders of these names, it was not an earlier call
-    if foreign:
-        raise BldaError(f"{folder} holds other things ({min(foreign)}): give a new or an empty folder")
-    if RECORD in held and not overwrite:
-        raise BldaError(f"{folder} holds predictions already: --overwrite replaces them")
-
-
-def _make_room(folder: Path, overwrite: bool, shard: Shard) -> None:
-    """Make the folder, or empty it of earlier predictions where that is asked for."""
-    check_folder(folder, overwrite)
+def _make_room(folder: Path, overwrite: bool, shard: Shard) -> Path:
+    """Where the predictions are put together."""
+    prediction_folder.check_folder(folder, overwrite)
     wait_for_all(shard)  # nobody changes anything before everybody has looked
     if shard.first:
-        try:
-            for path in list(folder.iterdir()) if overwrite and folder.is_dir() else []:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.rglob(".*.part"):  # of a process that was killed while it wrote them
-                path.unlink()
-            usable = {shard.path(folder / RECORD, rank) for rank in range(shard.world)}
-            for path in set(folder.glob(f"{RECORD}.*")) - usable:  # of another number of processes
-                path.unlink()
-        except OSError as error:
-            raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
+        work = prediction_folder.begin(folder, overwrite)
+        usable = {shard.path(work / RECORD, rank) for rank in range(shard.world)}
+        for path in set(work.glob(f"{RECORD}.*")) - usable:  # of another number of processes
+            path.unlink()
     wait_for_all(shard)
+    return prediction_folder.unfinished(folder)
 
 
-def _leave(folder: Path, part: Path) -> None:
-    """Leave nothing behind where nothing was written."""
-    if [*folder.iterdir()] == [part]:
-        part.unlink()
-        folder.rmdir()
-
-
-def _resumed(part: Path, fresh: RunRecord) -> RunRecord:
+def _resumed(part: Path, fresh: RunRecord, folder: Path) -> RunRecord:
     """The record an earlier call left, if it was making the same predictions."""
     kept = read_record(part)
     if not kept.changed:
         return fresh
-    for name in ("model", "settings", "statistics", "images", "ids"):
+    for name in ("model", "settings", "statistics", "ids", "images"):
         difference = difference_of(getattr(kept, name), getattr(fresh, name), name)
         if difference:
-            raise BldaError(
-                f"{part.parent} holds an unfinished run that differs in {difference}: --overwrite starts anew"
-            )
-    kept.provenance = fresh.provenance
-    return kept
+            raise BldaError(f"{folder} holds an unfinished run that differs in {difference}: --overwrite starts anew")
+    replaced = next((key for key in kept.changed if kept.stamps.get(key) != fresh.stamps[key]), None)
+    if replaced is not None:
+        raise BldaError(
+            f"{fresh.images[replaced]} is not the file it was when an unfinished run in {folder} predicted it: "
+            "--overwrite starts anew"
+        )
+    return replace(kept, stamps=fresh.stamps, provenance=fresh.provenance)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.errors import BldaError
-from blda_cli.files import claim
+from blda_cli.files import claim, stamp
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
@@ -62,6 +63,36 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
     }
 
 
+def input_stamp(segmenter: Segmenter, file: ImageFile, labels: LabelReader | None = None) -> str:
+    """The state of all files that are read for an image."""
+    paths = [file.path]
+    with suppress(BldaError):  # there is none, which reading will say
+        paths.append(segmenter.origin(file))
+    return stamp([*dict.fromkeys(paths), *([labels.paths[file.key]] if labels else [])])
+
+
+def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, files: Sequence[ImageFile]) -> None:
+    """Refuse statistics that are not of these images, as they are now.
+
+    Args:
+        content: the statistics.
+        path: what to call them.
+        segmenter: what they are to be of.
+        files: the images.
+
+    Raises:
+        BldaError: they count another image, or not all of these, or one that has changed since.
+    """
+    by_key = {file.key: file for file in files}
+    others = {*content.images, *content.skipped} ^ by_key.keys()
+    if others:
+        raise BldaError(f"{path} is there, but of other images ({min(others)} is not in both): --overwrite replaces it")
+    for key in content.images:
+        # Labels, where some were counted, come after the image's own files.
+        if not f"{content.stamps.get(key)} ".startswith(f"{input_stamp(segmenter, by_key[key])} "):
+            raise BldaError(f"{path} counted {by_key[key].path} before that changed: --overwrite replaces it")
+
+
 def collect_statistics(
     segmenter: Segmenter,
     files: Sequence[ImageFile],
@@ -90,7 +121,7 @@ def collect_statistics(
         labels: reads ground truth; needed where it is counted.
         norms: averages for the segmenter's batch norms, ``"target"`` for those of ``files``, None for its own. The
             segmenter keeps them.
-        provenance: what to note on how the file came to be; ``source``, ``labels`` and ``norms`` in it say what is
+        provenance: what to note on how the file came to be; ``source``, ``labels``, ``norms`` and ``shard`` say what is
             counted.
         overwrite: replace ``output`` and forget what an earlier call kept.
         monitor: is told the progress.
@@ -128,6 +159,14 @@ def collect_statistics(
     if part.exists():
         content = _resumed(part, content, files, output)
     mine = shard.of(files)
+    stamps = {file.key: input_stamp(segmenter, file, labels) for file in mine}
+    replaced = next((file for file in mine if content.stamps.get(file.key, stamps[file.key]) != stamps[file.key]), None)
+    if replaced is not None:
+        raise BldaError(
+            f"{replaced.path} or its label is not the file it was when an earlier run counted it, as {part} keeps: "
+            "--overwrite starts anew"
+        )
+    content.stamps = stamps
     done = set(content.images)
     remaining = [file for file in mine if file.key not in done]
     monitor.start("counting", len(mine), len(mine) - len(remaining))
@@ -143,8 +182,8 @@ def collect_statistics(
             parts = [shard.path(output, rank) for rank in range(shard.world)]
             content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, files)
     if shard.first:
-        if content.statistics.images == 0:
-            reason = next(iter(content.provenance["skipped"].values()))
+        if content.statistics.images == 0 and "shard" not in provenance:
+            reason = next(iter(content.skipped.values()))
             raise BldaError(f"no image could be read, so there is nothing to count; the first: {reason}")
         content.mixtures = {source: fit_mixtures(cells) for source, cells in content.statistics.cells.items()}
         write_statistics(output, content)
@@ -234,7 +273,7 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
         difference = difference or "what is counted"
     if difference is None and kept.provenance.get("norms", "source") != fresh.provenance.get("norms", "source"):
         difference = "the norms"
-    for name in ("source", "labels"):
+    for name in ("source", "labels", "shard"):
         difference = difference or difference_of(kept.provenance.get(name), fresh.provenance.get(name), name)
     if not set(kept.images) <= {file.key for file in files}:
         difference = difference or "the images"
@@ -251,13 +290,10 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
 def _whole(merged: StatisticsFile, provenance: dict[str, Any], files: Sequence[ImageFile]) -> StatisticsFile:
     """What one process would have counted, from what several did."""
     order = {file.key: index for index, file in enumerate(files)}
-    skipped: dict[str, str] = {}
-    for part in merged.provenance["merged"]:
-        skipped.update(part.get("skipped", {}))
     return replace(
         merged,
         images=sorted(merged.images, key=lambda key: order[key]),
-        provenance={**provenance, "skipped": skipped} if skipped else provenance,
+        provenance={**provenance, "skipped": merged.skipped} if merged.skipped else provenance,
     )
 
 

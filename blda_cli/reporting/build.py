@@ -156,7 +156,8 @@ def _remarks(content: StatisticsFile) -> list[str]:
     remarks = []
     if not content.complete:
         remarks.append("The statistics are of a run that did not finish: they hold only the images counted so far.")
-    skipped = content.provenance.get("skipped", {})
-    if skipped:
-        remarks.append(f"{len(skipped)} images could not be read and were left out, {min(skipped)} among them.")
+    if content.skipped:
+        remarks.append(
+            f"{len(content.skipped)} images could not be read and were left out, {min(content.skipped)} among them."
+        )
     return remarks

@@ -1,6 +1,7 @@
 """Where tensors live."""
 
 import os
+import re
 
 import torch
 
@@ -19,11 +20,17 @@ def choose_device(name: str) -> torch.device:
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise _missing(name)
     if name == "auto":
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BldaError(f"--device {name}: there is no such device here; --device cpu always works") from error
+        raise _missing(name) from error
     return device
+
+
+def _missing(name: str) -> BldaError:
+    return BldaError(f"--device {name}: there is no such device here; --device cpu always works")

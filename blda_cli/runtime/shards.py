@@ -1,10 +1,17 @@
-"""Dividing images over the processes of ``torchrun``; each writes its own part, the first puts them together."""
+"""Dividing images over processes.
 
+Those of ``torchrun`` know each other: each writes its own part, the first puts them together. The jobs of an array
+(``--shard I/N``) do not: each writes an output of its own, and ``blda merge`` puts them together.
+"""
+
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from blda_cli.errors import BldaError
 
 T = TypeVar("T")
 
@@ -37,6 +44,37 @@ class Shard:
         return path.with_name(f"{path.name}{part}.partial")
 
 
+@dataclass(frozen=True)
+class ArrayShard:
+    """One job of an array.
+
+    Attributes:
+        number: from 1.
+        of: how many there are.
+    """
+
+    number: int
+    of: int
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This job's share of the items."""
+        return items[self.number - 1 :: self.of]
+
+    def record(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What tells which part of which images an output is, as JSON; ``keys`` are those of all images."""
+        digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
+        return {"number": self.number, "of": self.of, "images": len(keys), "keys": f"sha256:{digest}"}
+
+
 def current_shard() -> Shard:
-    """The process that ``torchrun`` made this, or the only one."""
-    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    """The process that ``torchrun`` made this, or the only one.
+
+    Raises:
+        BldaError: ``RANK`` and ``WORLD_SIZE`` are no numbers that torchrun would set.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isascii() and rank.isdigit() and world.isascii() and world.isdigit() and int(rank) < int(world)):
+        raise BldaError(
+            f"RANK={rank} and WORLD_SIZE={world} in the environment are none of torchrun's: unset them, or use torchrun"
+        )
+    return Shard(int(rank), int(world))

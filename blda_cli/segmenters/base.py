@@ -164,5 +164,9 @@ class Segmenter(ABC):
         """
 
     def origin(self, file: ImageFile) -> Path:
-        """The file that an image's logits come from, for messages."""
+        """The file that an image's logits come from.
+
+        Raises:
+            BldaError: there is none.
+        """
         return file.path

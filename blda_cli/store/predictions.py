@@ -47,6 +47,7 @@ class RunRecord:
         settings: method, form, strength and what else was chosen.
         statistics: file name and digest of the statistics used.
         images: key and path of each image, in order.
+        stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
         pixels_before: pixels predicted as each class by argmax.
         pixels_after: pixels predicted as each class after alignment.
         pixels_changed: pixels predicted as another class than by argmax.
@@ -62,6 +63,7 @@ class RunRecord:
     settings: dict[str, Any]
     statistics: dict[str, Any]
     images: dict[str, str]
+    stamps: dict[str, str] = field(default_factory=dict)
     pixels_before: list[int] = field(default_factory=list)
     pixels_after: list[int] = field(default_factory=list)
     pixels_changed: int = 0
@@ -119,6 +121,7 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
         merged = replace(
             merged,
             images={**merged.images, **part.images},
+            stamps={**merged.stamps, **part.stamps},
             pixels_before=[sum(pair) for pair in zip(merged.pixels_before, part.pixels_before, strict=True)],
             pixels_after=[sum(pair) for pair in zip(merged.pixels_after, part.pixels_after, strict=True)],
             pixels_changed=merged.pixels_changed + part.pixels_changed,
@@ -126,7 +129,7 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
             classified={**merged.classified, **part.classified},
             provenance={**merged.provenance, "skipped": {**merged.skipped, **part.skipped}},
         )
-    return merged
+    return replace(merged, images=dict(sorted(merged.images.items())))
 
 
 @dataclass(frozen=True)

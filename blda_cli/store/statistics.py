@@ -51,6 +51,7 @@ class StatisticsFile:
         provenance: how the file came to be, as JSON: command, versions, source of the images.
         mixtures: Gaussian mixtures fitted to the cells and anchors of each label source, where they are.
         norms: averages that the network's batch norms had in place of its own; None: its own.
+        stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
     """
 
     statistics: LogitStatistics
@@ -61,6 +62,12 @@ class StatisticsFile:
     provenance: dict[str, Any] = field(default_factory=dict)
     mixtures: dict[LabelSource, MixtureFits] = field(default_factory=dict)
     norms: Norms | None = None
+    stamps: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each image that was passed over could not be read, per key."""
+        return self.provenance.get("skipped") or {}
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
@@ -112,7 +119,9 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
         for name in _SAMPLE_FIELDS:
             _dataset(file, f"sample/{name}", getattr(statistics.sample, name).numpy())
         file["sample"].attrs["capacity"] = statistics.sample.capacity
+        stamps = [content.stamps.get(key, "") for key in content.images]
         file.create_dataset("progress/images", data=content.images, dtype=h5py.string_dtype())
+        file.create_dataset("progress/stamps", data=stamps, dtype=h5py.string_dtype())
 
 
 def read_statistics(path: Path) -> StatisticsFile:
@@ -182,7 +191,10 @@ def read_statistics(path: Path) -> StatisticsFile:
             statistics=statistics,
             classes=classes,
             model=json.loads(file.attrs["model"]),
-            images=[key.decode() for key in file["progress/images"][...]],
+            images=(images := [key.decode() for key in file["progress/images"][...]]),
+            stamps=dict(zip(images, (text.decode() for text in file["progress/stamps"][...]), strict=True))
+            if "progress/stamps" in file
+            else {},
             complete=bool(file.attrs["complete"]),
             provenance=json.loads(file["provenance"][()]),
             mixtures={
@@ -212,6 +224,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
     first_path, first = next(remaining)
     statistics, complete, provenances = first.statistics, first.complete, [first.provenance]
     owners = dict.fromkeys(first.images, first_path)
+    stamps, skipped = dict(first.stamps), dict(first.skipped)
     for path, other in remaining:
         difference = difference_of(first.model, other.model)
         if first.classes != other.classes:
@@ -228,14 +241,17 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         complete = complete and other.complete
         provenances.append(other.provenance)
         owners.update(dict.fromkeys(other.images, path))
+        stamps.update(other.stamps)
+        skipped.update(other.skipped)
     return StatisticsFile(
         statistics=statistics,
         classes=first.classes,
         model=first.model,
         norms=first.norms,
         images=list(owners),
+        stamps=stamps,
         complete=complete,
-        provenance={"merged": provenances},
+        provenance={"merged": provenances, "skipped": skipped} if skipped else {"merged": provenances},
     )
 
 

@@ -12,8 +12,9 @@ from blda_cli.core.choices import Density, LabelSource, LogitSpace, Shift
 from blda_cli.core.fitting.settings import AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.align import check_folder, check_statistics, fit_from_files
+from blda_cli.pipelines.align import check_statistics, fit_from_files
 from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.store.prediction_folder import check_folder
 from blda_cli.store.statistics import StatisticsFile
 
 if TYPE_CHECKING:
@@ -71,9 +72,11 @@ def test_folders(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(BldaError, match=r"holds other things \(predictions\)"):
             check_folder(tmp_path, overwrite=overwrite)
-    (tmp_path / "run.json.partial").write_text("{}")
+    (tmp_path / ".partial").mkdir()
     check_folder(tmp_path, overwrite=False)
     (tmp_path / "run.json").write_text("{}")
+    check_folder(tmp_path, overwrite=False)  # an overwriting run was stopped: it goes on
+    (tmp_path / ".partial").rmdir()
     with pytest.raises(BldaError, match="--overwrite replaces them"):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)

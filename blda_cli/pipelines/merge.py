@@ -1,0 +1,152 @@
+"""``blda merge``: put together what several runs made of different images, e.g. the shards of an array job."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blda_cli.core.mixture import fit_mixtures
+from blda_cli.errors import BldaError
+from blda_cli.files import claim
+from blda_cli.store import prediction_folder
+from blda_cli.store.predictions import (
+    ARGMAX,
+    PREDICTIONS,
+    RECORD,
+    SCORES,
+    RunRecord,
+    merge_records,
+    prediction_path,
+    read_record,
+    write_classifications,
+    write_record,
+)
+from blda_cli.store.statistics import (
+    StatisticsFile,
+    difference_of,
+    merge_statistics,
+    read_statistics,
+    write_statistics,
+)
+
+
+def merge_files(paths: Sequence[Path], output: Path, *, provenance: dict[str, Any], overwrite: bool) -> StatisticsFile:
+    """Add statistics of different images up.
+
+    Args:
+        paths: files of statistics.
+        output: the file to write; it may be one of them.
+        provenance: recorded: command, versions.
+        overwrite: replace ``output``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BldaError: the files do not add up, a shard is missing or there twice, or ``output`` cannot be written.
+    """
+    claim(output, overwrite=overwrite)
+    _refuse_twice(paths)
+    shards = []
+
+    def read(path: Path) -> StatisticsFile:
+        content = read_statistics(path)
+        shards.append(content.provenance.get("shard"))
+        return content
+
+    whole = merge_statistics((path, read(path)) for path in paths)
+    if _check_shards(paths, shards):  # as one process counts them
+        whole.images.sort()
+    if whole.statistics.images == 0:
+        raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
+    whole.provenance = {**provenance, **whole.provenance}
+    whole.mixtures = {source: fit_mixtures(cells) for source, cells in whole.statistics.cells.items()}
+    write_statistics(output, whole)
+    return whole
+
+
+def merge_folders(paths: Sequence[Path], output: Path, *, provenance: dict[str, Any], overwrite: bool) -> RunRecord:
+    """Put corrected predictions of different images into one folder.
+
+    Args:
+        paths: folders of predictions; they stay as they are.
+        output: the folder to write.
+        provenance: recorded: command, versions.
+        overwrite: replace predictions that are there.
+
+    Returns:
+        The record of ``output``.
+
+    Raises:
+        BldaError: the folders were not made alike, a shard is missing or there twice, or ``output`` cannot be written.
+    """
+    prediction_folder.check_folder(output, overwrite)
+    _refuse_twice([*paths, output])
+    records = [read_record(path / RECORD) for path in paths]
+    owners: dict[str, Path] = {}
+    for path, record in zip(paths, records, strict=True):
+        for name in ("classes", "palette", "ids", "model", "settings", "statistics"):
+            difference = difference_of(getattr(records[0], name), getattr(record, name), name)
+            if difference:
+                raise BldaError(f"{paths[0]} and {path} do not go together: they differ in {difference}")
+        for key in record.images:
+            if owners.setdefault(key, path) != path:
+                raise BldaError(f"{owners[key]} and {path} both hold image {key}: merge folders of different images")
+    _check_shards(paths, [record.provenance.get("shard") for record in records])
+    whole = merge_records(records)
+    if not whole.changed:
+        raise BldaError(f"{paths[0]} and the others hold no prediction: there is nothing to write")
+    whole.provenance = {**whole.provenance, **provenance, "merged": [record.provenance for record in records]}
+    whole.provenance.pop("shard", None)
+    work = prediction_folder.begin(output, overwrite=True)
+    try:
+        for path, record in zip(paths, records, strict=True):
+            for key in record.changed.keys() - record.classified.keys():
+                for kind in (ARGMAX, PREDICTIONS, *([SCORES] if record.settings["scores"] else [])):
+                    _copy(prediction_path(path, key, kind), prediction_path(work, key, kind))
+        if whole.classified:
+            write_classifications(work, whole)
+        write_record(work / RECORD, whole)
+    except BldaError:
+        prediction_folder.leave(output)
+        raise
+    prediction_folder.finish(output)
+    return whole
+
+
+def _copy(origin: Path, place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, place)
+    except OSError as error:
+        raise BldaError(f"{origin} cannot be copied to {place}: {error.strerror or error}") from error
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise BldaError("a file or folder is named twice: every image would count twice")
+
+
+def _check_shards(paths: Sequence[Path], shards: Sequence[dict[str, Any] | None]) -> bool:
+    """Whether the parts are shards of one job.
+
+    Raises:
+        BldaError: some are, but one is missing, there twice, or of another job.
+    """
+    if not any(shards):
+        return False
+    owners: dict[int, Path] = {}
+    for path, shard in zip(paths, shards, strict=True):
+        if shard is None or {**shard, "number": 0} != {**(shards[0] or {}), "number": 0}:
+            raise BldaError(f"{paths[0]} and {path} are no shards of the same images: merge the shards of one job")
+        if shard["number"] in owners:
+            raise BldaError(f"{owners[shard['number']]} and {path} are both shard {shard['number']} of {shard['of']}")
+        owners[shard["number"]] = path
+    of = next(shard["of"] for shard in shards if shard)
+    missing = [str(number) for number in range(1, of + 1) if number not in owners]
+    if missing:
+        raise BldaError(
+            f"shard {', '.join(missing[:8])}{', ...' if missing[8:] else ''} of {of} is missing: run it with "
+            f"--shard {missing[0]}/{of}"
+        )
+    return True

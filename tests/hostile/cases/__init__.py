@@ -1,0 +1,11 @@
+"""One table of cases per kind of harm."""
+
+from tests.hostile.cases import folders, images, networks, options
+from tests.hostile.world import Case
+
+TABLES: dict[str, list[Case]] = {
+    "folders": folders.CASES,
+    "images": images.CASES,
+    "networks": networks.CASES,
+    "options": options.CASES,
+}

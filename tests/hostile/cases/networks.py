@@ -1,0 +1,3 @@
+from tests.hostile.world import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,33 @@
+"""Hostile input through the command line, table by table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import world as worlds
+from tests.hostile.cases import TABLES
+from tests.hostile.world import Case, World
+
+
+@pytest.fixture(scope="session")
+def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return worlds.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def world(_world: World, tmp_path: Path) -> World:
+    return worlds.copy(_world, tmp_path / "world")
+
+
+@pytest.mark.parametrize(
+    "tried", [pytest.param(one, id=f"{table}: {one.name}") for table, cases in TABLES.items() for one in cases]
+)
+def test_case(world: World, tried: Case) -> None:
+    worlds.check(world, tried)
+
+
+def test_there_are_enough_cases_and_none_twice() -> None:
+    names = [(table, one.name) for table, cases in TABLES.items() for one in cases]
+    assert len(names) == len(set(names))
