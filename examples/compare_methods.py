@@ -1,0 +1,143 @@
+"""Train a network by every method on the same data and write one table: what each method brings, and what it costs.
+
+    python examples/compare_methods.py --config examples/streets/compare.toml --output comparison/
+
+The config is one of ``blda finetune``, with validation images. Network, data, seeds, optimiser and the number of
+images shown are its and the same for all; a method brings only what it was published with. The two methods that end up
+best are trained once more with masked consistency. ``comparison/table.md`` and ``table.json`` are written anew after
+every run; runs that are done are not made again, and one that was stopped goes on.
+"""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from blda_cli.finetuning.loop import Machine
+from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run_folder import RunFolder
+from blda_cli.finetuning.settings import Settings, read_settings
+from blda_cli.runtime.device import choose_device
+from blda_cli.runtime.monitor import SilentMonitor
+
+UNTRAINED = "no training"
+METHODS: dict[str, dict[str, Any]] = {
+    UNTRAINED: {"training.method": "source", "training.learning_rate": 0.0, "training.iterations": 1},
+    "source only": {"training.method": "source"},
+    "ST": {"training.method": "st"},
+    "CBST": {"training.method": "cbst"},
+    "CBST-SP": {"training.method": "cbst-sp"},
+    "CAG": {"training.method": "cag"},
+    "DACS": {"training.method": "dacs"},
+    "DACS + BLDA": {"training.method": "blda"},
+}
+MASKED = {"host.masked_consistency": 1.0}
+WITH_MASKED = " + masked consistency"
+SCORES = {"mean_iou": "mIoU", "mean_accuracy": "mean accuracy", "iou_spread": "std of class IoU"}
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path, exists=True), required=True, help="Of blda finetune.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A folder for runs and tables.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of each method.")
+@click.option("--only", multiple=True, type=click.Choice(list(METHODS)), help="Only these methods; repeatable.")
+@click.option("--masked", default=2, show_default=True, help="So many of the best once more, with masked consistency.")
+@click.option("--device", default="auto", show_default=True)
+def main(config: Path, output: Path, seeds: int, only: tuple[str, ...], masked: int, device: str) -> None:
+    """Train, score, and write the table."""
+    common = read_settings(config)
+    results: dict[str, list[dict[str, Any]]] = {}
+
+    def train(name: str, changes: dict[str, Any]) -> None:
+        results[name] = []
+        for seed in range(1 if name == UNTRAINED else seeds):
+            settings = common.with_values({**changes, "training.seed": seed}, name).resolved()
+            results[name].append(result_of(settings, output / name.replace(" ", "-") / f"seed-{seed}", device))
+            write(results, output)
+            print(f"{name}, seed {seed}: " + " / ".join(cells(results[name][-1:])[:3]), flush=True)
+
+    for name in only or METHODS:
+        train(name, METHODS[name])
+    trained = [name for name in results if name not in (UNTRAINED, "source only")]
+    best = sorted(trained, key=lambda name: -mean(results[name], "mean_iou"))[:masked]
+    for name in best:
+        train(name + WITH_MASKED, {**METHODS[name], **MASKED})
+    print((output / "table.md").read_text())
+
+
+def result_of(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
+    """What a run leaves: scores, seconds a step, bytes at the peak; from an earlier call, where that made it."""
+    kept = folder / "result.json"
+    if not kept.exists():
+        # A process of its own, so that its peak of memory is its own.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            result = pool.apply(run, (settings, folder, device))
+        kept.write_text(json.dumps(result, indent=1))
+    result: dict[str, Any] = json.loads(kept.read_text())
+    return result
+
+
+def run(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
+    """Train once, going on where an earlier call was stopped."""
+    device = choose_device(name)
+    machine = Machine(device, workers=2)
+    resume = RunFolder(folder).checkpoint.exists()
+    ended = finetune(settings, folder, resume=resume, machine=machine, provenance={}, monitor=SilentMonitor())
+    entries = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
+    crops = 2 * settings.training.batch_size * settings.training.accumulate
+    speeds, step = [], 0
+    for entry in entries:
+        if "crops_per_second" in entry:
+            speeds.append((entry["iteration"] - step) * crops / entry["crops_per_second"])
+            step = entry["iteration"]
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"validation": ended["validation"], "seconds_per_iteration": sum(speeds) / step, "peak_bytes": peak}
+
+
+def write(results: dict[str, list[dict[str, Any]]], output: Path) -> None:
+    """Write ``table.json`` and ``table.md``."""
+    (output / "table.json").write_text(json.dumps(results, indent=1))
+    (output / "table.md").write_text("\n".join(table(results)) + "\n")
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Markdown: a row per method, means over the seeds and their standard deviation, in percent."""
+    classes = list(next(iter(results.values()))[0]["validation"]["iou"])
+    heads = ["method", *SCORES.values(), *classes, "s / iteration", "peak memory"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + " --- |" * len(heads)
+    for name, runs in results.items():
+        if runs:
+            yield f"| {name} | {' | '.join(cells(runs))} |"
+
+
+def cells(runs: list[dict[str, Any]]) -> list[str]:
+    """A row of the table."""
+    row = []
+    for what in SCORES:
+        values = [100 * one["validation"][what] for one in runs]
+        row.append(f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(runs) > 1 else ""))
+    for name in runs[0]["validation"]["iou"]:
+        values = [one["validation"]["iou"][name] for one in runs]
+        row.append("–" if None in values else f"{100 * statistics.mean(values):.1f}")
+    seconds = statistics.mean(one["seconds_per_iteration"] for one in runs)
+    return [*row, f"{seconds:.2f}", f"{max(one['peak_bytes'] for one in runs) / 1e9:.2f} GB"]
+
+
+def mean(runs: list[dict[str, Any]], what: str) -> float:
+    """Of a score over the seeds."""
+    return statistics.mean(one["validation"][what] for one in runs)
+
+
+if __name__ == "__main__":
+    main()
