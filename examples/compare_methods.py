@@ -78,8 +78,7 @@ def result_of(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
     if not kept.exists():
         # A process of its own, so that its peak of memory is its own.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            result = pool.apply(run, (settings, folder, device))
-        kept.write_text(json.dumps(result, indent=1))
+            kept.write_text(json.dumps(pool.apply(run, (settings, folder, device)), indent=1))
     result: dict[str, Any] = json.loads(kept.read_text())
     return result
 
@@ -136,7 +135,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
 
 def mean(runs: list[dict[str, Any]], what: str) -> float:
     """Of a score over the seeds."""
-    return statistics.mean(one["validation"][what] for one in runs)
+    return float(statistics.mean(one["validation"][what] for one in runs))
 
 
 if __name__ == "__main__":

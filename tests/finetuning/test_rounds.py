@@ -2,18 +2,28 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.data.images import find_images
+from blda_cli.data.labels import label_reader
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.methods.base import MethodContext
+from blda_cli.finetuning.methods.cag import Cag
+from blda_cli.finetuning.objective import MixedTargets, Objective, cross_entropy
+from blda_cli.finetuning.rare_classes import HardSampleMiner
+from blda_cli.finetuning.samples import Sampler, count_class_pixels
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.finetuning.stored_labels import StoredLabels
+from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters.base import InferenceOptions
 from tests.finetuning.test_run import checkpoint, same
@@ -165,6 +175,122 @@ def test_methods_in_rounds_leave_images_as_they_are_unless_told(project: Any) ->
     told = Settings().with_values({"training.method": "cbst", "host.classmix": True}, "test")
     assert (told.host.classmix, told.host.blur) == (True, 0)
     assert read_settings(write_text(project.folder / "cag.toml", '[training]\nmethod = "cag"\n')).host == host
+
+
+BIASED = """
+from tiny import make
+
+
+def biased(**arguments):
+    network = make(**arguments)
+    network.classifier.bias.data[{never}] = -100.0
+    return network
+"""
+
+
+@pytest.fixture
+def biased(project: Any, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Settings of a run whose network never predicts some classes."""
+
+    def settings(never: str) -> dict[str, Any]:
+        (tmp_path / "tiny.py").write_text((project.folder / "tiny.py").read_text())
+        (tmp_path / "biased.py").write_text(BIASED.format(never=never))
+        (tmp_path / "net.toml").write_text(Path(project.model).read_text().replace("tiny:make", "biased:biased"))
+        return {"data__model": str(tmp_path / "net.toml"), "training__iterations": 1, "rounds__rounds": 1}
+
+    return settings
+
+
+def test_a_class_never_predicted_is_told(project: Any, tmp_path: Path, biased: Callable[..., dict[str, Any]]) -> None:
+    monitor = Told()
+    project.run(tmp_path / "run", monitor, training__method="cbst", **biased("[0, 1, 2]"))
+    assert "round 1: never predicted, so never labelled: road, tree, car" in monitor.lines
+    record = json.loads((tmp_path / "run" / "pseudo_labels" / "round-1" / "round.json").read_text())
+    assert record["labelled_pixels"]["car"] == record["predicted_share"]["road"] == 0
+    assert record["threshold"]["car"] == 1
+    assert {"road", "car"} <= set(record["preferred_in_the_source"][0])
+
+
+def test_a_prior_that_is_zero_everywhere_is_told(project: Any, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (project.folder / "day" / "labels").iterdir():
+        values = np.array(Image.open(path))
+        Image.fromarray(np.where(values == 1, 255, values).astype(np.uint8)).save(labels / path.name)
+    monitor = Told()
+    values = rounds("cbst-sp", data__source_labels=str(labels), training__iterations=2)
+    project.run(tmp_path / "run", monitor, **values)
+    said = "the source labels never hold tree: their spatial prior is 0 everywhere"
+    assert monitor.lines.count(said) == 1
+    for path in (tmp_path / "run" / "pseudo_labels").rglob("*.png"):
+        assert not (np.array(Image.open(path)) == 1).any()
+
+
+def test_a_stage_without_an_active_pixel_is_told(project: Any, tmp_path: Path) -> None:
+    monitor = Told()
+    project.run(tmp_path / "run", monitor, **rounds("cag", cag__margin=1e6))
+    for stage in (1, 2):
+        (line,) = [line for line in monitor.lines if line.startswith(f"stage {stage}: 0.0% of the target's features")]
+        assert "no active pixel" in line
+        assert "a smaller margin makes pixels active" in line
+
+
+def test_a_network_that_knows_no_two_classes_gives_no_anchors(
+    project: Any, tmp_path: Path, biased: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(BldaError, match=r"fewer than two classes .* \(--method source\)"):
+        project.run(tmp_path / "run", training__method="cag", **biased("[0, 1, 3]"))
+
+
+def test_hard_classes_are_drawn_from_images_that_hold_them() -> None:
+    pixels = np.array([[9, 0, 0, 5], [9, 0, 4, 0], [9, 2, 0, 0], [9, 0, 0, 0], [9, 0, 7, 0], [9, 0, 0, 1]])
+    assert HardSampleMiner(pixels, [[1], [2, 3]], 0.5).pool == [(1, 2), (3, 0), (2, 1)]
+    assert HardSampleMiner(pixels, [[1], [2, 3]], 1.0).pool == [(1, 2), (3, 0), (2, 1), (2, 4), (3, 5)]
+    assert HardSampleMiner(pixels[3:4], [[1], [2, 3]], 1.0).pool == []
+    drawn = [HardSampleMiner(pixels, [[1], [2, 3]], 0.5).draw(np.random.default_rng(n)) for n in range(60)]
+    assert set(drawn) == {(1, 2), (3, 0), (2, 1)}
+
+
+def test_half_of_the_source_crops_are_mined(project: Any, batches: Callable[..., Any]) -> None:
+    def share(sampler: Sampler) -> float:
+        crops = [np.asarray(sampler.draw(number)["source_labels"]) for number in range(60)]
+        return float(np.mean([np.any(crop == 3) for crop in crops]))
+
+    settings = project.settings(training__method="cbst", training__crop=(8, 8), rounds__mined_share=1.0)
+    source = find_images(settings.data.source_images)
+    labels = label_reader(source, settings.data.source_labels, project.segmenter().classes, encoding="ids")
+    pixels = count_class_pixels(source, labels, 4, 1, SilentMonitor())
+    sampler = Sampler(source, labels, find_images(settings.data.target_images), pixels, settings)
+    before = share(sampler)
+    sampler.prefer([[3], []])
+    assert share(sampler) > 2 * before
+    sampler.prefer(())
+    assert share(sampler) == before
+
+
+def test_cag_labels_by_anchors_and_by_probability_and_averages_what_they_cost(project: Any) -> None:
+    settings = project.settings(training__method="cag", cag__confidence=0.6)
+    generator = torch.Generator().manual_seed(0)
+    cag = Cag(MethodContext(settings, 4, torch.device("cpu"), nn.Identity(), Objective()))
+    anchors, margin = torch.randn(4, 3, generator=generator), 0.4
+    cag.load_state_dict({"anchors": anchors, "margin": margin, "labeller": {}})
+    features, logits = torch.randn(2, 3, 4, 5, generator=generator), 2 * torch.randn(2, 4, 8, 10, generator=generator)
+    batch = SimpleNamespace(target_images=torch.zeros(2, 3, 8, 10))
+    pseudo = cag.label(batch, Outputs(logits, features=features))  # type: ignore[arg-type]
+    for n, row, column in np.ndindex(2, 8, 10):
+        distance = (features[n, :, row // 2, column // 2] - anchors).norm(dim=1)
+        nearest, second = distance.sort().values[:2]
+        expected = int(distance.argmin()) if second - nearest > margin else IGNORE_INDEX
+        assert int(pseudo.labels[n, row, column]) == expected
+        probability = logits[n, :, row, column].softmax(dim=0)
+        expected = int(probability.argmax()) if probability.max() >= 0.6 else IGNORE_INDEX
+        assert int(pseudo.labels[2 + n, row, column]) == expected
+    assert torch.equal(pseudo.weights, (pseudo.labels != IGNORE_INDEX).float())
+    student = Outputs(torch.randn(2, 4, 8, 10, generator=generator))
+    targets = MixedTargets(pseudo.labels, pseudo.weights, torch.zeros(pseudo.labels.shape, dtype=torch.bool))
+    loss = Objective().mixed_losses(student.repeated(2), targets)["mixed"]
+    costs = [cross_entropy(student.logits, labels).mean() for labels in pseudo.labels.split(2)]
+    torch.testing.assert_close(loss, (costs[0] + costs[1]) / 2)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -70,3 +70,28 @@ def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: P
     for name, value in first[0]["losses"].items():
         # Its mean is over the features of each process' crops.
         assert first[1]["losses"][name] == pytest.approx(value, rel=1e-3, abs=1e-2 if name == "feature_distance" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cbst-sp", "cag"])
+def test_two_ranks_look_at_the_data_as_one_does(still_project: Any, tmp_path: Path, method: str) -> None:
+    settings = still_project.settings(
+        training__method=method, training__iterations=4, rounds__rounds=2, training__learning_rate=1e-4
+    )
+    (still_project.folder / "config.toml").write_text(settings.to_toml())
+    alone = blda(*options(still_project, tmp_path / "alone", batch_size=2))
+    assert alone.returncode == 0, alone.stderr
+    both = blda(*options(still_project, tmp_path / "both", batch_size=1), processes=2)
+    assert both.returncode == 0, both.stderr
+    one, other = state(tmp_path / "alone"), state(tmp_path / "both")
+    assert one["stage"] == other["stage"] == 1
+    if method == "cag":
+        torch.testing.assert_close(other["method"]["anchors"], one["method"]["anchors"], atol=1e-3, rtol=1e-3)
+        assert (tmp_path / "both" / "anchors" / "stage-2.npz").is_file()
+        return
+    assert other["method"]["preferred"] == one["method"]["preferred"]
+    torch.testing.assert_close(other["method"]["priors"], one["method"]["priors"])
+    first = [tmp_path / run / "pseudo_labels" / "round-1" for run in ("alone", "both")]
+    assert {path.name for path in first[1].iterdir()} == {path.name for path in first[0].iterdir()}
+    for path in first[0].iterdir():
+        assert (first[1] / path.name).read_bytes() == path.read_bytes()

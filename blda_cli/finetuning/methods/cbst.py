@@ -130,5 +130,3 @@ class Cbst(TrainingMethod):
                 stage.monitor.say(
                     f"the source labels never hold {', '.join(unknown)}: their spatial prior is 0 everywhere"
                 )
-        if not bool(kept.any()):
-            stage.monitor.say(f"round {stage.number + 1}: no target pixel got a label; it trains on the source alone")
