@@ -20,6 +20,7 @@ from typing import Any
 import click
 import torch
 
+from blda_cli.errors import BldaError
 from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
@@ -78,7 +79,10 @@ def result_of(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
     if not kept.exists():
         # A process of its own, so that its peak of memory is its own.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            kept.write_text(json.dumps(pool.apply(run, (settings, folder, device)), indent=1))
+            try:
+                kept.write_text(json.dumps(pool.apply(run, (settings, folder, device)), indent=1))
+            except BldaError as error:
+                raise click.ClickException(str(error)) from error
     result: dict[str, Any] = json.loads(kept.read_text())
     return result
 

@@ -218,8 +218,8 @@ def test_a_prior_that_is_zero_everywhere_is_told(project: Any, tmp_path: Path) -
         values = np.array(Image.open(path))
         Image.fromarray(np.where(values == 1, 255, values).astype(np.uint8)).save(labels / path.name)
     monitor = Told()
-    values = rounds("cbst-sp", data__source_labels=str(labels), training__iterations=2)
-    project.run(tmp_path / "run", monitor, **values)
+    changes = rounds("cbst-sp", data__source_labels=str(labels), training__iterations=2)
+    project.run(tmp_path / "run", monitor, **changes)
     said = "the source labels never hold tree: their spatial prior is 0 everywhere"
     assert monitor.lines.count(said) == 1
     for path in (tmp_path / "run" / "pseudo_labels").rglob("*.png"):
