@@ -33,6 +33,7 @@ from typing import Any
 
 from blda_cli import __version__
 from blda_cli.reporting.model import Predictions, Report, Scores
+from blda_cli.reporting.tables import CLASS_MEASURES, OVERALL_MEASURES
 from blda_cli.reporting.words import next_steps, summary
 
 FORMAT = "blda-report"
@@ -40,9 +41,6 @@ FORMAT_VERSION = 1
 
 # A list of numbers over several lines; no text holds a line break in JSON.
 _NUMBERS = re.compile(r"\[\n(?:[\s\d.,eE+-]|null)*\]")
-
-_PER_CLASS = ("bias", "iou", "accuracy")
-_OVERALL = ("mean_iou", "mean_accuracy", "iou_spread", "accuracy_spread", "total_bias")
 
 
 def as_data(report: Report) -> dict[str, Any]:
@@ -122,12 +120,12 @@ def _class(report: Report, index: int) -> dict[str, Any]:
 def _values(predictions: Predictions, index: int) -> dict[str, float]:
     values = {"share": predictions.share[index]}
     if predictions.scores is not None:
-        values |= {name: getattr(predictions.scores, name)[index] for name in _PER_CLASS}
+        values |= {one.key: getattr(predictions.scores, one.key)[index] for one in CLASS_MEASURES}
     return values
 
 
 def _overall(scores: Scores | None) -> dict[str, float]:
-    return {} if scores is None else {name: getattr(scores, name) for name in _OVERALL}
+    return {} if scores is None else {one.key: getattr(scores, one.key) for one in OVERALL_MEASURES}
 
 
 def _confusions(report: Report) -> dict[str, Any] | None:

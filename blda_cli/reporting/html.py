@@ -12,38 +12,21 @@ from blda_cli.errors import require_extra
 from blda_cli.reporting.densities import Curve, Densities
 from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
-from blda_cli.reporting.model import Candidate, Predictions, Report, Scores, Verdict
+from blda_cli.reporting.model import Predictions, Report, Verdict
 from blda_cli.reporting.svg import anchor_symbols, bias_strip, density_chart
+from blda_cli.reporting.tables import (
+    MARKS,
+    OVERALL_MEASURES,
+    candidate_table,
+    class_table,
+    overall_table,
+    run_tables,
+)
 from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
 
 _CHARTS_OPEN = 12
 
-MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.UNKNOWN: "–"}
 _CSS = {Verdict.OVER: "over", Verdict.UNDER: "under", Verdict.UNCLEAR: "unclear", Verdict.UNKNOWN: "unknown"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A field of a table: what it says, what it is sorted by (NaN last), and what it says in small below."""
-
-    text: str
-    value: float
-    small: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of numbers.
-
-    Attributes:
-        heading: its short name.
-        title: what it is, in full.
-        cells: from the first row to the last.
-    """
-
-    heading: str
-    title: str
-    cells: list[Cell]
 
 
 @dataclass(frozen=True)
@@ -107,10 +90,10 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         verdicts=[(MARKS[e.verdict], str(e.verdict), _CSS[e.verdict]) for e in report.estimates],
         strips=[safe(strip) for strip in _strips(report)],
         reach=points(_reach(report)).lstrip("+"),
-        columns=_columns(report),
-        overall=_overall(report),
-        candidates=_candidates(report.candidates, names),
-        per_run=_per_run(report),
+        classes=class_table(report),
+        overall=overall_table(report),
+        candidates=candidate_table(report),
+        per_run=run_tables(report),
         symbols=safe(anchor_symbols(shown)),
         charts=charts[:_CHARTS_OPEN],
         more_charts=charts[_CHARTS_OPEN:],
@@ -144,80 +127,15 @@ def _reach(report: Report) -> float:
     return max((abs(value) for value in values if not math.isnan(value)), default=0.01) or 0.01
 
 
-def _columns(report: Report) -> list[Column]:
-    after = report.runs[0].after if report.runs else None
-    columns = [
-        Column(
-            "estimate",
-            "Estimated bias, in percentage points, made without labels; in small its 90 % interval: where it lies when "
-            "the images are drawn anew, in nine cases of ten",
-            [
-                Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "")
-                for e in report.estimates
-            ],
-        ),
-        *_stages("share", "Share of all pixels predicted as the class", percent, report.before, after, _share),
-    ]
-    if report.before.scores is not None:
-        columns += [
-            *_stages("bias", "True bias, in percentage points", points, report.before, after, _measure("bias")),
-            *_stages("IoU", "Intersection over union, in percent", score, report.before, after, _measure("iou")),
-            *_stages(
-                "accuracy",
-                "Share of the class's pixels predicted as it, in percent",
-                score,
-                report.before,
-                after,
-                _measure("accuracy"),
-            ),
-        ]
-    return columns
-
-
-def _stages(
-    heading: str,
-    title: str,
-    show: Callable[[float], str],
-    before: Predictions,
-    after: Predictions | None,
-    of: Callable[[Predictions], list[float]],
-) -> list[Column]:
-    columns = [_column(heading, f"{title}, before" if after else title, show, of(before))]
-    if after is not None:
-        columns.append(_column(f"→ {heading}", f"{title}, after", show, of(after)))
-    return columns
-
-
-def _share(predictions: Predictions) -> list[float]:
-    return predictions.share
-
-
-def _measure(name: str) -> Callable[[Predictions], list[float]]:
-    def of(predictions: Predictions) -> list[float]:
-        values: list[float] = getattr(predictions.scores, name)
-        return values
-
-    return of
-
-
-def _column(heading: str, title: str, show: Callable[[float], str], values: Sequence[float]) -> Column:
-    return Column(heading, title, [Cell(show(value), value) for value in values])
-
-
 def _tiles(report: Report) -> list[Tile]:
     run = report.runs[0] if report.runs else None
     one, other = report.before.scores, run.after.scores if run else None
     which = f", {run.name}" if run is not None and len(report.runs) > 1 else ""
     tiles = []
     if one is not None:
-        for label, name in (
-            ("mean IoU", "mean_iou"),
-            ("mean accuracy", "mean_accuracy"),
-            ("Σ |Bias|", "total_bias"),
-            ("spread of IoU", "iou_spread"),
-        ):
-            after = None if other is None else score(getattr(other, name))
-            tiles.append(Tile(label + which, score(getattr(one, name)), after))
+        for measure in (one for one in OVERALL_MEASURES if not one.detail):
+            after = None if other is None else score(getattr(other, measure.key))
+            tiles.append(Tile(measure.heading + which, score(getattr(one, measure.key)), after))
     else:
         for label, verdict in (("over-predicted", Verdict.OVER), ("under-predicted", Verdict.UNDER)):
             tiles.append(Tile(f"classes {label}", str(len(report.named(verdict)))))
@@ -225,68 +143,6 @@ def _tiles(report: Report) -> list[Tile]:
     if run is not None:
         tiles.append(Tile(f"pixels changed{which}", percent(run.changed)))
     return tiles
-
-
-def _overall(report: Report) -> tuple[list[str], list[Column]]:
-    """One row per folder, the network's own predictions first; columns as far as there are labels."""
-    stages = [report.before, *(run.after for run in report.runs)]
-    names = ["argmax", *(f"{run.name}: {run.method}" for run in report.runs)]
-    changed = [math.nan, *(run.changed for run in report.runs)]
-    columns = _score_columns([stage.scores for stage in stages if stage.scores])
-    return names, [
-        *columns,
-        Column("changed", "Share of pixels changed", [Cell("–" if v != v else percent(v), v) for v in changed]),
-    ]
-
-
-def _score_columns(scores: Sequence[Scores]) -> list[Column]:
-    if not scores:
-        return []
-    return [
-        _column(heading, title, score, [getattr(entry, name) for entry in scores])
-        for heading, title, name in (
-            ("mIoU", "Mean intersection over union, in percent", "mean_iou"),
-            ("mean accuracy", "Mean accuracy of the classes, in percent", "mean_accuracy"),
-            ("spread of IoU", "Standard deviation of the IoU over the classes, in points", "iou_spread"),
-            ("spread of accuracy", "Standard deviation of the accuracy over the classes", "accuracy_spread"),
-            ("Σ |Bias|", "Sum of the absolute true biases, in points", "total_bias"),
-        )
-    ]
-
-
-def _candidates(candidates: Sequence[Candidate], names: Sequence[str]) -> tuple[list[str], list[Column]]:
-    if not candidates:
-        return [], []
-    base = candidates[0].share
-    moved = [[new - old for old, new in zip(base, tried.share, strict=True)] for tried in candidates]
-
-    def extreme(differences: Sequence[float], sign: int) -> Cell:
-        index = max(range(len(differences)), key=lambda place: sign * differences[place])
-        value = differences[index]
-        return Cell(f"{names[index]} {points(value)}" if sign * value > 0 else "–", value)
-
-    columns = _score_columns([tried.scores for tried in candidates if tried.scores])
-    columns.append(_column("changed", "Share of the pixels changed", percent, [tried.changed for tried in candidates]))
-    columns.append(Column("gains most", "Class whose share grows most, in points", [extreme(row, 1) for row in moved]))
-    columns.append(
-        Column("loses most", "Class whose share shrinks most, in points", [extreme(row, -1) for row in moved])
-    )
-    return [tried.method for tried in candidates], columns
-
-
-def _per_run(report: Report) -> list[tuple[str, list[Column]]]:
-    """Per class, every folder side by side; one table per measure."""
-    if len(report.runs) < 2:
-        return []
-    stages = [("argmax", report.before), *((run.name, run.after) for run in report.runs)]
-    measures: list[tuple[str, Callable[[float], str], Callable[[Predictions], list[float]]]] = []
-    if report.before.scores is not None:
-        measures += [("IoU, in percent", score, _measure("iou")), ("True bias, in points", points, _measure("bias"))]
-    measures.append(("Share of the pixels", percent, _share))
-    return [
-        (title, [_column(name, f"{title}: {name}", show, of(stage)) for name, stage in stages])
-        for title, show, of in measures
-    ]
 
 
 def _charts(report: Report, shown: Densities, colors: Sequence[str]) -> list[Chart]:

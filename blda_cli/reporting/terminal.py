@@ -1,4 +1,4 @@
-"""The report on the terminal: the findings in words, then a table of the classes."""
+"""The report on the terminal: the findings in words, then its tables."""
 
 from rich import box
 from rich.console import Console
@@ -6,10 +6,10 @@ from rich.table import Table
 from rich.text import Text
 
 from blda_cli.reporting.model import Report, Verdict
-from blda_cli.reporting.words import next_steps, percent, points, score, summary
+from blda_cli.reporting.tables import MARKS, Column, NumberTable, candidate_table, class_table, overall_table
+from blda_cli.reporting.words import next_steps, summary
 
 _STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}
-_MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "·", Verdict.UNKNOWN: " "}
 _WIDE = 100
 
 
@@ -21,9 +21,10 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"Note: {remark}", style="yellow"), end="\n\n")
     console.print(_class_table(report, intervals=console.width >= _WIDE or report.before.scores is None))
     if report.before.scores is not None or len(report.runs) > 1:
-        console.print(_overall_table(report))
-    if report.candidates:
-        console.print(_candidate_table(report))
+        console.print(_rows(overall_table(report), details=True))
+    candidates = candidate_table(report)
+    if candidates is not None:
+        console.print(_rows(candidates, details=False))
     for step in next_steps(report):
         console.print(Text(f"Next: {step.text}"))
         console.print(Text(f"  {step.command}", style="bold"), soft_wrap=True)
@@ -31,61 +32,43 @@ def print_report(report: Report, console: Console) -> None:
 
 def _class_table(report: Report, *, intervals: bool) -> Table:
     """One line a class; ``a→b`` is before and after."""
-    stages = [report.before, *(run.after for run in report.runs[:1])]
-    table = _table("Over- and under-predicted classes (percent; est.: bias estimated without labels)", "class")
+    content = class_table(report)
+    table = _table("Over- and under-predicted classes (percent; est.: bias estimated without labels)", content.heading)
     table.add_column("is", no_wrap=True)
-    headings = ["est.", *(["90 % interval"] if intervals else []), "share"]
-    if report.before.scores is not None:
-        headings += ["bias", "IoU", "acc."]
-    for heading in headings:
+    fields: list[tuple[str, list[str]]] = []
+    for column in content.columns:
+        fields.append((column.short, _texts(column)))
+        small = [cell.small for cell in column.cells]
+        if intervals and any(small):
+            fields.append(("90 % interval", [text or "n/a" for text in small]))
+    for heading, _ in fields:
         table.add_column(heading, justify="right", no_wrap=True)
-    for index, (name, estimate) in enumerate(zip(report.classes.names, report.estimates, strict=True)):
-        verdict = estimate.verdict
-        row = [name, f"{_MARKS[verdict]} {verdict}", points(estimate.bias)]
-        if intervals:
-            row.append(f"{points(estimate.low)} … {points(estimate.high)}" if estimate.low == estimate.low else "n/a")
-        row.append("→".join(score(stage.share[index]) for stage in stages))
-        for measure, show in (("bias", points), ("iou", score), ("accuracy", score)):
-            values = [getattr(stage.scores, measure)[index] for stage in stages if stage.scores is not None]
-            if values:
-                row.append("→".join(map(show, values)) if values[0] == values[0] else "n/a")
-        table.add_row(*row, style=_STYLES[verdict])
-    if report.runs:
-        table.caption = f"→ after {report.runs[0].name}: {report.runs[0].method}"
-        table.caption_justify = "left"
+    for index, name in enumerate(content.rows):
+        verdict = report.estimates[index].verdict
+        texts = [column[index] for _, column in fields]
+        table.add_row(name, f"{MARKS[verdict]} {verdict}", *texts, style=_STYLES[verdict])
+    table.caption, table.caption_justify = content.caption, "left"
     return table
 
 
-def _overall_table(report: Report) -> Table:
-    table = _table("Scores (percent, pooled over pixels; absent classes left out)", "predictions")
-    headings = ("mIoU", "mean acc.", "std IoU", "std acc.", "Σ |Bias|", "changed")
-    for heading in headings if report.before.scores is not None else headings[-1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    stages = [
-        ("argmax", report.before, ""),
-        *((f"{run.name}: {run.method}", run.after, percent(run.changed)) for run in report.runs),
-    ]
-    for name, stage, changed in stages:
-        scores = stage.scores
-        values = (
-            []
-            if scores is None
-            else [scores.mean_iou, scores.mean_accuracy, scores.iou_spread, scores.accuracy_spread, scores.total_bias]
-        )
-        table.add_row(name, *map(score, values), changed)
+def _rows(content: NumberTable, *, details: bool) -> Table:
+    table = _table(content.caption, content.heading)
+    columns = [column for column in content.columns if details or not column.detail]
+    for column in columns:
+        table.add_column(column.short, justify="right", no_wrap=True)
+    for name, *texts in zip(content.rows, *map(_texts, columns), strict=True):
+        table.add_row(name, *texts)
     return table
 
 
-def _candidate_table(report: Report) -> Table:
-    table = _table("Methods tried on the sampled pixels of the statistics (percent)", "method")
-    labelled = report.candidates[0].scores is not None
-    for heading in ("changed", *(("mIoU", "mean acc.", "Σ |Bias|") if labelled else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for tried in report.candidates:
-        scores = tried.scores
-        values = [] if scores is None else [scores.mean_iou, scores.mean_accuracy, scores.total_bias]
-        table.add_row(tried.method, percent(tried.changed), *map(score, values))
-    return table
+def _texts(column: Column) -> list[str]:
+    """What the fields of a column say, before and after in one; of an absent class once."""
+    before = [cell.text for cell in column.cells]
+    if column.after is None:
+        return before
+    after = [cell.text for cell in column.after]
+    pairs = zip(before, after, column.cells, strict=True)
+    return [f"{one}→{other}" if cell.value == cell.value else one for one, other, cell in pairs]
 
 
 def _table(title: str, first: str) -> Table:

@@ -1,0 +1,212 @@
+"""The report's tables: rows, columns and what their fields say, for the terminal and the page alike."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from blda_cli.reporting.model import Predictions, Report, Scores, Verdict
+from blda_cli.reporting.words import percent, points, score
+
+MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.UNKNOWN: "–"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A field of a table: what it says, what it is sorted by (NaN last), and what it says in small below."""
+
+    text: str
+    value: float
+    small: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers.
+
+    Attributes:
+        heading: its name.
+        short: its name where there is little room.
+        title: what it is, in full.
+        cells: from the first row to the last.
+        after: the same after a correction, where the two stand side by side.
+        detail: left out where there is little room.
+    """
+
+    heading: str
+    short: str
+    title: str
+    cells: list[Cell]
+    after: list[Cell] | None = None
+    detail: bool = False
+
+    def stages(self) -> list["Column"]:
+        """Before and after as columns of their own."""
+        if self.after is None:
+            return [self]
+        return [
+            replace(self, title=f"{self.title}, before", after=None),
+            replace(self, heading=f"→ {self.heading}", title=f"{self.title}, after", cells=self.after, after=None),
+        ]
+
+
+@dataclass(frozen=True)
+class NumberTable:
+    """A table: a name for each row, and columns of numbers.
+
+    Attributes:
+        caption: what it shows.
+        heading: of the names.
+        rows: the names.
+        columns: the numbers.
+    """
+
+    caption: str
+    heading: str
+    rows: Sequence[str]
+    columns: list[Column]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of the model, and how it is called and shown.
+
+    Attributes:
+        key: its name in the model and in ``report.json``.
+        heading: of its column.
+        short: the same where there is little room.
+        title: what it is, in full.
+        show: writes it.
+        detail: see :class:`Column`.
+    """
+
+    key: str
+    heading: str
+    short: str
+    title: str
+    show: Callable[[float], str]
+    detail: bool = False
+
+    def column(self, values: Sequence[float], after: Sequence[float] | None = None) -> Column:
+        """A column of it."""
+        return Column(
+            self.heading,
+            self.short,
+            self.title,
+            [Cell(self.show(value), value) for value in values],
+            None if after is None else [Cell(self.show(value), value) for value in after],
+            self.detail,
+        )
+
+
+CLASS_MEASURES = (
+    Measure("bias", "bias", "bias", "True bias, in percentage points", points),
+    Measure("iou", "IoU", "IoU", "Intersection over union, in percent", score),
+    Measure("accuracy", "accuracy", "acc.", "Share of the class's pixels predicted as it, in percent", score),
+)
+"""What labels tell of each class; keys of :class:`Scores`."""
+
+OVERALL_MEASURES = (
+    Measure("mean_iou", "mean IoU", "mIoU", "Mean intersection over union, in percent", score),
+    Measure("mean_accuracy", "mean accuracy", "mean acc.", "Mean accuracy of the classes, in percent", score),
+    Measure("iou_spread", "std of IoU", "std IoU", "Standard deviation of the classes' IoU", score, detail=True),
+    Measure(
+        "accuracy_spread",
+        "std of accuracy",
+        "std acc.",
+        "Standard deviation of the classes' accuracy",
+        score,
+        detail=True,
+    ),
+    Measure("total_bias", "Σ |Bias|", "Σ |Bias|", "Sum of the absolute true biases, in points", score),
+)
+"""What labels tell of all classes together; keys of :class:`Scores`."""
+
+_SHARE = Measure("share", "share", "share", "Share of all pixels predicted as the class, in percent", score)
+_CHANGED = Measure("changed", "changed", "changed", "Share of the pixels changed", percent)
+
+
+def class_table(report: Report) -> NumberTable:
+    """One row a class: the estimate, then what the first correction changes, side by side."""
+    stages = [report.before, *(run.after for run in report.runs[:1])]
+    interval = "in small its 90 % interval: where it lies when the images are drawn anew, in nine cases of ten"
+    estimates = [
+        Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "")
+        for e in report.estimates
+    ]
+    columns = [
+        Column("estimate", "est.", f"Estimated bias, in percentage points, made without labels; {interval}", estimates),
+        *(measure.column(*(_of(stage, measure.key) for stage in stages)) for measure in _known(report)),
+    ]
+    caption = f"→ after {report.runs[0].name}: {report.runs[0].method}" if report.runs else ""
+    return NumberTable(caption, "class", report.classes.names, columns)
+
+
+def overall_table(report: Report) -> NumberTable:
+    """One row per folder, the network's own predictions first; columns as far as there are labels."""
+    names = ["argmax", *(f"{run.name}: {run.method}" for run in report.runs)]
+    columns = _scores([report.before.scores, *(run.after.scores for run in report.runs)])
+    changed = Column(
+        _CHANGED.heading,
+        _CHANGED.short,
+        _CHANGED.title,
+        [Cell("–", math.nan), *(Cell(percent(run.changed), run.changed) for run in report.runs)],
+    )
+    caption = "Scores (percent, pooled over pixels; absent classes left out)" if columns else "What changed"
+    return NumberTable(caption, "predictions", names, [*columns, changed])
+
+
+def candidate_table(report: Report) -> NumberTable | None:
+    """One row per method tried on the sampled pixels; None where none was."""
+    tried = report.candidates
+    if not tried:
+        return None
+    names = report.classes.names
+    moved = [[new - old for old, new in zip(tried[0].share, one.share, strict=True)] for one in tried]
+
+    def extreme(differences: Sequence[float], sign: int) -> Cell:
+        index = max(range(len(differences)), key=lambda place: sign * differences[place])
+        value = differences[index]
+        return Cell(f"{names[index]} {points(value)}" if sign * value > 0 else "–", value)
+
+    gains, losses = ([extreme(row, sign) for row in moved] for sign in (1, -1))
+    columns = [
+        *_scores([one.scores for one in tried]),
+        _CHANGED.column([one.changed for one in tried]),
+        Column("gains most", "gains", "Class whose share grows most, in points", gains, detail=True),
+        Column("loses most", "loses", "Class whose share shrinks most, in points", losses, detail=True),
+    ]
+    return NumberTable("Methods on sampled pixels (percent)", "method", [one.method for one in tried], columns)
+
+
+def run_tables(report: Report) -> list[NumberTable]:
+    """Per class, every folder side by side: a table for each measure; none of a single folder."""
+    if len(report.runs) < 2:
+        return []
+    stages = {"argmax": report.before, **{run.name: run.after for run in report.runs}}
+    return [
+        NumberTable(
+            measure.title,
+            "class",
+            report.classes.names,
+            [
+                replace(measure.column(_of(stage, measure.key)), heading=name, title=f"{measure.title}: {name}")
+                for name, stage in stages.items()
+            ],
+        )
+        for measure in _known(report)
+    ]
+
+
+def _known(report: Report) -> list[Measure]:
+    """What is known of each class, with labels or without."""
+    return [_SHARE, *(CLASS_MEASURES if report.before.scores is not None else ())]
+
+
+def _of(predictions: Predictions, key: str) -> list[float]:
+    values: list[float] = predictions.share if key == _SHARE.key else getattr(predictions.scores, key)
+    return values
+
+
+def _scores(scores: Sequence[Scores | None]) -> list[Column]:
+    known = [one for one in scores if one is not None]
+    return [measure.column([getattr(one, measure.key) for one in known]) for measure in OVERALL_MEASURES if known]
