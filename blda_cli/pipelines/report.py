@@ -1,7 +1,7 @@
 """``blda report``: put statistics, predictions and labels together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting import AlignmentSettings
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
-from blda_cli.data.images import ImageFile
-from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import file_digest, replacing
@@ -29,52 +27,8 @@ from blda_cli.reporting.gallery import Frame, choose_frames, make_gallery
 from blda_cli.reporting.html import to_html
 from blda_cli.reporting.model import Report
 from blda_cli.runtime.monitor import Monitor
-from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, RunRecord, prediction_path, read_record
+from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, AlignedFolder, RunRecord, read_record
 from blda_cli.store.statistics import StatisticsFile, read_statistics
-
-
-@dataclass(frozen=True)
-class AlignedFolder:
-    """A folder of corrected predictions.
-
-    Attributes:
-        path: where it lies.
-        record: how it was made.
-    """
-
-    path: Path
-    record: RunRecord
-
-    @property
-    def files(self) -> list[ImageFile]:
-        """The images it holds predictions of."""
-        return [ImageFile(Path(path), key) for key, path in self.record.images.items() if key in self.record.changed]
-
-    def read(self, key: str, kind: str) -> np.ndarray:
-        """The class ids of an image.
-
-        Args:
-            key: the image's.
-            kind: ``ARGMAX`` (before) or ``PREDICTIONS`` (after).
-
-        Returns:
-            int64 ``[H, W]``; ``[]`` of a classifier.
-
-        Raises:
-            BldaError: they cannot be read, or are not of the record's classes.
-        """
-        if self.record.classified:
-            return np.array(self.record.classified[key][kind == PREDICTIONS])
-        path = prediction_path(self.path, key, kind)
-        values = read_label_file(path).values
-        if values is None:
-            raise BldaError(f"{path} is a colour picture, not class ids: run blda align again")
-        table = np.full(max(*self.record.ids, int(values.max(initial=0))) + 1, -1, dtype=np.int64)
-        table[self.record.ids] = np.arange(len(self.record.ids))
-        labels: np.ndarray = table[values]
-        if bool((labels < 0).any()):
-            raise BldaError(f"{path} holds values that are no class of {RECORD}: run blda align again")
-        return labels
 
 
 def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:

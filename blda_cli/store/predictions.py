@@ -1,4 +1,4 @@
-"""Predictions on disk: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
+"""Predictions on disk, written and read: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
 
 An output folder holds ``predictions/KEY.png`` (after alignment), ``argmax/KEY.png`` (before), ``run.json`` and, on
 demand, ``scores/KEY.h5``. A classifier's folder holds ``predictions.csv`` instead of pictures. Scores have a file per
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
-from blda_cli.data.label_files import write_label_png
+from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.store.hdf5 import writing
@@ -257,6 +257,50 @@ def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
     if not path.resolve().is_relative_to((folder / kind).resolve()):
         raise BldaError(f"{key}: this name leads out of {folder}")
     return path
+
+
+@dataclass(frozen=True)
+class AlignedFolder:
+    """A folder of corrected predictions.
+
+    Attributes:
+        path: where it lies.
+        record: how it was made.
+    """
+
+    path: Path
+    record: RunRecord
+
+    @property
+    def files(self) -> list[ImageFile]:
+        """The images it holds predictions of."""
+        return [ImageFile(Path(path), key) for key, path in self.record.images.items() if key in self.record.changed]
+
+    def read(self, key: str, kind: str) -> np.ndarray:
+        """The class ids of an image.
+
+        Args:
+            key: the image's.
+            kind: ``ARGMAX`` (before) or ``PREDICTIONS`` (after).
+
+        Returns:
+            int64 ``[H, W]``; ``[]`` of a classifier.
+
+        Raises:
+            BldaError: they cannot be read, or are not of the record's classes.
+        """
+        if self.record.classified:
+            return np.array(self.record.classified[key][kind == PREDICTIONS])
+        path = prediction_path(self.path, key, kind)
+        values = read_label_file(path).values
+        if values is None:
+            raise BldaError(f"{path} is a colour picture, not class ids: run blda align again")
+        table = np.full(max(*self.record.ids, int(values.max(initial=0))) + 1, -1, dtype=np.int64)
+        table[self.record.ids] = np.arange(len(self.record.ids))
+        labels: np.ndarray = table[values]
+        if bool((labels < 0).any()):
+            raise BldaError(f"{path} holds values that are no class of {RECORD}: run blda align again")
+        return labels
 
 
 def write_classifications(folder: Path, record: RunRecord) -> None:
