@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from blda_cli.commands.options import (
+    NORMS_HINT,
     Subject,
     calibrator_option,
     choice,
@@ -243,6 +244,8 @@ def command(
         )
         for note in subject.segmenter.notes:
             monitor.say(note)
+        if target.norms_shifted:
+            monitor.say(NORMS_HINT)
         if shard.first:
             monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     if shard.first:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from blda_cli.commands.options import (
+    NORMS_HINT,
     calibrator_option,
     choice,
     images_option,
@@ -104,8 +105,8 @@ def command(
         raise click.UsageError("--label-source ground_truth needs --labels")
     refuse_alone("--labels", labels, {"--label-encoding": label_encoding, "--ignore-label": ignore_label})
     shard = current_shard()
-    if array_shard and norms == "target":
-        raise click.UsageError("--norms target differs from shard to shard: take them once and give --norms FILE.h5")
+    if array_shard and norms in ("target", "auto"):
+        raise click.UsageError(f"--norms {norms} differs from shard to shard: take them once and give --norms FILE.h5")
     wished = norms_from(norms)
     subject = load_subject(model, weights, images, device, calibrator)
     segmenter = subject.segmenter
@@ -131,6 +132,10 @@ def command(
         )
         for note in segmenter.notes:
             monitor.say(note)
+        if content.norms_shifted:
+            monitor.say(NORMS_HINT)
+        elif norms == "auto" and content.norms is None:
+            monitor.say("batch norms: the network keeps its own, as the averages of these images lie near")
         if shard.first:
             monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
         confusion = content.statistics.confusion

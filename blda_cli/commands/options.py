@@ -17,6 +17,7 @@ import click
 from blda_cli import __version__
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
+    from blda_cli.core.choices import NormSource
     from blda_cli.core.norms import Norms
     from blda_cli.data.classes import ClassSet
     from blda_cli.data.images import ImageFile
@@ -179,23 +180,30 @@ calibrator_option = click.option(
 
 norms_option = click.option(
     "--norms",
-    metavar="source|target|FILE.h5",
-    help="What batch norms normalise by: the averages the network was trained with, those of these images, or those "
-    "that a statistics file was collected with.  [default: source]",
+    metavar="source|target|auto|FILE.h5",
+    help="What batch norms normalise by: the averages the network was trained with, those blended with the images' own "
+    "(auto: where the two lie far apart), or what a statistics file was collected with.  [default: source]",
 )
 
 
-def norms_from(said: str | None) -> "Norms | Literal['target'] | None":
-    """What :data:`norms_option` stands for; None for the network's own.
+NORMS_HINT = (
+    "batch norms: the averages of these images lie far from the network's own; statistics collected with "
+    "--norms target may bring more than any correction"
+)
+
+
+def norms_from(said: str | None) -> "Norms | NormSource":
+    """What :data:`norms_option` stands for.
 
     Raises:
         BldaError: there is no such statistics file.
     """
+    from blda_cli.core.choices import NormSource
     from blda_cli.store.statistics import read_statistics
 
-    if said in (None, "source", "target"):
-        return "target" if said == "target" else None
-    return read_statistics(Path(said)).norms
+    if said is None or said in list(NormSource):
+        return NormSource(said or "source")
+    return read_statistics(Path(said)).norms or NormSource.SOURCE
 
 
 label_options = together(

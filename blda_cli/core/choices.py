@@ -57,6 +57,17 @@ class LabelSource(StrEnum):
     """Every class, weighted by its softmax probability."""
 
 
+class NormSource(StrEnum):
+    """Where the averages come from that batch norms normalise by."""
+
+    SOURCE = "source"
+    """What the network was trained with."""
+    TARGET = "target"
+    """The images, blended with the source's."""
+    AUTO = "auto"
+    """The target where its averages lie far from the source's."""
+
+
 class LogitSpace(StrEnum):
     """How a pixel's free constant is fixed before its logits are counted or shifted."""
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from blda_cli.core.choices import LabelSource, LogitSpace
+from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.mixture import fit_mixtures
-from blda_cli.core.norms import Norms
+from blda_cli.core.norms import SHIFTED, Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
@@ -23,7 +23,7 @@ from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
-from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.norms import FEW_IMAGES, IMAGES, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
@@ -101,7 +101,7 @@ def collect_statistics(
     counting: CountingOptions,
     inference: InferenceOptions,
     labels: LabelReader | None,
-    norms: Norms | Literal["target"] | None = None,
+    norms: Norms | NormSource = NormSource.SOURCE,
     provenance: dict[str, Any],
     overwrite: bool,
     monitor: Monitor,
@@ -119,8 +119,8 @@ def collect_statistics(
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
-        norms: averages for the segmenter's batch norms, ``"target"`` for those of ``files``, None for its own. The
-            segmenter keeps them.
+        norms: what the segmenter's batch norms normalise by from now on: its own averages, those of ``files``, these
+            where they lie far from its own, or given ones.
         provenance: what to note on how the file came to be; ``source``, ``labels``, ``norms`` and ``shard`` say what is
             counted.
         overwrite: replace ``output`` and forget what an earlier call kept.
@@ -152,10 +152,19 @@ def collect_statistics(
     wait_for_all(shard)  # nobody writes before everybody has looked
     if overwrite:
         part.unlink(missing_ok=True)
-    if norms == "target":
-        norms = _target_norms(segmenter, files, content, shard.path(output, 0), inference, monitor, shard)
-    use_norms(segmenter, norms)
-    content = replace(content, model=model_identity(segmenter, inference), norms=norms)
+    if isinstance(norms, Norms):
+        content.norms = norms
+    elif norms is NormSource.TARGET or (files and has_norms(segmenter)):
+        first_part = shard.path(output, 0)
+        if shard.first and not part.exists():
+            write_statistics(part, _with_norms(content, norms, segmenter, files, inference, monitor))
+        wait_for_all(shard)
+        kept = read_statistics(first_part)
+        content.norms = kept.norms
+        if "norm_shift" in kept.provenance:
+            provenance = content.provenance = {**provenance, "norm_shift": kept.provenance["norm_shift"]}
+    use_norms(segmenter, content.norms)
+    content.model = model_identity(segmenter, inference)
     if part.exists():
         content = _resumed(part, content, files, output)
     mine = shard.of(files)
@@ -192,29 +201,34 @@ def collect_statistics(
     return read_statistics(output)
 
 
-def _target_norms(
+def _with_norms(
+    content: StatisticsFile,
+    choice: NormSource,
     segmenter: Segmenter,
     files: Sequence[ImageFile],
-    content: StatisticsFile,
-    part: Path,
     inference: InferenceOptions,
     monitor: Monitor,
-    shard: Shard,
-) -> Norms | None:
-    """The averages of ``files``, taken by the first process or an earlier call, and kept in ``part`` for the others."""
-    if shard.first and not part.exists():
-        chosen = enough_for_norms(files)
-        monitor.start("averaging", len(chosen))
+) -> StatisticsFile:
+    """The content with what the norms are to be, for this process when it goes on after a stop, and for the others."""
+    chosen = enough_for_norms(files, FEW_IMAGES if choice is NormSource.SOURCE else IMAGES)
+    monitor.start("averaging", len(chosen))
 
-        def advance(count: int) -> None:
-            monitor.advance(count)
-            monitor.check()
+    def advance(count: int) -> None:
+        monitor.advance(count)
+        monitor.check()
 
+    try:
         norms = take_norms(segmenter, chosen, inference, advance=advance)
-        use_norms(segmenter, norms)
-        write_statistics(part, replace(content, model=model_identity(segmenter, inference), norms=norms))
-    wait_for_all(shard)
-    return read_statistics(part).norms
+    except BldaError:
+        if choice is NormSource.SOURCE:  # where no more than a hint would come of it
+            return content
+        raise
+    if norms is None:
+        return content
+    if choice is NormSource.SOURCE or (choice is NormSource.AUTO and norms.shift < SHIFTED):
+        return replace(content, provenance={**content.provenance, "norm_shift": norms.shift})
+    use_norms(segmenter, norms)
+    return replace(content, model=model_identity(segmenter, inference), norms=norms)
 
 
 def _count(

@@ -146,6 +146,7 @@ def make_report(
             "sha256": digest,
             "logit_space": str(content.statistics.space),
             "model": content.model,
+            "norms_shifted": content.norms_shifted,
             "provenance": content.provenance,
         },
     }

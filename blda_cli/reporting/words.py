@@ -81,6 +81,14 @@ def next_steps(report: Report) -> list[Step]:
     shared = _shared_arguments(str(made["provenance"].get("command", "")))
     stats = shlex.quote(str(made["file"]))
     report_command = f"blda report --stats {stats}"
+    if made.get("norms_shifted"):
+        return [
+            Step(
+                "The averages of these images lie far from those of the network's batch norms: give it theirs first, "
+                "which may bring more than any correction, and go on with these statistics.",
+                f"blda collect-stats {shared} --norms target --output target-norms.h5",
+            )
+        ]
     if not report.runs:
         return [
             Step(

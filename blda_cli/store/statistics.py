@@ -19,7 +19,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture, MixtureFits
-from blda_cli.core.norms import Norms
+from blda_cli.core.norms import SHIFTED, Norms
 from blda_cli.core.sample import PixelSample
 from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
@@ -68,6 +68,11 @@ class StatisticsFile:
     def skipped(self) -> dict[str, str]:
         """Why each image that was passed over could not be read, per key."""
         return self.provenance.get("skipped") or {}
+
+    @property
+    def norms_shifted(self) -> bool:
+        """Whether the images' averages lie so far from those of the network's batch norms that theirs would help."""
+        return float(self.provenance.get("norm_shift", 0.0)) >= SHIFTED
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
@@ -307,7 +312,7 @@ def _read_mixture(group: h5py.Group, *shape: int) -> tuple[GaussianMixture, Tens
 
 
 def _write_norms(group: h5py.Group, norms: Norms) -> None:
-    group.attrs.update(images=norms.images, source_images=norms.source_images)
+    group.attrs.update(images=norms.images, source_images=norms.source_images, shift=norms.shift)
     for name, values in norms.averages.items():
         group[name] = values.numpy()
 
@@ -319,7 +324,7 @@ def _read_norms(group: h5py.Group) -> Norms:
             raise ValueError(f"norms/{name} holds no finite float32 averages")
         if name.endswith("running_var") and bool((values < 0).any()):
             raise ValueError(f"norms/{name} holds a negative variance")
-    return Norms(averages, int(group.attrs["images"]), int(group.attrs["source_images"]))
+    return Norms(averages, int(group.attrs["images"]), int(group.attrs["source_images"]), float(group.attrs["shift"]))
 
 
 def _tensor(dataset: h5py.Dataset, *shape: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -170,6 +171,33 @@ def test_two_processes_have_one_network(torchrun: Torchrun, scene: Scene, normed
     np.testing.assert_array_equal(counts(output), counts(stats))
 
 
+def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
+    run: Run, scene: Scene, normed: str, stats: Path
+) -> None:
+    output, source, home = (scene.root / f"{name}.h5" for name in ("auto", "source", "home"))
+    run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", output)
+    assert read_statistics(output).model == read_statistics(stats).model
+    np.testing.assert_array_equal(counts(output), counts(stats))
+    # Without them they are pointed to, with the command.
+    said = run("collect-stats", *scene.options(model=normed), "--output", source).stderr
+    assert "statistics collected with --norms target may bring more" in said
+    said = run("align", *scene.options(model=normed), "--stats", source, "--output", scene.root / "a").stderr
+    assert "statistics collected with --norms target may bring more" in said
+    step = json.loads(run("report", "--stats", source, "--json", "--output", scene.root / "r").stdout)["next_steps"][0]
+    assert step["command"].startswith(f"blda collect-stats --model {normed} --images {scene.images}")
+    assert step["command"].endswith("--norms target --output target-norms.h5")
+    # A network whose own averages are those of the images keeps them.
+    pixels = np.concatenate([np.array(Image.open(image)).reshape(-1, 3) for image in scene.images.rglob("*.png")]) / 255
+    code = (scene.root / "normed.py").read_text()
+    code = code.replace("[0.3, 0.5, 0.2]", str(pixels.mean(axis=0).tolist()))
+    (scene.root / "normed.py").write_text(code.replace("[0.5, 0.02, 0.1]", str(pixels.var(axis=0).tolist())))
+    said = run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", home).stderr
+    assert "batch norms: the network keeps its own" in said
+    assert read_statistics(home).norms is None
+    assert not read_statistics(home).norms_shifted
+    assert "norms" not in read_statistics(home).model
+
+
 def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene, stats: Path) -> None:
     output = scene.root / "s.h5"
     said = run("collect-stats", *scene.options("--norms", "target"), "--output", output)
@@ -182,3 +210,6 @@ def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene
         )
         assert message.startswith("a model of kind torchscript cannot be trained, nor its norms changed")
     assert not list(scene.root.glob("s.h5*"))
+    for norms in ("source", "auto"):
+        arguments = scene.options("--norms", norms, model=str(scene.root / "net.ts"))
+        run("collect-stats", *arguments, "--output", output, "--overwrite")

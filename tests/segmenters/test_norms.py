@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blda_cli.core.norms import Norms
+from blda_cli.core.norms import Norms, hellinger
 from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions
@@ -96,10 +96,10 @@ def test_a_segmenter_with_them_is_the_network_with_them_loaded_by_hand(images: l
 
 def test_an_identity_tells_every_average() -> None:
     averages = {"a.running_mean": torch.zeros(3), "a.running_var": torch.ones(3)}
-    one = Norms(averages, 5, 8).identity
-    assert one == Norms(dict(reversed(averages.items())), 5, 8).identity
-    assert one != Norms({**averages, "a.running_var": torch.tensor([1.0, 1, 1.0000001])}, 5, 8).identity
-    assert one != Norms(averages, 6, 8).identity
+    one = Norms(averages, 5, 8, 0.1).identity
+    assert one == Norms(dict(reversed(averages.items())), 5, 8, 0.1).identity
+    assert one != Norms({**averages, "a.running_var": torch.tensor([1.0, 1, 1.0000001])}, 5, 8, 0.1).identity
+    assert one != Norms(averages, 6, 8, 0.1).identity
 
 
 class Pooled(nn.Module):
@@ -178,12 +178,48 @@ def test_enough_images_lie_evenly() -> None:
     files = [ImageFile(Path(f"{number}.png"), str(number)) for number in range(10 * IMAGES)]
     assert [file.key for file in enough_for_norms(files)] == [str(10 * number) for number in range(IMAGES)]
     assert list(enough_for_norms(files[:IMAGES])) == files[:IMAGES]
+    assert len(enough_for_norms(files, 8)) == 8
     assert IMAGES // 2 <= len(enough_for_norms(files[: IMAGES + 1])) <= IMAGES
 
 
-def test_the_source_keeps_a_third_at_least(images: list[ImageFile]) -> None:
+def test_the_source_keeps_half_at_least(images: list[ImageFile]) -> None:
     segmenter = segmenter_of(two_norms())
-    for count, source_images in ((15, 8), (18, 9), (40, 20)):
+    for count, source_images in ((4, 8), (8, 8), (11, 11)):
         norms = take_norms(segmenter, (images * count)[:count], InferenceOptions())
         assert norms is not None
         assert (norms.images, norms.source_images) == (count, source_images)
+
+
+def test_distance_of_two_normal_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means, variances = torch.randn(2, 50, generator=generator).double(), torch.rand(2, 50, generator=generator).double()
+    variances = 0.1 + 3 * variances
+    found = hellinger(means[0], variances[0], means[1], variances[1])
+    values = np.linspace(-30, 30, 20001)
+    for channel in range(50):
+        one, other = (
+            np.exp(-((values - mean[channel].item()) ** 2) / (2 * variance[channel].item()))
+            / np.sqrt(2 * np.pi * variance[channel].item())
+            for mean, variance in zip(means, variances, strict=True)
+        )
+        expected = 0.5 * ((np.sqrt(one) - np.sqrt(other)) ** 2).sum() * (values[1] - values[0])
+        assert found[channel].item() == pytest.approx(expected, abs=1e-9)
+    # Dead channels differ in nothing.
+    assert hellinger(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)).item() == 0
+
+
+def test_the_shift_is_the_mean_over_all_channels(images: list[ImageFile]) -> None:
+    network = two_norms()
+    norms = take_norms(segmenter_of(network), images, InferenceOptions(), keep_source=False)
+    assert norms is not None
+    own = network.state_dict()
+    distances = [
+        hellinger(*(values[f"{layer}.running_{kind}"] for values in (own, norms.averages) for kind in ("mean", "var")))
+        for layer in (1, 4)
+    ]
+    assert norms.shift == pytest.approx(torch.cat(distances).mean().item(), rel=1e-4)
+    again = segmenter_of(network)
+    use_norms(again, norms)
+    settled = take_norms(again, images, InferenceOptions())
+    assert settled is not None
+    assert settled.shift < 1e-6 < norms.shift
