@@ -237,7 +237,7 @@ def command(
             inference=how,
             original_ids=original_ids,
             save_scores=save_scores,
-            provenance={**provenance(), "source": images, "labels": asdict(subject.spec.labels), **part},
+            provenance=provenance(images, asdict(subject.spec.labels), shard=part),
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,
@@ -342,7 +342,7 @@ def _collected(
         raise BldaError("--label-source ground_truth needs --stats collected with --labels")
     if path.exists() and not shard.path(path).exists() and not overwrite:
         held = read_statistics(path)
-        if norms and held.provenance.get("norms", "source") != norms:
+        if norms and held.provenance.norms != norms:
             raise BldaError(f"{path} is there, but was not collected with --norms {norms}: --overwrite replaces it")
         monitor.say(f"no --stats given: {path} is used, which is there")
         check_images(held, path, subject.segmenter, subject.files)
@@ -356,7 +356,7 @@ def _collected(
         inference=inference,
         labels=None,
         norms=norms_from(norms),
-        provenance={**provenance(), "source": images, "norms": norms or "source"},
+        provenance=provenance(images, norms=norms),
         overwrite=overwrite,
         monitor=monitor,
         shard=shard,

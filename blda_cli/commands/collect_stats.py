@@ -125,7 +125,7 @@ def command(
             inference=inference_from(**inference),
             labels=reader,
             norms=wished,
-            provenance={**provenance(), "source": images, "labels": labelled, "norms": norms or "source", **part},
+            provenance=provenance(images, labelled, norms, part),
             overwrite=overwrite,
             monitor=monitor,
             shard=shard,

@@ -5,7 +5,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from blda_cli import __version__
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.runtime.shards import ArrayShard, Shard
     from blda_cli.segmenters.base import InferenceOptions, Segmenter
     from blda_cli.segmenters.spec import SegmenterSpec
+    from blda_cli.store.provenance import Provenance
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -286,13 +288,13 @@ def refuse_alone(needed: str, given: Any, others: dict[str, Any]) -> None:
 
 def shared_out(
     files: "Sequence[ImageFile]", array_shard: "ArrayShard | None", shard: "Shard"
-) -> "tuple[Sequence[ImageFile], dict[str, Any]]":
+) -> "tuple[Sequence[ImageFile], dict[str, Any] | None]":
     """The images that ``--shard`` leaves to this job, and what is to be recorded about it."""
     if array_shard is None:
-        return files, {}
+        return files, None
     if shard.world > 1:
         raise click.UsageError("--shard is for jobs that do not know of each other; torchrun shares the images out")
-    return array_shard.share(files), {"shard": array_shard.record([file.key for file in files])}
+    return array_shard.share(files), array_shard.record([file.key for file in files])
 
 
 @dataclass(frozen=True)
@@ -356,20 +358,56 @@ def read_labels(
     )
 
 
-def provenance() -> dict[str, Any]:
-    """The exact command, the versions and the time, for what a command writes."""
+def provenance(
+    source: str | None = None,
+    labels: Mapping[str, Any] | None = None,
+    norms: str | None = None,
+    shard: Mapping[str, Any] | None = None,
+) -> "Provenance":
+    """What a command writes down about how its output came to be: itself, the versions and the time.
+
+    Args:
+        source: where its images are from.
+        labels: what is known of their labels.
+        norms: as :data:`norms_option`.
+        shard: as :func:`shared_out`.
+    """
     import h5py
     import numpy
     import torch
 
-    return {
-        "command": shlex.join(["blda", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
+    from blda_cli.store.provenance import Provenance
+
+    context = click.get_current_context()
+    return Provenance(
+        command=shlex.join(["blda", *sys.argv[1:]]),
+        options={
+            one.opts[0]: _as_written(context.params[str(one.name)], several=one.nargs > 1 or one.multiple)
+            for one in context.command.params
+            if isinstance(one, click.Option)
+            and context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+        },
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
             "blda": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,
             "h5py": h5py.__version__,
         },
-    }
+        source=source,
+        labels=labels,
+        norms=norms or "source",
+        shard=shard,
+    )
+
+
+def _as_written(value: Any, *, several: bool) -> bool | str | list[str]:
+    """An option's value as it is given on a command line."""
+    if isinstance(value, bool):
+        return value
+    if several:
+        return [str(one) for one in value]
+    if isinstance(value, tuple):  # a size or scales
+        return ("x" if isinstance(value[0], int) else ",").join(map(str, value))
+    return str(value)

@@ -83,6 +83,6 @@ def command(
         write_report(report, content, folders, output)
     if as_json:
         click.echo(to_json(report), nl=False)
-    elif not quiet:
+    else:
         print_report(report, Console(markup=False, emoji=False))
         click.echo(f"\n{output / 'report.html'}")

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
+from blda_cli.store.provenance import Provenance
 
 _STATISTICS_IMAGES = 500
 """Target images that the trained model's statistics are counted over; a few would do."""
@@ -32,7 +34,7 @@ _NEW_ON_RESUME = frozenset({"run.log_every", "run.checkpoint_every", "run.valida
 
 
 def finetune(
-    settings: Settings, output: Path, *, resume: bool, machine: Machine, provenance: dict[str, Any], monitor: Monitor
+    settings: Settings, output: Path, *, resume: bool, machine: Machine, provenance: Provenance, monitor: Monitor
 ) -> dict[str, Any]:
     """Train a segmenter on labelled source and unlabelled target images.
 
@@ -41,7 +43,7 @@ def finetune(
         output: the run folder.
         resume: go on from the folder's checkpoint, if there is one.
         machine: where to run.
-        provenance: command and versions, for the record.
+        provenance: for the record.
         monitor: is told the progress.
 
     Returns:
@@ -109,7 +111,7 @@ def finetune(
 
     if first:
         counts = {"source": len(source), "target": len(target)}
-        folder.start(settings, {**provenance, "model": initial, **counts, "data": stamps})
+        folder.start(settings, {**provenance.as_json(), "model": initial, **counts, "data": stamps})
         folder.keep_class_pixels(keys, segmenter.classes, pixels)
         folder.cut_metrics(trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)
@@ -118,7 +120,8 @@ def finetune(
     loop.train(sampler)
     result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": loop.scores}
     if first:
-        _finish(loop, spec, provenance)
+        options = {"--model": str(folder.model), "--images": data.target_images}
+        _finish(loop, spec, replace(provenance, source=data.target_images, options=options))
     return result
 
 
@@ -152,7 +155,7 @@ def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | No
     return state
 
 
-def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: dict[str, Any]) -> None:
+def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> None:
     """Write the model and the statistics of its logits on the target."""
     folder = loop.folder
     trained = folder.export(spec, loop.exported(loop.target).module)

@@ -30,6 +30,7 @@ from blda_cli.store.predictions import (
     write_classifications,
     write_record,
 )
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, difference_of
 
 
@@ -148,7 +149,7 @@ def align(
     inference: InferenceOptions,
     original_ids: bool,
     save_scores: bool,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     overwrite: bool,
     monitor: Monitor,
     shard: Shard,
@@ -167,7 +168,7 @@ def align(
         inference: how images are run.
         original_ids: write the data set's original ids in place of class ids.
         save_scores: also keep the scores.
-        provenance: recorded: command, versions.
+        provenance: recorded.
         overwrite: replace predictions that are there, once these are complete.
         monitor: is told the progress.
         shard: this process among those of ``torchrun``.
@@ -210,14 +211,14 @@ def align(
             prediction_folder.leave(folder)
         raise
     if skipped:
-        record.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
+        record.provenance = replace(provenance, skipped={entry.file.key: entry.reason for entry in skipped})
     if shard.world > 1:
         write_record(part, record)
         wait_for_all(shard)
         if shard.first:
             record = merge_records([read_record(shard.path(work / RECORD, rank)) for rank in range(shard.world)])
     if shard.first:
-        if not record.changed and "shard" not in provenance:
+        if not record.changed and provenance.shard is None:
             prediction_folder.leave(folder)
             reason = next(iter(record.skipped.values()))
             raise BldaError(f"no image could be read, so there is nothing to write; the first: {reason}")

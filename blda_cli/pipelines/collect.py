@@ -24,6 +24,7 @@ from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.norms import FEW_IMAGES, IMAGES, enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
@@ -102,7 +103,7 @@ def collect_statistics(
     inference: InferenceOptions,
     labels: LabelReader | None,
     norms: Norms | NormSource = NormSource.SOURCE,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     overwrite: bool,
     monitor: Monitor,
     shard: Shard,
@@ -121,8 +122,7 @@ def collect_statistics(
         labels: reads ground truth; needed where it is counted.
         norms: what the segmenter's batch norms normalise by from now on: its own averages, those of ``files``, these
             where they lie far from its own, or given ones.
-        provenance: what to note on how the file came to be; ``source``, ``labels``, ``norms`` and ``shard`` say what is
-            counted.
+        provenance: how the file comes to be; its ``source``, ``labels``, ``norms`` and ``shard`` say what is counted.
         overwrite: replace ``output`` and forget what an earlier call kept.
         monitor: is told the progress.
         shard: this process among those of ``torchrun``.
@@ -182,7 +182,7 @@ def collect_statistics(
     skipped: list[SkippedFile] = []
     _count(segmenter, remaining, content, part, inference, labels, monitor, skipped)
     if skipped:
-        content.provenance["skipped"] = {entry.file.key: entry.reason for entry in skipped}
+        content.provenance = replace(provenance, skipped={entry.file.key: entry.reason for entry in skipped})
     content.complete = True
     if shard.world > 1:
         write_statistics(part, content)
@@ -191,7 +191,7 @@ def collect_statistics(
             parts = [shard.path(output, rank) for rank in range(shard.world)]
             content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, files)
     if shard.first:
-        if content.statistics.images == 0 and "shard" not in provenance:
+        if content.statistics.images == 0 and provenance.shard is None:
             reason = next(iter(content.skipped.values()))
             raise BldaError(f"no image could be read, so there is nothing to count; the first: {reason}")
         content.mixtures = {source: fit_mixtures(cells) for source, cells in content.statistics.cells.items()}
@@ -285,10 +285,8 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
         difference = difference or "the classes"
     if list(one.cells) != list(other.cells) or one.space != other.space or _bins(one) != _bins(other):
         difference = difference or "what is counted"
-    if difference is None and kept.provenance.get("norms", "source") != fresh.provenance.get("norms", "source"):
-        difference = "the norms"
-    for name in ("source", "labels", "shard"):
-        difference = difference or difference_of(kept.provenance.get(name), fresh.provenance.get(name), name)
+    for name in ("source", "labels", "norms", "shard"):
+        difference = difference or difference_of(getattr(kept.provenance, name), getattr(fresh.provenance, name), name)
     if not set(kept.images) <= {file.key for file in files}:
         difference = difference or "the images"
     if difference:
@@ -301,13 +299,13 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
     return replace(kept, provenance=fresh.provenance, complete=False)
 
 
-def _whole(merged: StatisticsFile, provenance: dict[str, Any], files: Sequence[ImageFile]) -> StatisticsFile:
+def _whole(merged: StatisticsFile, provenance: Provenance, files: Sequence[ImageFile]) -> StatisticsFile:
     """What one process would have counted, from what several did."""
     order = {file.key: index for index, file in enumerate(files)}
     return replace(
         merged,
         images=sorted(merged.images, key=lambda key: order[key]),
-        provenance={**provenance, "skipped": merged.skipped} if merged.skipped else provenance,
+        provenance=replace(provenance, skipped=merged.skipped),
     )
 
 

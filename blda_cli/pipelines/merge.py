@@ -1,7 +1,8 @@
 """``blda merge``: put together what several runs made of different images, e.g. the shards of an array job."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from blda_cli.store.predictions import (
     write_classifications,
     write_record,
 )
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
@@ -30,13 +32,13 @@ from blda_cli.store.statistics import (
 )
 
 
-def merge_files(paths: Sequence[Path], output: Path, *, provenance: dict[str, Any], overwrite: bool) -> StatisticsFile:
+def merge_files(paths: Sequence[Path], output: Path, *, provenance: Provenance, overwrite: bool) -> StatisticsFile:
     """Add statistics of different images up.
 
     Args:
         paths: files of statistics.
         output: the file to write; it may be one of them.
-        provenance: recorded: command, versions.
+        provenance: recorded.
         overwrite: replace ``output``.
 
     Returns:
@@ -51,7 +53,7 @@ def merge_files(paths: Sequence[Path], output: Path, *, provenance: dict[str, An
 
     def read(path: Path) -> StatisticsFile:
         content = read_statistics(path)
-        shards.append(content.provenance.get("shard"))
+        shards.append(content.provenance.shard)
         return content
 
     whole = merge_statistics((path, read(path)) for path in paths)
@@ -59,19 +61,19 @@ def merge_files(paths: Sequence[Path], output: Path, *, provenance: dict[str, An
         whole.images.sort()
     if whole.statistics.images == 0:
         raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
-    whole.provenance = {**provenance, **whole.provenance}
+    whole.provenance = replace(provenance, skipped=whole.skipped, merged=whole.provenance.merged)
     whole.mixtures = {source: fit_mixtures(cells) for source, cells in whole.statistics.cells.items()}
     write_statistics(output, whole)
     return whole
 
 
-def merge_folders(paths: Sequence[Path], output: Path, *, provenance: dict[str, Any], overwrite: bool) -> RunRecord:
+def merge_folders(paths: Sequence[Path], output: Path, *, provenance: Provenance, overwrite: bool) -> RunRecord:
     """Put corrected predictions of different images into one folder.
 
     Args:
         paths: folders of predictions; they stay as they are.
         output: the folder to write.
-        provenance: recorded: command, versions.
+        provenance: recorded.
         overwrite: replace predictions that are there.
 
     Returns:
@@ -92,12 +94,12 @@ def merge_folders(paths: Sequence[Path], output: Path, *, provenance: dict[str, 
         for key in record.images:
             if owners.setdefault(key, path) != path:
                 raise BldaError(f"{owners[key]} and {path} both hold image {key}: merge folders of different images")
-    _check_shards(paths, [record.provenance.get("shard") for record in records])
+    _check_shards(paths, [record.provenance.shard for record in records])
     whole = merge_records(records)
     if not whole.changed:
         raise BldaError(f"{paths[0]} and the others hold no prediction: there is nothing to write")
-    whole.provenance = {**whole.provenance, **provenance, "merged": [record.provenance for record in records]}
-    whole.provenance.pop("shard", None)
+    parts = tuple(record.provenance for record in records)
+    whole.provenance = replace(provenance, labels=parts[0].labels, skipped=whole.skipped, merged=parts)
     work = prediction_folder.begin(output, overwrite=True)
     try:
         for path, record in zip(paths, records, strict=True):
@@ -127,7 +129,7 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
         raise BldaError("a file or folder is named twice: every image would count twice")
 
 
-def _check_shards(paths: Sequence[Path], shards: Sequence[dict[str, Any] | None]) -> bool:
+def _check_shards(paths: Sequence[Path], shards: Sequence[Mapping[str, Any] | None]) -> bool:
     """Whether the parts are shards of one job.
 
     Raises:

@@ -28,6 +28,7 @@ from blda_cli.reporting.html import to_html
 from blda_cli.reporting.model import Report
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, AlignedFolder, RunRecord, read_record
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 
@@ -82,7 +83,7 @@ def read_run_labels(
             "--labels scores the predictions of --aligned folders: give one, or collect the statistics with --labels"
         )
     record = folders[0].record
-    described = record.provenance.get("labels", {})
+    described = record.provenance.labels or {}
     if encoding is None and described.get("mapping"):
         meaning: str | LabelEncoding = custom_encoding(described["mapping"])
     else:
@@ -104,7 +105,7 @@ def make_report(
     *,
     labels: LabelReader | None,
     compare: bool,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     monitor: Monitor,
 ) -> Report:
     """Make the report's numbers.
@@ -115,7 +116,7 @@ def make_report(
         folders: corrected predictions, see :func:`open_folders`.
         labels: ground truth of the folders' images.
         compare: also try every method on the sampled pixels.
-        provenance: command and versions, recorded.
+        provenance: of the report itself.
         monitor: is told the progress.
 
     Returns:
@@ -140,14 +141,14 @@ def make_report(
     ]
     confusions = _confusions(folders, labels, len(content.classes), monitor) if labels and folders else None
     made: dict[str, Any] = {
-        **provenance,
+        **provenance.as_json(),
         "statistics": {
             "file": str(statistics),
             "sha256": digest,
             "logit_space": str(content.statistics.space),
             "model": content.model,
             "norms_shifted": content.norms_shifted,
-            "provenance": content.provenance,
+            "provenance": content.provenance.as_json(),
         },
     }
     if labels:

@@ -69,6 +69,7 @@ def build_report(
         candidates=list(candidates),
         rank_correlation=_rank_correlation(estimates, before),
         made=made,
+        provenance=content.provenance,
         remarks=remarks,
     )
 
@@ -128,7 +129,7 @@ def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix |
         settings=record.settings,
         changed=float(np.mean(list(record.changed.values()))) if record.changed else 0.0,
         after=Predictions(shares(record.pixels_after), scores_of(confusion) if confusion is not None else None),
-        made={"model": record.model, "statistics": record.statistics, "provenance": record.provenance},
+        made={"model": record.model, "statistics": record.statistics, "provenance": record.provenance.as_json()},
     )
 
 

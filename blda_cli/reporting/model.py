@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.classes import ClassSet
+from blda_cli.store.provenance import Provenance
 
 
 class Verdict(StrEnum):
@@ -148,6 +149,7 @@ class Report:
         candidates: corrections compared on the sampled pixels, where that was asked for.
         rank_correlation: Spearman's, of the estimate with the true bias; NaN where there are no labels.
         made: how: the report's own command, the statistics and the labels.
+        provenance: of the statistics.
         remarks: what the reader should know of the input.
     """
 
@@ -163,6 +165,7 @@ class Report:
     candidates: list[Candidate]
     rank_correlation: float
     made: Mapping[str, Any]
+    provenance: Provenance
     remarks: list[str] = field(default_factory=list)
 
     def named(self, verdict: Verdict) -> list[str]:

@@ -4,25 +4,18 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from blda_cli.reporting.model import Predictions, Report, Run, Scores, Verdict
 
 _NAMED = 4
 
-_SHARED_OPTIONS = {
-    "--model",
-    "--weights",
-    "--images",
-    "--slide",
-    "--stride",
-    "--scales",
-    "--device",
-    "--batch-size",
-    "--calibrator",
-}
-_SHARED_FLAGS = {"--flip", "--amp"}
+_SHARED_OPTIONS = (
+    *("--model", "--weights", "--images", "--calibrator"),
+    *("--slide", "--stride", "--scales", "--flip", "--batch-size", "--amp", "--device"),
+)
+"""What a command that counted has in common with one that corrects."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,9 @@ def summary(report: Report) -> list[str]:
 def next_steps(report: Report) -> list[Step]:
     """What to do with these findings, the command for it included."""
     made = report.made["statistics"]
-    shared = _shared_arguments(str(made["provenance"].get("command", "")))
+    options = {"--model": "MODEL", "--images": report.provenance.source or "DIR"}
+    options |= report.provenance.common_options()
+    shared = shlex.join(word for name in _SHARED_OPTIONS for word in _words(name, options.get(name)))
     stats = shlex.quote(str(made["file"]))
     report_command = f"blda report --stats {stats}"
     if made.get("norms_shifted"):
@@ -111,12 +106,9 @@ def next_steps(report: Report) -> list[Step]:
         text = (
             f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train on such labels."
         )
-        images = _option(shared, "--images") or "DIR"
-        model = _option(shared, "--model") or "MODEL"
-        command = (
-            f"blda finetune --model {model} --source-images DIR --source-labels DIR --target-images {images} "
-            "--output run"
-        )
+        model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
+        target = shlex.quote(options["--images"])
+        command = f"blda finetune {model} --source-images DIR --source-labels DIR --target-images {target} --output run"
         return [Step(text, command)]
     return [
         Step(
@@ -244,19 +236,6 @@ def _list(names: Sequence[str]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _shared_arguments(command: str) -> str:
-    """What a command that counted said of model and images, for the next command; placeholders where it is unknown."""
-    words = shlex.split(command)
-    kept: list[str] = []
-    for word, value in zip_longest(words, words[1:], fillvalue=""):
-        name, given, _ = word.partition("=")
-        if name in _SHARED_FLAGS:
-            kept.append(word)
-        elif name in _SHARED_OPTIONS:
-            kept += [word] if given else [word, value]
-    return shlex.join(kept) if "--model" in kept else "--model MODEL --images DIR"
-
-
-def _option(arguments: str, name: str) -> str | None:
-    words = shlex.split(arguments)
-    return shlex.quote(words[words.index(name) + 1]) if name in words else None
+def _words(name: str, value: Any) -> list[str]:
+    """An option as it is given; none where it was not."""
+    return [name, value] if isinstance(value, str) else [name] * (value is True)

@@ -56,6 +56,9 @@ class ArrayShard:
     number: int
     of: int
 
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This job's share of the items."""
         return items[self.number - 1 :: self.of]

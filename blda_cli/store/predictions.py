@@ -8,7 +8,7 @@ image, so that each appears complete or not at all, and several processes can wr
 import csv
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.store.hdf5 import writing
+from blda_cli.store.provenance import Provenance
 
 FORMAT = "blda-predictions"
 FORMAT_VERSION = 1
@@ -53,7 +54,7 @@ class RunRecord:
         pixels_changed: pixels predicted as another class than by argmax.
         changed: share of pixels changed, per key of an image whose prediction is there.
         classified: class ids before and after, per key; of a classifier only.
-        provenance: command, versions.
+        provenance: how it came to be.
     """
 
     classes: list[str]
@@ -69,7 +70,7 @@ class RunRecord:
     pixels_changed: int = 0
     changed: dict[str, float] = field(default_factory=dict)
     classified: dict[str, list[int]] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def class_set(self) -> ClassSet:
@@ -78,9 +79,9 @@ class RunRecord:
         return ClassSet(tuple(self.classes), palette, tuple(self.ids))
 
     @property
-    def skipped(self) -> dict[str, str]:
+    def skipped(self) -> Mapping[str, str]:
         """Why each image that was passed over could not be read, per key."""
-        return self.provenance.get("skipped") or {}
+        return self.provenance.skipped
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -89,7 +90,12 @@ def write_record(path: Path, record: RunRecord) -> None:
     Raises:
         BldaError: it cannot be written.
     """
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(record)}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **asdict(record),
+        "provenance": record.provenance.as_json(),
+    }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -107,6 +113,7 @@ def read_record(path: Path) -> RunRecord:
         version = content.pop("format_version")
         if version > FORMAT_VERSION:
             raise BldaError(f"{path} has format version {version}, this blda reads up to {FORMAT_VERSION}: upgrade it")
+        content["provenance"] = Provenance.from_json(content.get("provenance", {}))
         return RunRecord(**content)
     except FileNotFoundError as error:
         raise BldaError(f"{path.parent} holds no {path.name}; blda align makes such a folder") from error
@@ -127,7 +134,7 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
             pixels_changed=merged.pixels_changed + part.pixels_changed,
             changed={**merged.changed, **part.changed},
             classified={**merged.classified, **part.classified},
-            provenance={**merged.provenance, "skipped": {**merged.skipped, **part.skipped}},
+            provenance=replace(merged.provenance, skipped={**merged.skipped, **part.skipped}),
         )
     return replace(merged, images=dict(sorted(merged.images.items())))
 

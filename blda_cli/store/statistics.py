@@ -1,7 +1,7 @@
 """Statistics as HDF5: self-describing, versioned, readable with nothing but h5py."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
 from blda_cli.store.hdf5 import writing
+from blda_cli.store.provenance import Provenance
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 2
@@ -48,7 +49,7 @@ class StatisticsFile:
         model: the segmenter's identity and how it was run, as JSON.
         images: keys of the images counted, in order.
         complete: all images that were asked for are counted.
-        provenance: how the file came to be, as JSON: command, versions, source of the images.
+        provenance: how the file came to be.
         mixtures: Gaussian mixtures fitted to the cells and anchors of each label source, where they are.
         norms: averages that the network's batch norms had in place of its own; None: its own.
         stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
@@ -59,15 +60,15 @@ class StatisticsFile:
     model: dict[str, Any]
     images: list[str] = field(default_factory=list)
     complete: bool = False
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     mixtures: dict[LabelSource, MixtureFits] = field(default_factory=dict)
     norms: Norms | None = None
     stamps: dict[str, str] = field(default_factory=dict)
 
     @property
-    def skipped(self) -> dict[str, str]:
+    def skipped(self) -> Mapping[str, str]:
         """Why each image that was passed over could not be read, per key."""
-        return self.provenance.get("skipped") or {}
+        return self.provenance.skipped
 
     @property
     def norms_shifted(self) -> bool:
@@ -101,7 +102,7 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             pixels=statistics.pixels,
             complete=content.complete,
         )
-        file["provenance"] = json.dumps(content.provenance)  # no attribute: those are limited to 64 KiB
+        file["provenance"] = json.dumps(content.provenance.as_json())  # no attribute: those are limited to 64 KiB
         limit = max((cells.limit for cells in statistics.cells.values()), default=1.0)
         for source, cells in statistics.cells.items():
             assert cells.limit == limit  # every source counts the same logits
@@ -201,7 +202,7 @@ def read_statistics(path: Path) -> StatisticsFile:
             if "progress/stamps" in file
             else {},
             complete=bool(file.attrs["complete"]),
-            provenance=json.loads(file["provenance"][()]),
+            provenance=Provenance.from_json(json.loads(file["provenance"][()])),
             mixtures={
                 LabelSource(name): MixtureFits(
                     *_read_mixture(group, count, count), *_read_mixture(file[f"anchors/{name}"], 2)
@@ -256,7 +257,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         images=list(owners),
         stamps=stamps,
         complete=complete,
-        provenance={"merged": provenances, "skipped": skipped} if skipped else {"merged": provenances},
+        provenance=Provenance(skipped=skipped, merged=tuple(provenances)),
     )
 
 

@@ -42,6 +42,7 @@ from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
 from blda_cli.segmenters.spec import parse_model
+from blda_cli.store.provenance import Provenance
 
 ROOT = Path(__file__).parents[2]
 ESPNET = ROOT / "examples" / "espnet" / "espnet.toml"
@@ -203,7 +204,9 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         output = (job.runs or Path(folder)) / job.key
         machine = Machine(device, workers=2)
-        finetune(settings.resolved(), output, resume=False, machine=machine, provenance={}, monitor=SilentMonitor())
+        finetune(
+            settings.resolved(), output, resume=False, machine=machine, provenance=Provenance(), monitor=SilentMonitor()
+        )
         seconds = time.perf_counter() - start
         run_folder = RunFolder(output)
         metrics = [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]

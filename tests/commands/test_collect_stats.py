@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -166,11 +168,12 @@ def test_a_run_goes_on_after_an_image_that_could_not_be_read(
     output = scene.root / "s.h5"
     arguments = ["collect-stats", *scene.options("--labels", str(scene.labels)), "--output", output]
     bad = scene.images / "west" / "000.png"
-    data = bad.read_bytes()
+    data, changed = bad.read_bytes(), bad.stat().st_mtime_ns
     bad.write_bytes(data[: len(data) // 2])
     assert str(bad) in refused(*arguments)
     assert arrays(scene.root / "s.h5.partial")["@images"] == 3
     bad.write_bytes(data)
+    os.utime(bad, ns=(changed, changed))
     assert "going on after 3 of 6" in run(*arguments).stderr
     assert_same(output, whole)
 
@@ -213,7 +216,7 @@ def test_bad_images_are_counted_and_named(run: Run, scene: Scene) -> None:
     cut.write_bytes(cut.read_bytes()[:200])
     text.write_text("no picture")
     output = scene.root / "s.h5"
-    result = run("collect-stats", *scene.options("--on-error", "skip"), "--output", output)
+    result = run("collect-stats", *scene.options("--on-error", "skip"), "--output", output, "--quiet")
     assert "4 images" in result.stdout
     assert "2 skipped" in result.stdout
     lines = result.stderr.splitlines()
@@ -224,6 +227,22 @@ def test_bad_images_are_counted_and_named(run: Run, scene: Scene) -> None:
         assert b"west/002" not in file["progress/images"][()]
     said = run("collect-stats", *scene.options("--on-error", "skip", "--json"), "--output", scene.root / "t.h5")
     assert json.loads(said.stdout)["skipped"] == 2
+
+
+def test_the_next_command_of_a_report_runs_as_it_is_given(run: Run, scene: Scene) -> None:
+    images = scene.images.rename(scene.root / "some images")
+    stats = scene.root / "my stats.h5"
+    how = ("--slide", "20x24", "--scales", "0.5,1", "--flip", "--batch-size", 2)
+    run("collect-stats", "--model", scene.model, "--images", images, "--device", "cpu", *how, "--output", stats)
+    report = json.loads(run("report", "--stats", stats, "--json", "--output", scene.root / "report").stdout)
+    command = shlex.split(report["next_steps"][0]["command"])
+    assert command[1:] == [
+        *("align", "--model", scene.model, "--images", str(images), "--slide", "20x24", "--scales", "0.5,1.0"),
+        *("--flip", "--batch-size", "2", "--device", "cpu", "--stats", str(stats), "--output", "aligned"),
+    ]
+    run(*command[1:-1], scene.root / "aligned")
+    aligned = json.loads((scene.root / "aligned" / "run.json").read_text())
+    assert aligned["model"]["inference"] == {"slide": [20, 24], "stride": [13, 16], "scales": [0.5, 1.0], "flip": True}
 
 
 def test_nothing_but_bad_images(refused: Refused, scene: Scene) -> None:

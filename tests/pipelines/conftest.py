@@ -12,6 +12,7 @@ from blda_cli.data.classes import class_set
 from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.store.provenance import Provenance
 
 
 @dataclass
@@ -61,7 +62,7 @@ def collect(segmenter: RandomSegmenter, files: list[ImageFile]) -> Callable[...,
             "counting": CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT), bins=64),
             "inference": InferenceOptions(),
             "labels": None,
-            "provenance": {"command": "blda collect-stats", "source": "/x"},
+            "provenance": Provenance("blda collect-stats", source="/x"),
             "overwrite": False,
             "monitor": SilentMonitor(),
             "shard": Shard(),

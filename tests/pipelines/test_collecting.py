@@ -94,7 +94,7 @@ def test_skipped_images_are_noted_and_tried_again(collect: Collect, segmenter: R
     with pytest.raises(Interrupted):
         collect(tmp_path / "s.h5", inference=skip, monitor=Stopping(3))
     content = collect(tmp_path / "s.h5", inference=skip)
-    assert content.provenance["skipped"] == {"b": "cannot be read"}
+    assert content.provenance.skipped == {"b": "cannot be read"}
     assert content.images == list("acdef")
 
     with pytest.raises(BldaError):

@@ -16,6 +16,7 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import write_label_png
 from blda_cli.files import file_digest
 from blda_cli.store.predictions import RECORD, PredictionWriter, RunRecord, write_record
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, write_statistics
 
 SIZE = (60, 90)
@@ -52,7 +53,7 @@ class Domain:
             images={key: str(self.folder / "images" / f"{key}.png") for key in self.logits},
             pixels_before=[0] * len(self.classes),
             pixels_after=[0] * len(self.classes),
-            provenance={"command": f"blda align --output {name}", "date": "2026-01-02T03:04:05+00:00"},
+            provenance=Provenance(f"blda align --output {name}", date="2026-01-02T03:04:05+00:00"),
         )
         for field, value in record.items():
             setattr(made, field, value)
@@ -88,10 +89,11 @@ class Domain:
                 model={"kind": "python", "factory": "streets:net", "weights": "sha256:00"},
                 images=list(self.logits),
                 complete=True,
-                provenance={
-                    "command": "blda collect-stats --model net.toml --images frames --output stats.h5 --flip",
-                    "date": "2026-01-02T03:04:05+00:00",
-                },
+                provenance=Provenance(
+                    command="blda collect-stats --model net.toml --images frames --output stats.h5 --flip",
+                    options={"--model": "net.toml", "--images": "frames", "--output": "stats.h5", "--flip": True},
+                    date="2026-01-02T03:04:05+00:00",
+                ),
             ),
         )
 

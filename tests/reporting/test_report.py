@@ -23,6 +23,7 @@ from blda_cli.data.classes import class_set
 from blda_cli.reporting.model import Estimate, Report, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
 from blda_cli.reporting.words import next_steps, percent, points, score, summary
+from blda_cli.store.provenance import Provenance
 
 MakeDomain = Callable[..., Any]
 
@@ -235,9 +236,12 @@ def test_terminal_says_over_and_under(domain: Any, tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-def test_quiet_prints_nothing(domain: Any, tmp_path: Path) -> None:
-    result = run("--stats", domain.stats, "--quiet", "--output", tmp_path)
-    assert (result.exit_code, result.output) == (0, "")
+def test_quiet_prints_the_result_and_nothing_else(domain: Any, tmp_path: Path) -> None:
+    labelled = ("--stats", domain.stats, "--aligned", domain.folder / "aligned", "--labels", domain.folder / "labels")
+    loud = run(*labelled, "--output", tmp_path, "--overwrite")
+    quiet = run(*labelled, "--output", tmp_path, "--overwrite", "--quiet")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert quiet.stdout == loud.stdout != ""
 
 
 def test_existing_report_is_kept(domain: Any, tmp_path: Path) -> None:
@@ -351,7 +355,8 @@ def made_up(before: Scores | None) -> Report:
         runs=[],
         candidates=[],
         rank_correlation=math.nan,
-        made={"statistics": {"file": "my stats.h5", "provenance": {}}},
+        made={"statistics": {"file": "my stats.h5"}},
+        provenance=Provenance(source="some frames"),
     )
 
 
@@ -364,7 +369,7 @@ def test_words() -> None:
     assert "2 of 2 classes" in text[1]
     assert "(n/a): bike" in text[1]
     assert next_steps(made_up(None))[0].command == (
-        "blda align --model MODEL --images DIR --stats 'my stats.h5' --output aligned"
+        "blda align --model MODEL --images 'some frames' --stats 'my stats.h5' --output aligned"
     )
 
 

@@ -17,6 +17,7 @@ from blda_cli.core.mixture import MixtureFits, fit_mixtures
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     FORMAT_VERSION,
     StatisticsFile,
@@ -39,7 +40,7 @@ def counted(*keys: str, seed: int = 0, scale: float = 3.0) -> StatisticsFile:
         labels = torch.randint(0, 3, (1, 20, 30), generator=generator)
         statistics.update(logits, labels, [key])
     mixtures = {source: fit_mixtures(cells) for source, cells in statistics.cells.items()}
-    return StatisticsFile(statistics, CLASSES, MODEL, list(keys), True, {"command": "blda x"}, mixtures)
+    return StatisticsFile(statistics, CLASSES, MODEL, list(keys), True, Provenance("blda x"), mixtures)
 
 
 def tensors(content: StatisticsFile) -> Iterator[tuple[str, Tensor]]:
@@ -152,7 +153,7 @@ def test_anchors_and_mixtures_come_with_their_fit_quality(file: Path, content: S
 
 
 def test_long_provenance_fits(tmp_path: Path, content: StatisticsFile) -> None:
-    content.provenance["skipped"] = {f"image {n}": "cannot be read" * 10 for n in range(2000)}
+    content.provenance = Provenance(skipped={f"image {n}": "cannot be read" * 10 for n in range(2000)})
     write_statistics(tmp_path / "s.h5", content)
     assert read_statistics(tmp_path / "s.h5").provenance == content.provenance
 
@@ -326,7 +327,7 @@ def test_parts_add_up_to_the_whole_bit_for_bit(tmp_path: Path) -> None:
     assert_equal(merged, whole)
     assert merged.images == names
     assert merged.complete
-    assert len(merged.provenance["merged"]) == 4
+    assert len(merged.provenance.merged) == 4
     assert merged.mixtures == {}
 
 
