@@ -27,6 +27,7 @@ from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.runtime.device import choose_device
 from blda_cli.runtime.monitor import SilentMonitor
+from blda_cli.store.provenance import Provenance
 
 UNTRAINED = "no training"
 METHODS: dict[str, dict[str, Any]] = {
@@ -92,7 +93,7 @@ def run(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
     device = choose_device(name)
     machine = Machine(device, workers=2)
     resume = RunFolder(folder).checkpoint.exists()
-    ended = finetune(settings, folder, resume=resume, machine=machine, provenance={}, monitor=SilentMonitor())
+    ended = finetune(settings, folder, resume=resume, machine=machine, provenance=Provenance(), monitor=SilentMonitor())
     entries = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
     crops = 2 * settings.training.batch_size * settings.training.accumulate
     speeds, step = [], 0

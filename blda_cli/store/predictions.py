@@ -1,4 +1,4 @@
-"""Predictions on disk, written and read: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
+"""Predictions on disk: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
 
 An output folder holds ``predictions/KEY.png`` (after alignment), ``argmax/KEY.png`` (before), ``run.json`` and, on
 demand, ``scores/KEY.h5``. A classifier's folder holds ``predictions.csv`` instead of pictures. Scores have a file per
