@@ -161,8 +161,7 @@ def collect_statistics(
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
-        if "norm_shift" in kept.provenance:
-            provenance = content.provenance = {**provenance, "norm_shift": kept.provenance["norm_shift"]}
+        provenance = content.provenance = replace(provenance, norm_shift=kept.provenance.norm_shift)
     use_norms(segmenter, content.norms)
     content.model = model_identity(segmenter, inference)
     if part.exists():
@@ -226,7 +225,7 @@ def _with_norms(
     if norms is None:
         return content
     if choice is NormSource.SOURCE or (choice is NormSource.AUTO and norms.shift < SHIFTED):
-        return replace(content, provenance={**content.provenance, "norm_shift": norms.shift})
+        return replace(content, provenance=replace(content.provenance, norm_shift=norms.shift))
     use_norms(segmenter, norms)
     return replace(content, model=model_identity(segmenter, inference), norms=norms)
 

@@ -18,7 +18,8 @@ class Provenance:
         source: where the images are from, as it was given.
         labels: statistics: source, encoding and ignored value of the labels counted; predictions: encoding and
             mapping that the model's description gives for labels.
-        norms: what batch norms normalised by: ``"source"``, ``"target"`` or a file of statistics.
+        norms: what batch norms were to normalise by: as ``--norms``.
+        norm_shift: how far the images' averages lie from the network's own, see :class:`blda_cli.core.norms.Norms`.
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
@@ -31,6 +32,7 @@ class Provenance:
     source: str | None = None
     labels: Mapping[str, Any] | None = None
     norms: str = "source"
+    norm_shift: float = 0.0
     shard: Mapping[str, Any] | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     merged: tuple["Provenance", ...] = ()
@@ -47,7 +49,8 @@ class Provenance:
         record = cls(**known)
         tables = (record.options, record.versions, record.skipped, record.labels or {}, record.shard or {})
         texts = (record.command, record.date, record.source or "", record.norms)
-        if not all(isinstance(one, Mapping) for one in tables) or not all(isinstance(one, str) for one in texts):
+        fits = all(isinstance(one, Mapping) for one in tables) and all(isinstance(one, str) for one in texts)
+        if not fits or not isinstance(record.norm_shift, int | float):
             raise TypeError("its provenance is no record of a command")
         return record
 

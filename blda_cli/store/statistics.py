@@ -73,7 +73,7 @@ class StatisticsFile:
     @property
     def norms_shifted(self) -> bool:
         """Whether the images' averages lie so far from those of the network's batch norms that theirs would help."""
-        return float(self.provenance.get("norm_shift", 0.0)) >= SHIFTED
+        return self.provenance.norm_shift >= SHIFTED
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:

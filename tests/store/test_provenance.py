@@ -17,6 +17,8 @@ def test_a_record_survives_json() -> None:
         "frames",
         {"encoding": "ids", "ignore": None},
         "target",
+        0.5,
+        {"number": 1, "of": 2},
         {"a": "cut"},
     )
     whole = Provenance("blda merge", merged=(part, Provenance()))
