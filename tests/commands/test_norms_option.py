@@ -156,7 +156,9 @@ def test_a_run_that_was_stopped_goes_on_with_its_norms(
     env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@8"}
     done = process("collect-stats", *options, "--norms", "target", "--output", output, "--quiet", env=env)
     assert done.returncode == 130, done.stderr
-    assert "differs in the norms" in refused("collect-stats", *options, "--norms", "source", "--output", output)
+    assert 'differs in norms ("target" and "source")' in refused(
+        "collect-stats", *options, "--norms", "source", "--output", output
+    )
     assert "going on after 2 of 6" in run("collect-stats", *options, "--norms", "target", "--output", output).stderr
     np.testing.assert_array_equal(counts(output), counts(stats))
     assert read_statistics(output).model == read_statistics(stats).model
