@@ -186,8 +186,8 @@ def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
     said = run("align", *scene.options(model=normed), "--stats", source, "--output", scene.root / "a").stderr
     assert "statistics collected with --norms target may bring more" in said
     step = json.loads(run("report", "--stats", source, "--json", "--output", scene.root / "r").stdout)["next_steps"][0]
-    # In a test the recorded command is pytest's, which names no model.
-    assert step["command"] == "blda collect-stats --model MODEL --images DIR --norms target --output target-norms.h5"
+    model = f"--model {normed} --images {scene.images} --device cpu"
+    assert step["command"] == f"blda collect-stats {model} --norms target --output target-norms.h5"
     # A network whose own averages are those of the images keeps them.
     pixels = np.concatenate([np.array(Image.open(image)).reshape(-1, 3) for image in scene.images.rglob("*.png")]) / 255
     code = (scene.root / "normed.py").read_text()
