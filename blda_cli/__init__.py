@@ -1,3 +1,49 @@
-"""blda: see and correct the class bias of a pretrained segmenter on images it was not trained on."""
+"""blda: see and correct the class bias of a pretrained segmenter on images it was not trained on.
+
+What the command does is also there for a person's own inference loop::
+
+    alignment = blda_cli.Alignment.from_file("dusk.h5").to("cuda")
+    labels = alignment.predict(network(images))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blda_cli.api import Alignment, write_statistics
+    from blda_cli.core.statistics import LogitStatistics
+    from blda_cli.errors import BldaError
+    from blda_cli.pipelines.report import report
+    from blda_cli.store.statistics import read_statistics
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Alignment",
+    "BldaError",
+    "LogitStatistics",
+    "__version__",
+    "read_statistics",
+    "report",
+    "write_statistics",
+]
+
+_MODULES = {
+    "Alignment": "api",
+    "BldaError": "errors",
+    "LogitStatistics": "core.statistics",
+    "read_statistics": "store.statistics",
+    "report": "pipelines.report",
+    "write_statistics": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: the command's ``--help`` must not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -152,7 +152,7 @@ def command(
     was stopped goes on where it was.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.core.fitting import resolve_strength
+    from blda_cli.core.fitting import chosen_settings, resolve_strength
     from blda_cli.data.images import refuse_among
     from blda_cli.files import file_digest, locked
     from blda_cli.pipelines.align import align, check_statistics, evidence_from_files, fit
@@ -162,7 +162,15 @@ def command(
     from blda_cli.store.prediction_folder import check_folder
     from blda_cli.store.statistics import read_statistics
 
-    settings = _settings(preset, method, shift, tau, label_source, density, tails)
+    choices = {
+        "method": method,
+        "shift": shift,
+        "tau": tau,
+        "label_source": label_source,
+        "density": density,
+        "tails": tails,
+    }
+    settings = chosen_settings({name: value for name, value in choices.items() if value is not None}, preset)
     given = {
         "--shift": shift,
         "--tau": tau,
@@ -253,33 +261,6 @@ def command(
             emit_json(_summary(record, output))
         else:
             _show(record, output)
-
-
-def _settings(
-    preset: str | None,
-    method: str | None,
-    shift: str | None,
-    tau: float | Literal["auto"] | None,
-    label_source: str | None,
-    density: str | None,
-    tails: str | None,
-) -> "AlignmentSettings":
-    """The preset's settings, or the defaults, with what was said beside them."""
-    from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, with_default_strength
-
-    said = {
-        "method": method and Method(method),
-        "shift": shift and Shift(shift),
-        "tau": tau,
-        "label_source": label_source and LabelSource(label_source),
-        "density": density and Density(density),
-        "tails": tails and Tails(tails),
-    }
-    changes: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
-    settings = replace(PUBLISHED if preset else AlignmentSettings(), **changes)
-    if tau is None and not preset:
-        settings = with_default_strength(settings)
-    return settings
 
 
 def _refuse_unused(settings: "AlignmentSettings", given: set[str]) -> None:

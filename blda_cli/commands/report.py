@@ -66,23 +66,26 @@ def command(
     from rich.console import Console
 
     from blda_cli.commands.console import monitored
-    from blda_cli.pipelines.report import check_output, make_report, open_folders, read_run_labels, write_report
+    from blda_cli.pipelines.report import report
     from blda_cli.reporting.data_files import to_json
     from blda_cli.reporting.terminal import print_report
-    from blda_cli.store.statistics import read_statistics
 
     refuse_alone("--labels", labels, {"--label-encoding": label_encoding, "--ignore-label": ignore_label})
-    check_output(output, overwrite=overwrite)
-    content = read_statistics(stats)
-    folders = open_folders(aligned, stats, content.classes)
-    reader = read_run_labels(folders, labels, label_encoding, ignore_label) if labels else None
     with monitored(quiet=quiet, resumable=False) as monitor:
-        report = make_report(
-            stats, content, folders, labels=reader, compare=compare, provenance=provenance(), monitor=monitor
+        made = report(
+            stats,
+            aligned,
+            labels=labels,
+            label_encoding=label_encoding,
+            ignore_label=ignore_label,
+            compare=compare,
+            output=output,
+            overwrite=overwrite,
+            provenance=provenance(),
+            monitor=monitor,
         )
-        write_report(report, content, folders, output)
     if as_json:
-        click.echo(to_json(report), nl=False)
+        click.echo(to_json(made), nl=False)
     else:
-        print_report(report, Console(markup=False, emoji=False))
+        print_report(made, Console(markup=False, emoji=False))
         click.echo(f"\n{output / 'report.html'}")

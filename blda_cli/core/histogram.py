@@ -24,7 +24,7 @@ class LogitHistogram:
         limit: half the width of the axis, a power of two.
     """
 
-    def __init__(self, num_classes: int, bins: int = DEFAULT_BINS, device: torch.device | None = None) -> None:
+    def __init__(self, num_classes: int, bins: int = DEFAULT_BINS, device: torch.device | str | None = None) -> None:
         """Start an empty histogram.
 
         Args:

@@ -1,11 +1,11 @@
 """What one pass over images leaves behind: everything later commands need, and all of it adds up."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from blda_cli.core.bias import sampled_bias
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
@@ -18,7 +18,6 @@ _MOST_PENDING = 16
 """Batches that may wait: their number must not grow with the images."""
 
 
-@dataclass
 class LogitStatistics:
     """Logit histograms per label source, a confusion matrix where there are labels, and a sample of pixels.
 
@@ -27,61 +26,84 @@ class LogitStatistics:
         cells: one histogram per label source.
         confusion: argmax against ground truth; None where there is none.
         positions: where in the images the ground truth's classes lie; None where there is none.
-        sampled: random pixels with all their logits, of the batches but the pending ones; see :attr:`sample`.
         images: images counted.
         pixels: pixels counted.
-        pending: what was drawn from the last batches.
     """
 
-    space: LogitSpace
-    cells: dict[LabelSource, LogitHistogram]
-    confusion: ConfusionMatrix | None
-    sampled: PixelSample
-    positions: PositionCounts | None = None
-    images: int = 0
-    pixels: int = 0
-    pending: tuple[PixelSample, ...] = ()
-
-    @classmethod
-    def empty(
-        cls,
+    def __init__(
+        self,
         num_classes: int,
-        sources: Iterable[LabelSource],
+        sources: Iterable[LabelSource | str] = (LabelSource.PSEUDO, LabelSource.SOFT),
         *,
         space: LogitSpace = LogitSpace.RAW,
         bins: int = DEFAULT_BINS,
-        device: torch.device | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Start counting.
+
+        Args:
+            num_classes: C.
+            sources: the labels that pixels are counted under: ``pseudo``, ``soft``, ``ground_truth``; the last brings
+                a confusion matrix.
+            space: the logits that are counted.
+            bins: bins per cell, a power of two.
+            device: where it is counted, that of the logits; the CPU by default.
+        """
+        self.space = space
+        self.cells = {LabelSource(source): LogitHistogram(num_classes, bins, device) for source in sources}
+        labelled = LabelSource.GROUND_TRUTH in self.cells
+        self.confusion = ConfusionMatrix(num_classes) if labelled else None
+        self.positions = PositionCounts(num_classes) if labelled else None
+        self.images = self.pixels = 0
+        self._sampled = PixelSample.empty(num_classes)
+        self._pending: tuple[PixelSample, ...] = ()
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        space: LogitSpace,
+        cells: dict[LabelSource, LogitHistogram],
+        confusion: ConfusionMatrix | None,
+        positions: PositionCounts | None,
+        sample: PixelSample,
+        images: int,
+        pixels: int,
     ) -> "LogitStatistics":
-        """Start counting ``sources``, with a confusion matrix if ground truth is one of them."""
-        cells = {source: LogitHistogram(num_classes, bins, device) for source in sources}
-        statistics = cls(space, cells, None, PixelSample.empty(num_classes))
-        if LabelSource.GROUND_TRUTH in cells:
-            statistics.confusion, statistics.positions = ConfusionMatrix(num_classes), PositionCounts(num_classes)
+        """Wrap what was counted, as a file holds it."""
+        statistics = cls(len(sample.seen), (), space=space)
+        statistics.cells, statistics.confusion, statistics.positions = cells, confusion, positions
+        statistics._sampled, statistics.images, statistics.pixels = sample, images, pixels
         return statistics
 
     @property
     def num_classes(self) -> int:
         """C."""
-        return len(self.sampled.seen)
+        return len(self._sampled.seen)
 
     @property
     def sample(self) -> PixelSample:
         """Random pixels of all batches with all their logits."""
         self._join_pending()
-        return self.sampled
+        return self._sampled
 
-    def update(self, logits: Tensor, labels: Tensor | None, keys: Sequence[str]) -> None:
+    def update(self, logits: Tensor, labels: Tensor | None = None, keys: Sequence[str] | None = None) -> None:
         """Count a batch.
 
         Args:
             logits: ``[N, C, *spatial]`` floating point, finite.
             labels: ``[N, *spatial]`` integers, needed where ground truth is counted; those outside ``[0, C)`` mean
                 that a pixel has none.
-            keys: N names, one per image, unique over all updates.
+            keys: N names, one per image, unique over all updates; by default the images' numbers. What is sampled
+                depends on them: statistics that are to be added up need names of their own.
 
         Raises:
-            ValueError: a logit is not finite.
+            ValueError: a logit is not finite, or labels are missing.
         """
+        if labels is None and LabelSource.GROUND_TRUTH in self.cells:
+            raise ValueError("ground truth is counted: labels are needed")
+        if keys is None:
+            keys = [str(self.images + index) for index in range(len(logits))]
         predicted = argmax(logits)
         # Raw logits go as they are: the kernels convert them block by block.
         values = logits if self.space is LogitSpace.RAW else to_space(logits.float(), self.space)
@@ -98,17 +120,49 @@ class LogitStatistics:
                     histogram.update(values, predicted)
                 case LabelSource.SOFT:
                     histogram.update_soft(values)
-        self.pending += (self.sampled.draw(logits, predicted, labels, keys),)
+        self._pending += (self._sampled.draw(logits, predicted, labels, keys),)
         # Joining costs the same for few pixels as for many, and after some images only few may still enter.
-        if len(self.pending) == _MOST_PENDING or sum(map(len, self.pending)) > len(self.sampled) // 2:
+        if len(self._pending) == _MOST_PENDING or sum(map(len, self._pending)) > len(self._sampled) // 2:
             self._join_pending()
         self.images += len(keys)
         self.pixels += predicted.numel()
 
+    def compute(self) -> dict[str, Tensor]:
+        """What the statistics tell of each class, float64 ``[C]``.
+
+        Returns:
+            ``predicted_share`` of all pixels; ``bias``, estimated without labels (:func:`sampled_bias`; positive is
+            over-predicted, NaN where there are too few pixels), and the ends ``bias_low`` and ``bias_high`` of its
+            90 % interval. With ground truth also ``true_bias``, ``iou`` and ``accuracy``; NaN for absent classes.
+        """
+        estimate = sampled_bias(self.sample)
+        found = {
+            "predicted_share": self.predicted_share(),
+            "bias": estimate.bias,
+            "bias_low": estimate.low,
+            "bias_high": estimate.high,
+        }
+        if self.confusion is not None:
+            found["true_bias"] = self.confusion.bias()
+            found |= {"iou": self.confusion.iou(), "accuracy": self.confusion.accuracy()}
+        return found
+
+    def cpu(self) -> "LogitStatistics":
+        """The same statistics with every histogram on the CPU, where the samples are."""
+        return LogitStatistics.from_parts(
+            space=self.space,
+            cells={source: histogram.cpu() for source, histogram in self.cells.items()},
+            confusion=self.confusion,
+            positions=self.positions,
+            sample=self.sample,
+            images=self.images,
+            pixels=self.pixels,
+        )
+
     def _join_pending(self) -> None:
-        if self.pending:
-            self.sampled = join([self.sampled, *self.pending])
-            self.pending = ()
+        if self._pending:
+            self._sampled = join([self._sampled, *self._pending])
+            self._pending = ()
 
     def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
         """The statistics of both data sets.
@@ -118,11 +172,11 @@ class LogitStatistics:
         """
         if self.cells.keys() != other.cells.keys() or self.space != other.space:
             raise ValueError("statistics of different label sources or logit spaces do not add up")
-        return LogitStatistics(
+        return LogitStatistics.from_parts(
             space=self.space,
             cells={source: cells + other.cells[source] for source, cells in self.cells.items()},
             confusion=self.confusion + other.confusion if self.confusion and other.confusion else None,
-            sampled=self.sample + other.sample,
+            sample=self.sample + other.sample,
             positions=self.positions + other.positions if self.positions and other.positions else None,
             images=self.images + other.images,
             pixels=self.pixels + other.pixels,

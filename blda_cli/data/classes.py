@@ -95,6 +95,11 @@ def class_set(names: str | Sequence[str], palette: Sequence[Color] | None = None
     return ClassSet(base.names, tuple((color[0], color[1], color[2]) for color in palette), base.ids)
 
 
+def numbered_classes(count: int) -> ClassSet:
+    """Classes called ``class 0``, ``class 1``, ... where nobody names them."""
+    return class_set([f"class {number}" for number in range(count)])
+
+
 def _matching_preset(names: Sequence[str]) -> ClassSet | None:
     """The preset with these names in this order, in the spelling given."""
     plain = [plain_name(name) for name in names]

@@ -138,7 +138,7 @@ def collect_statistics(
     claim(output, overwrite=overwrite or _being_replaced(output, shard))
     part = shard.path(output)
     content = StatisticsFile(
-        statistics=LogitStatistics.empty(
+        statistics=LogitStatistics(
             len(segmenter.classes),
             counting.sources,
             space=counting.space,

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 
 from blda_cli.core.choices import Method
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings
+from blda_cli.core.fitting import AlignmentSettings, chosen_settings
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.labels import LabelReader, label_reader
@@ -26,27 +25,97 @@ from blda_cli.reporting.densities import Densities, densities
 from blda_cli.reporting.gallery import Frame, choose_frames, make_gallery
 from blda_cli.reporting.html import to_html
 from blda_cli.reporting.model import Report
-from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.monitor import Monitor, SilentMonitor
 from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, AlignedFolder, RunRecord, read_record
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
+OUTPUTS = ("report.html", "report.json", "report.csv")
 
-def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:
-    """Read the records of folders of predictions that are to stand side by side.
+
+def report(
+    stats: str | Path,
+    aligned: Sequence[str | Path] = (),
+    *,
+    labels: str | None = None,
+    label_encoding: str | None = None,
+    ignore_label: int | None = None,
+    compare: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    provenance: Provenance = Provenance(),  # noqa: B008  # frozen
+    monitor: Monitor | None = None,
+) -> Report:
+    """Report how over- or under-predicted each class is, and what corrections changed.
 
     Args:
-        paths: the folders.
-        statistics: for the messages.
-        classes: of the statistics.
+        stats: the statistics.
+        aligned: folders of corrected predictions.
+        labels: folder, glob or list of label files that score them.
+        label_encoding: what the labels' values mean; None takes what the model's description says, or tells it by
+            names and contents.
+        ignore_label: a value that means no class.
+        compare: also try every method on the sampled pixels.
+        output: a folder to write ``report.html``, ``report.json`` and ``report.csv`` to.
+        overwrite: replace a report that is there.
+        provenance: of the report itself.
+        monitor: is told the progress.
 
     Returns:
-        The folders.
+        The report's numbers.
 
     Raises:
-        BldaError: one is not a folder of predictions, they are of other classes than the statistics or of different
-            images, or those of one model do not correct the same predictions.
+        BldaError: a file cannot be read or written, or the files do not fit each other.
+        Interrupted: the user asked to stop.
     """
+    stats = Path(stats)
+    if output is not None:
+        _check_output(Path(output), overwrite=overwrite)
+    content = read_statistics(stats)
+    if compare and not len(content.statistics.sample):
+        raise BldaError(f"{stats} keeps no sampled pixels, so --compare has nothing to try methods on")
+    folders = _open_folders([Path(folder) for folder in aligned], stats, content.classes)
+    reader = _label_reader(folders, labels, label_encoding, ignore_label) if labels else None
+    digest = file_digest(stats)
+    remarks = [
+        f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
+        for folder in folders
+        if folder.record.statistics["sha256"] != digest
+    ]
+    remarks += [
+        f"{folder.path} is of another model than {folders[0].path}; what is called before is of the latter."
+        for folder in folders
+        if folder.record.model != folders[0].record.model
+    ]
+    confusions = _confusions(folders, reader, len(content.classes), monitor or SilentMonitor()) if reader else None
+    made: dict[str, Any] = {
+        **provenance.as_json(),
+        "statistics": {
+            "file": str(stats),
+            "sha256": digest,
+            "logit_space": str(content.statistics.space),
+            "model": content.model,
+            "norms_shifted": content.norms_shifted,
+            "provenance": content.provenance.as_json(),
+        },
+    }
+    if reader:
+        made["labels"] = {"encoding": reader.encoding, "ignored_share": reader.ignored_share}
+    result = build_report(
+        content,
+        [(str(folder.path), folder.record) for folder in folders],
+        confusions,
+        compare_methods(content) if compare else [],
+        made,
+        remarks,
+    )
+    if output is not None:
+        _write(result, content, folders, Path(output))
+    return result
+
+
+def _open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:
+    """Read the records of folders that are to stand side by side: of the same predictions of the same images."""
     folders = [AlignedFolder(path, read_record(path / RECORD)) for path in paths]
     for folder in folders:
         first = folders[0]
@@ -60,24 +129,10 @@ def open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> 
     return folders
 
 
-def read_run_labels(
+def _label_reader(
     folders: Sequence[AlignedFolder], labels: str, encoding: str | None, ignore: int | None
 ) -> LabelReader:
-    """Pair the images of folders of predictions with their labels.
-
-    Args:
-        folders: what is to be scored.
-        labels: folder, glob or list of label files.
-        encoding: what their values mean; None takes what the model's description says, or tells it by names and
-            contents.
-        ignore: a value that means no class.
-
-    Returns:
-        The reader.
-
-    Raises:
-        BldaError: there are no predictions to score, an image has no label, or the encoding does not fit.
-    """
+    """Pair the images of folders of predictions with their labels."""
     if not folders:
         raise BldaError(
             "--labels scores the predictions of --aligned folders: give one, or collect the statistics with --labels"
@@ -95,71 +150,6 @@ def read_run_labels(
         encoding=meaning,
         groups=record.model.get("groups") or None,
         ignore=ignore,
-    )
-
-
-def make_report(
-    statistics: Path,
-    content: StatisticsFile,
-    folders: Sequence[AlignedFolder],
-    *,
-    labels: LabelReader | None,
-    compare: bool,
-    provenance: Provenance,
-    monitor: Monitor,
-) -> Report:
-    """Make the report's numbers.
-
-    Args:
-        statistics: where the statistics lie.
-        content: the statistics.
-        folders: corrected predictions, see :func:`open_folders`.
-        labels: ground truth of the folders' images.
-        compare: also try every method on the sampled pixels.
-        provenance: of the report itself.
-        monitor: is told the progress.
-
-    Returns:
-        The report.
-
-    Raises:
-        BldaError: predictions or labels cannot be read or do not fit each other, or there is nothing to compare on.
-        Interrupted: the user asked to stop.
-    """
-    if compare and not len(content.statistics.sample):
-        raise BldaError(f"{statistics} keeps no sampled pixels, so --compare has nothing to try methods on")
-    digest = file_digest(statistics)
-    remarks = [
-        f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
-        for folder in folders
-        if folder.record.statistics["sha256"] != digest
-    ]
-    remarks += [
-        f"{folder.path} is of another model than {folders[0].path}; what is called before is of the latter."
-        for folder in folders
-        if folder.record.model != folders[0].record.model
-    ]
-    confusions = _confusions(folders, labels, len(content.classes), monitor) if labels and folders else None
-    made: dict[str, Any] = {
-        **provenance.as_json(),
-        "statistics": {
-            "file": str(statistics),
-            "sha256": digest,
-            "logit_space": str(content.statistics.space),
-            "model": content.model,
-            "norms_shifted": content.norms_shifted,
-            "provenance": content.provenance.as_json(),
-        },
-    }
-    if labels:
-        made["labels"] = {"encoding": labels.encoding, "ignored_share": labels.ignored_share}
-    return build_report(
-        content,
-        [(str(folder.path), folder.record) for folder in folders],
-        confusions,
-        compare_methods(content) if compare else [],
-        made,
-        remarks,
     )
 
 
@@ -195,10 +185,7 @@ def _size(labels: np.ndarray) -> str:
     return "x".join(map(str, reversed(labels.shape))) or "one class"
 
 
-OUTPUTS = ("report.html", "report.json", "report.csv")
-
-
-def check_output(output: Path, *, overwrite: bool) -> None:
+def _check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse to write over a report unless that is asked for.
 
     Raises:
@@ -211,18 +198,8 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise BldaError(f"{output / present[0]} exists already: --overwrite replaces it")
 
 
-def write_report(report: Report, content: StatisticsFile, folders: Sequence[AlignedFolder], output: Path) -> None:
-    """Write ``report.html``, ``report.json`` and ``report.csv``.
-
-    Args:
-        report: the numbers.
-        content: the statistics, for the distributions.
-        folders: corrected predictions, for the gallery.
-        output: the folder to write to.
-
-    Raises:
-        BldaError: a prediction or an image cannot be read, or a file cannot be written.
-    """
+def _write(report: Report, content: StatisticsFile, folders: Sequence[AlignedFolder], output: Path) -> None:
+    """Write the three files of a report."""
     page = to_html(report, _densities(content, folders), _gallery(report, content.classes, folders))
     for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
         with replacing(output / name) as temporary:
@@ -258,14 +235,7 @@ def _fitted_from(record: RunRecord) -> tuple[StatisticsFile, StatisticsFile] | N
 
 def recorded_settings(recorded: Mapping[str, Any]) -> AlignmentSettings:
     """The settings that a record holds as JSON."""
-    types = get_type_hints(AlignmentSettings)
-    values = {field.name: recorded[field.name] for field in fields(AlignmentSettings)}
-    return AlignmentSettings(
-        **{
-            name: types[name](value) if isinstance(types[name], type) and issubclass(types[name], StrEnum) else value
-            for name, value in values.items()
-        }
-    )
+    return chosen_settings({field.name: recorded[field.name] for field in fields(AlignmentSettings)})
 
 
 def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]) -> list[Frame]:

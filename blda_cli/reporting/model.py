@@ -168,10 +168,10 @@ class Report:
     provenance: Provenance
     remarks: list[str] = field(default_factory=list)
 
-    def named(self, verdict: Verdict) -> list[str]:
+    def named(self, verdict: Verdict | str) -> list[str]:
         """The classes of a verdict, the most biased first."""
         pairs = zip(self.classes.names, self.estimates, strict=True)
-        found = [(abs(estimate.bias), name) for name, estimate in pairs if estimate.verdict is verdict]
+        found = [(abs(estimate.bias), name) for name, estimate in pairs if estimate.verdict == verdict]
         return [name for _, name in sorted(found, key=lambda pair: -pair[0] if pair[0] == pair[0] else 0.0)]
 
 

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
-from blda_cli.segmenters.network import numbered_classes
 from blda_cli.segmenters.outputs import (
     check_meaning,
     check_scores,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.images import ImageFile, read_image
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
@@ -235,11 +235,6 @@ def network_segmenter(
         "groups": {name: list(members) for name, members in spec.classes.groups.items()},
     }
     return segmenter
-
-
-def numbered_classes(count: int) -> ClassSet:
-    """Classes called ``class 0``, ``class 1``, ... where nobody names them."""
-    return class_set([f"class {number}" for number in range(count)])
 
 
 def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) -> tuple[PreprocessingSection, list[str]]:

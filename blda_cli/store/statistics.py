@@ -180,13 +180,13 @@ def read_statistics(path: Path) -> StatisticsFile:
         for name, least in (("predicted", 0), ("labels", IGNORE_INDEX)):
             if bool(((sampled[name] < least) | (sampled[name] >= count)).any()):
                 raise ValueError(f"sample/{name} holds more than {count} classes")
-        statistics = LogitStatistics(
+        statistics = LogitStatistics.from_parts(
             space=LogitSpace(file.attrs["logit_space"]),
             cells=cells,
             confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"], count, count))
             if "confusion" in file
             else None,
-            sampled=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
+            sample=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
             positions=PositionCounts.from_counts(_tensor(file["positions"], count, *GRID))
             if "positions" in file
             else None,

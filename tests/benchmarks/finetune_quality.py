@@ -228,7 +228,7 @@ def score(segmenter: Any, target: Path) -> dict[str, dict[str, Any]]:
     files = find_images(target / "images")
     labels = label_reader(files, target / "labels", segmenter.classes)
     count = len(segmenter.classes)
-    counted = LogitStatistics.empty(count, (LabelSource.PSEUDO,), device=segmenter.device)
+    counted = LogitStatistics(count, (LabelSource.PSEUDO,), device=segmenter.device)
     argmax, aligned = ConfusionMatrix(count), ConfusionMatrix(count)
     kept = list(segmenter.stream(files, InferenceOptions(), labels))
     for batch in kept:

@@ -47,7 +47,7 @@ def scene(seed: int = 0, size: int = 128) -> tuple[Tensor, Tensor]:
 
 
 def evidence_of(logits: Tensor, labels: Tensor, space: LogitSpace = LogitSpace.RAW) -> Evidence:
-    statistics = LogitStatistics.empty(C, LabelSource, space=space)
+    statistics = LogitStatistics(C, LabelSource, space=space)
     statistics.update(logits, labels, ["left", "right"])
     return Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
 
@@ -150,8 +150,8 @@ def test_a_sample_of_the_pixels_serves_the_two_pass_form_like_all_of_them() -> N
     evidence = evidence_of(logits, labels)
     kept = len(evidence.statistics.sample)
     assert kept < 2 * 256 * 256 / 2
-    whole = LogitStatistics.empty(C, [LabelSource.PSEUDO])
-    whole.sampled.capacity = 2 * 256 * 256
+    whole = LogitStatistics(C, [LabelSource.PSEUDO])
+    whole.sample.capacity = 2 * 256 * 256
     whole.update(logits, None, ["left", "right"])
     settings = AlignmentSettings()
     sampled = fit_correction(settings, evidence)
@@ -253,7 +253,7 @@ def test_prior_shift_finds_the_fixed_point_of_the_mean_posterior() -> None:
 
 def test_cells_that_were_not_counted_are_missed_by_name() -> None:
     logits, _ = scene(size=16)
-    statistics = LogitStatistics.empty(C, [LabelSource.PSEUDO])
+    statistics = LogitStatistics(C, [LabelSource.PSEUDO])
     statistics.update(logits, None, ["left", "right"])
     evidence = Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
     with pytest.raises(ValueError, match=r"no soft cells \(only pseudo\)"):
@@ -264,7 +264,7 @@ def few_labels(classes: int = C) -> tuple[Evidence, Tensor, Tensor]:
     """A labelled image of the first ``classes`` classes as evidence, and another one to score."""
     logits, labels = scene()
     seen = torch.where(labels[:1] < classes, labels[:1], 255)
-    statistics = LogitStatistics.empty(C, LabelSource)
+    statistics = LogitStatistics(C, LabelSource)
     statistics.update(logits[:1], seen, ["labelled"])
     return Evidence(statistics, statistics.cells[LabelSource.GROUND_TRUTH]), logits[1:], labels[1:]
 
@@ -293,7 +293,7 @@ def test_a_class_that_no_label_has_keeps_the_networks_probability() -> None:
 
 def test_labels_of_other_images_are_pooled_with_the_targets_own_shifts() -> None:
     labelled, logits, labels = few_labels()
-    target = LogitStatistics.empty(C, [LabelSource.PSEUDO])
+    target = LogitStatistics(C, [LabelSource.PSEUDO])
     target.update(logits, None, ["target"])
     evidence = Evidence(target, target.cells[LabelSource.PSEUDO], labelled=labelled.statistics)
     confusion = ConfusionMatrix(C)

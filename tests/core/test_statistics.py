@@ -24,7 +24,7 @@ def images(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def empty(space: LogitSpace = LogitSpace.RAW, sources: tuple[LabelSource, ...] = tuple(LabelSource)) -> LogitStatistics:
-    return LogitStatistics.empty(C, sources, space=space, bins=64)
+    return LogitStatistics(C, sources, space=space, bins=64)
 
 
 def collected(logits: Tensor, labels: Tensor | None, space: LogitSpace = LogitSpace.RAW) -> LogitStatistics:
@@ -68,7 +68,7 @@ def test_what_waits_to_be_joined_does_not_grow_with_the_images() -> None:
     statistics = empty(sources=(LabelSource.PSEUDO,))
     for index in range(200):
         statistics.update(torch.randn(1, C, 1, 1, generator=torch.Generator().manual_seed(index)), None, [str(index)])
-        assert len(statistics.pending) < 16
+        assert len(statistics._pending) < 16
     assert len(statistics.sample) == 200
 
 

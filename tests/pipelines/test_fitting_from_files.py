@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def test_what_does_not_fit_together_is_refused(content: StatisticsFile) -> None:
         fit_from_files(settings, content, content)
     with pytest.raises(BldaError, match="the anchors are of other classes"):
         fit_from_files(AlignmentSettings(), content, replace(content, classes=class_set(["a", "b", "c"])))
-    centred = replace(content, statistics=replace(content.statistics, space=LogitSpace.CENTRED))
+    centred = replace(content, statistics=copy(content.statistics))
+    centred.statistics.space = LogitSpace.CENTRED
     with pytest.raises(BldaError, match="the anchors hold centred logits, the statistics raw ones"):
         fit_from_files(AlignmentSettings(), content, centred)
 

@@ -68,7 +68,7 @@ class Domain:
 
     @property
     def statistics(self) -> LogitStatistics:
-        statistics = LogitStatistics.empty(
+        statistics = LogitStatistics(
             len(self.classes), [LabelSource.GROUND_TRUTH, LabelSource.PSEUDO, LabelSource.SOFT]
         )
         for key, logits in self.logits.items():

@@ -33,7 +33,7 @@ MODEL = {"kind": "python", "weights": "sha256:1", "preprocessing": {"mean": [0.5
 
 def counted(*keys: str, seed: int = 0, scale: float = 3.0) -> StatisticsFile:
     """Statistics of random logits; an image's depend on its key alone."""
-    statistics = LogitStatistics.empty(3, list(LabelSource), bins=64)
+    statistics = LogitStatistics(3, list(LabelSource), bins=64)
     for key in keys:
         generator = torch.Generator().manual_seed(seed + sum(map(ord, key)))
         logits = torch.randn(1, 3, 20, 30, generator=generator) * scale
@@ -159,7 +159,7 @@ def test_long_provenance_fits(tmp_path: Path, content: StatisticsFile) -> None:
 
 
 def test_statistics_of_nothing(tmp_path: Path) -> None:
-    empty = StatisticsFile(LogitStatistics.empty(3, [LabelSource.PSEUDO]), CLASSES, MODEL)
+    empty = StatisticsFile(LogitStatistics(3, [LabelSource.PSEUDO]), CLASSES, MODEL)
     write_statistics(tmp_path / "s.h5", empty)
     read = read_statistics(tmp_path / "s.h5")
     assert read.statistics.images == 0
@@ -345,8 +345,8 @@ def test_parts_of_different_ranges_add_up(tmp_path: Path) -> None:
         ({"model": {**MODEL, "weights": "sha256:2"}}, 'differ in weights ("sha256:1" and "sha256:2")'),
         ({"classes": class_set(["road", "tree", "sky"])}, "differ in the classes"),
         ({"images": ["c", "a"]}, "both count image a"),
-        ({"statistics": LogitStatistics.empty(3, [LabelSource.PSEUDO])}, "different label sources"),
-        ({"statistics": LogitStatistics.empty(3, list(LabelSource), bins=128)}, "[3, 3, 64]"),
+        ({"statistics": LogitStatistics(3, [LabelSource.PSEUDO])}, "different label sources"),
+        ({"statistics": LogitStatistics(3, list(LabelSource), bins=128)}, "[3, 3, 64]"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(

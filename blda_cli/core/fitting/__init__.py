@@ -6,7 +6,14 @@ A new method is one module with a ``fit`` function and one line in :data:`METHOD
 from blda_cli.core.choices import Method, Shift
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence, Fit, default_strength, with_default_strength
+from blda_cli.core.fitting.settings import (
+    AlignmentSettings,
+    Evidence,
+    Fit,
+    chosen_settings,
+    default_strength,
+    with_default_strength,
+)
 from blda_cli.core.fitting.strength import bias_strength, label_free_strength
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "Evidence",
     "Fit",
     "Method",
+    "chosen_settings",
     "default_strength",
     "fit_correction",
     "resolve_strength",

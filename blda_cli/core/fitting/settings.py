@@ -1,8 +1,9 @@
 """What a correction is fitted with: the user's choices and the statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from enum import EnumType
+from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
@@ -51,6 +52,28 @@ PUBLISHED = AlignmentSettings(shift=Shift.QUANTILE, tau=0.2, density=Density.MIX
 """The post-hoc alignment as Li et al. published it."""
 
 
+def chosen_settings(choices: Mapping[str, Any], preset: str | None = None) -> AlignmentSettings:
+    """The default settings, or those of a preset, with what was chosen in their place.
+
+    Args:
+        choices: values of :class:`AlignmentSettings`, enumerations by name as options and records hold them. Where
+            there is no ``tau`` it is that of the preset, or :func:`default_strength`.
+        preset: ``"published"``, the post-hoc alignment as published; None for the defaults.
+
+    Raises:
+        ValueError: there is no such setting, name or preset.
+    """
+    if preset not in (None, "published"):
+        raise ValueError(f"there is no preset {preset!r}; one is called published")
+    types = get_type_hints(AlignmentSettings)
+    unknown = set(choices) - set(types)
+    if unknown:
+        raise ValueError(f"there is no setting {min(unknown)!r}; there are {', '.join(types)}")
+    named = {key: types[key](value) if isinstance(types[key], EnumType) else value for key, value in choices.items()}
+    settings = replace(PUBLISHED if preset else AlignmentSettings(), **named)
+    return settings if preset or "tau" in choices else with_default_strength(settings)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What corrections are fitted to.
@@ -82,8 +105,7 @@ class Evidence:
 
     def cpu(self) -> "Evidence":
         """The same evidence with every histogram on the CPU, where the samples are."""
-        cells = {source: histogram.cpu() for source, histogram in self.statistics.cells.items()}
-        return replace(self, statistics=replace(self.statistics, cells=cells), anchor_cells=self.anchor_cells.cpu())
+        return replace(self, statistics=self.statistics.cpu(), anchor_cells=self.anchor_cells.cpu())
 
 
 Fit = Callable[[AlignmentSettings, Evidence, float], Correction]

@@ -1,0 +1,150 @@
+"""What the commands do for a person's own inference loop: statistics to be kept, and a correction fitted to them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.corrections import Correction
+from blda_cli.core.fitting import AlignmentSettings, chosen_settings, resolve_strength
+from blda_cli.core.statistics import LogitStatistics
+from blda_cli.data.classes import ClassSet, class_set, numbered_classes
+from blda_cli.errors import BldaError
+from blda_cli.pipelines.align import evidence_from_files, fit
+from blda_cli.store import statistics as store
+from blda_cli.store.statistics import StatisticsFile, read_statistics
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A rule that turns a network's logits into debiased predictions.
+
+    Attributes:
+        settings: method, form and strength, which is a number here even where it was to be found.
+        classes: of the logits' channels.
+        correction: the rule itself.
+    """
+
+    settings: AlignmentSettings
+    classes: ClassSet
+    correction: Correction
+
+    @classmethod
+    def from_file(
+        cls,
+        statistics: str | Path,
+        *,
+        anchors: str | Path | None = None,
+        labelled: str | Path | None = None,
+        spatial_priors: str | Path | None = None,
+        preset: str | None = None,
+        **choices: Any,
+    ) -> "Alignment":
+        """Fit a correction to a file of statistics, of the images to be corrected or of others like them.
+
+        Args:
+            statistics: what ``blda collect-stats`` or :func:`blda_cli.write_statistics` wrote. Where it holds
+                averages for batch norms (``norms``), the logits must come from a network that has these.
+            anchors: statistics whose pooled cells are the anchors, e.g. the source's; by default ``statistics``.
+            labelled: statistics with labels of a few images, for the supervised method.
+            spatial_priors: statistics with labels, for class-normalised confidence.
+            preset: ``"published"``: the alignment as published.
+            **choices: as the options of ``blda align``, with the same defaults: ``method``, ``shift``, ``tau``,
+                ``label_source``, ``density``, ``tails``; see :class:`AlignmentSettings`.
+
+        Returns:
+            The alignment, on the CPU.
+
+        Raises:
+            BldaError: a file cannot be read, the files do not fit each other, or they lack what the method needs.
+            ValueError: there is no such choice.
+        """
+        paths = (anchors, labelled, spatial_priors)
+        others = [None if path is None else read_statistics(Path(path)) for path in paths]
+        return _fitted(read_statistics(Path(statistics)), others, chosen_settings(choices, preset))
+
+    @classmethod
+    def fit(cls, statistics: LogitStatistics, *, preset: str | None = None, **choices: Any) -> "Alignment":
+        """Fit a correction to statistics that were counted in the same program.
+
+        Args:
+            statistics: of the images to be corrected or of others like them.
+            preset: see :meth:`from_file`.
+            **choices: see :meth:`from_file`.
+
+        Raises:
+            BldaError: the statistics lack what the method needs.
+            ValueError: there is no such choice.
+        """
+        return _fitted(_content(statistics, None), [None] * 3, chosen_settings(choices, preset))
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The debiased class of every pixel.
+
+        Args:
+            logits: ``[N, C, *spatial]`` (``[N, C]`` of a classifier) floating point, on the alignment's device.
+
+        Returns:
+            int64 ``[N, *spatial]``.
+        """
+        return self.correction.predict(self._checked(logits))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of each class under its own hypothesis, float32 ``[N, C, *spatial]``.
+
+        They need not sum to one over the classes; the prediction is where they are highest.
+        """
+        return self.correction.scores(self._checked(logits))
+
+    def to(self, device: torch.device | str) -> "Alignment":
+        """The same alignment for logits on another device."""
+        return replace(self, correction=self.correction.to(torch.device(device)))
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        if logits.dim() < 2 or logits.shape[1] != len(self.classes):
+            raise ValueError(
+                f"logits of shape {list(logits.shape)} are not of {len(self.classes)} classes: [N, C, ...]"
+            )
+        return logits
+
+
+def write_statistics(
+    path: str | Path,
+    statistics: LogitStatistics,
+    classes: str | Sequence[str] | None = None,
+    *,
+    model: Mapping[str, Any] | None = None,
+) -> None:
+    """Write statistics that were counted in a person's own loop.
+
+    ``blda report --stats`` and :meth:`Alignment.from_file` take the file as it is. ``blda align --stats`` cannot know
+    that it is of the model given, and wants ``--force``.
+
+    Args:
+        path: the HDF5 file; one that is there is replaced.
+        statistics: what was counted.
+        classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
+        model: what to note of the network: anything that JSON can hold.
+
+    Raises:
+        BldaError: the file cannot be written, or the names are not those of as many classes.
+    """
+    store.write_statistics(Path(path), replace(_content(statistics, classes), model=dict(model or {})))
+
+
+def _content(statistics: LogitStatistics, classes: str | Sequence[str] | None) -> StatisticsFile:
+    count = statistics.num_classes
+    names = numbered_classes(count) if classes is None else class_set(classes)
+    if len(names) != count:
+        raise BldaError(f"{len(names)} classes are named, the statistics are of {count}: give one name per class")
+    return StatisticsFile(statistics, names, model={}, complete=True)
+
+
+def _fitted(target: StatisticsFile, others: Sequence[StatisticsFile | None], settings: AlignmentSettings) -> Alignment:
+    anchors, labelled, priors = others
+    evidence = evidence_from_files(settings, target, anchors or target, labelled, priors)
+    settings = replace(settings, tau=resolve_strength(settings, evidence))
+    return Alignment(settings, target.classes, fit(settings, evidence))

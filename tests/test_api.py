@@ -1,0 +1,138 @@
+"""What ``import blda_cli`` gives."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blda_cli
+from blda_cli.core.fitting import AlignmentSettings, Evidence, chosen_settings, fit_correction
+from blda_cli.core.fitting.settings import PUBLISHED
+from blda_cli.errors import BldaError
+
+C = 4
+
+
+def logits(seed: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(batch, C, 40, 50, generator=generator) + torch.tensor([1.5, 0, 0, -1]).view(1, C, 1, 1)
+
+
+def counted(*sources: str, batches: int = 3) -> blda_cli.LogitStatistics:
+    statistics = blda_cli.LogitStatistics(C, sources or ("pseudo", "soft"))
+    for seed in range(batches):
+        labels = torch.randint(0, C, (2, 40, 50), generator=torch.Generator().manual_seed(seed))
+        statistics.update(logits(seed), labels if "ground_truth" in sources else None)
+    return statistics
+
+
+def test_importing_it_does_not_wait_for_torch() -> None:
+    code = "import sys, blda_cli; print(sorted({'torch', 'numpy', 'h5py'} & set(sys.modules)), dir(blda_cli))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] ")
+    assert all(repr(name) in done.stdout for name in blda_cli.__all__)
+    assert all(hasattr(blda_cli, name) for name in blda_cli.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Aligment'"):
+        _ = blda_cli.Aligment
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"shift": "quantile", "tau": 0.4, "label_source": "soft", "density": "mixture"},
+        {"method": "logit-adjust"},
+        {"preset": "published"},
+        {"preset": "published", "tau": 0.7},
+    ],
+    ids=str,
+)
+def test_it_predicts_what_the_fitted_correction_does(tmp_path: Path, choices: dict[str, Any]) -> None:
+    statistics = counted()
+    blda_cli.write_statistics(tmp_path / "s.h5", statistics, ["a", "b", "c", "d"])
+    alignment = blda_cli.Alignment.from_file(tmp_path / "s.h5", **choices)
+    settings = chosen_settings({key: value for key, value in choices.items() if key != "preset"}, choices.get("preset"))
+    expected = fit_correction(settings, Evidence(statistics, statistics.cells[settings.label_source]))
+    unseen = logits(9)
+    assert torch.equal(alignment.predict(unseen), expected.predict(unseen))
+    torch.testing.assert_close(alignment.scores(unseen), expected.scores(unseen))
+    assert not torch.equal(alignment.predict(unseen), unseen.argmax(dim=1))
+    again = blda_cli.Alignment.fit(statistics, **choices).to("cpu")
+    assert torch.equal(again.predict(unseen), alignment.predict(unseen))
+    assert again.settings == alignment.settings
+    assert isinstance(alignment.settings.tau, float)
+    assert alignment.classes.names == ("a", "b", "c", "d")
+
+
+def test_choices_are_those_of_the_command() -> None:
+    assert chosen_settings({}).tau == "auto"
+    assert chosen_settings({"shift": "quantile"}).tau == 1
+    assert chosen_settings({}, "published") == PUBLISHED
+    assert chosen_settings({"tau": 0.5}) == AlignmentSettings(tau=0.5)
+    for choices in ({"strength": 1}, {"method": "bald"}, {"preset": "exact"}):
+        with pytest.raises(ValueError, match=r"strength|bald|exact"):
+            blda_cli.Alignment.fit(counted(), **choices)
+
+
+def test_anchors_of_another_file(tmp_path: Path) -> None:
+    for name, batches in (("target", 1), ("source", 3)):
+        blda_cli.write_statistics(tmp_path / f"{name}.h5", counted(batches=batches))
+    shift: dict[str, Any] = {"shift": "location", "tau": 1.0}
+    own = blda_cli.Alignment.from_file(tmp_path / "target.h5", **shift)
+    other = blda_cli.Alignment.from_file(tmp_path / "target.h5", anchors=tmp_path / "source.h5", **shift)
+    assert not torch.equal(own.scores(logits(9)), other.scores(logits(9)))
+    assert own.classes.names[0] == "class 0"
+
+
+def test_logits_of_other_classes_are_refused() -> None:
+    alignment = blda_cli.Alignment.fit(counted())
+    for wrong in (torch.randn(1, C + 1, 5), torch.randn(C)):
+        with pytest.raises(ValueError, match="are not of 4 classes"):
+            alignment.predict(wrong)
+
+
+def test_what_is_counted_is_told_per_class() -> None:
+    told = counted("pseudo").compute()
+    assert set(told) == {"predicted_share", "bias", "bias_low", "bias_high"}
+    assert told["bias"].argmax() == 0
+    assert told["predicted_share"].sum() == pytest.approx(1)
+    assert bool((told["bias_low"] <= told["bias_high"]).all())
+    labelled = counted("pseudo", "ground_truth")
+    assert labelled.confusion is not None
+    assert torch.equal(labelled.compute()["iou"], labelled.confusion.iou())
+    assert torch.equal(labelled.compute()["true_bias"], labelled.confusion.bias())
+    with pytest.raises(ValueError, match="labels are needed"):
+        labelled.update(logits(0))
+
+
+def test_images_without_names_are_told_apart() -> None:
+    """The sample depends on the names: two updates of unnamed images are those of four named ones."""
+    named = blda_cli.LogitStatistics(C)
+    named.update(torch.cat([logits(0), logits(1), logits(2)]), keys=[str(number) for number in range(6)])
+    assert torch.equal(counted().sample.priorities, named.sample.priorities)
+    assert torch.equal(counted().sample.images, named.sample.images)
+
+
+def test_statistics_are_written_and_read(tmp_path: Path) -> None:
+    blda_cli.write_statistics(tmp_path / "s.h5", counted(), model={"name": "mine"})
+    content = blda_cli.read_statistics(tmp_path / "s.h5")
+    assert content.statistics.images == 6
+    assert content.model == {"name": "mine"}
+    assert content.complete
+    with pytest.raises(BldaError, match="19 classes are named, the statistics are of 4"):
+        blda_cli.write_statistics(tmp_path / "s.h5", counted(), "cityscapes")
+
+
+def test_a_report_in_one_call(tmp_path: Path) -> None:
+    blda_cli.write_statistics(tmp_path / "s.h5", counted())
+    report = blda_cli.report(tmp_path / "s.h5")
+    assert report.named("over") == ["class 0"]
+    assert not (tmp_path / "report").exists()
+    blda_cli.report(str(tmp_path / "s.h5"), output=tmp_path / "report", compare=True)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "report.csv"}
+    with pytest.raises(BldaError, match="exists already"):
+        blda_cli.report(tmp_path / "s.h5", output=tmp_path / "report")
