@@ -78,8 +78,8 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
 @click.option(
     "--host",
     type=click.Choice(list(HOSTS)),
-    help="The parts of a published self-training: dacs has neither of the last three parts below (as by default), "
-    "daformer rare-class sampling and feature distance, mic also masked consistency; single options override.",
+    help="The parts of a published self-training: dacs has neither of the last three parts below, daformer "
+    "rare-class sampling and feature distance, mic also masked consistency; single options override.",
 )
 @click.option(
     "--preset",

@@ -80,7 +80,7 @@ class HostSettings:
     blur_sigma: tuple[float, float] = setting(
         (0.15, 1.15), "Range of the blur's standard deviation, in pixels.", at_least=1e-3, form="[smallest, largest]"
     )
-    rare_class_sampling: bool = setting(False, "Draw source images and crops by their rare classes.")
+    rare_class_sampling: bool = setting(True, "Draw source images and crops by their rare classes.")
     rare_class_temperature: float = setting(0.01, "Of the softmax over 1 - frequency.", at_least=1e-4)
     rare_class_share: float = setting(
         0.0015, "Share of its labelled pixels that makes an image worth drawing for a class.", at_least=0, at_most=1

@@ -35,7 +35,7 @@ from blda_cli.data.labels import label_reader
 from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.settings import PUBLISHED, Settings
+from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
@@ -52,13 +52,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dacs": {"training.method": "dacs"},
     "blda": {"training.method": "blda"},
     "blda --preset published": {"training.method": "blda", **PUBLISHED},
+    "dacs --host dacs": {"training.method": "dacs", **HOSTS["dacs"]},
+    "blda --host dacs": {"training.method": "blda", **HOSTS["dacs"]},
     "dacs --no-whole-images": {"training.method": "dacs", "host.whole_images": False},
+    "blda --no-whole-images": {"training.method": "blda", "host.whole_images": False},
     "blda --tau 0.1": {"training.method": "blda", "blda.tau": 0.1},
     "blda --density-weight 0": {"training.method": "blda", "blda.density_weight": 0.0},
     "dacs --masked-consistency 1": {"training.method": "dacs", "host.masked_consistency": 1.0},
     "blda --masked-consistency 1": {"training.method": "blda", "host.masked_consistency": 1.0},
-    "dacs --rare-class-sampling": {"training.method": "dacs", "host.rare_class_sampling": True},
-    "blda --rare-class-sampling": {"training.method": "blda", "host.rare_class_sampling": True},
 }
 MAIN = ("source", "dacs", "blda", "blda --preset published")
 UNTRAINED = "no training"
