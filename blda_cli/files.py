@@ -66,6 +66,16 @@ def file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, of which reading might never end.
+
+    Raises:
+        BldaError: it is one.
+    """
+    if path.exists() and not path.is_file():
+        raise BldaError(f"{path} is no regular file but a folder, a pipe or a device: take it away")
+
+
 def stamp(paths: Iterable[Path]) -> str:
     """Size and time of change of some files: another text once one of them is replaced or gone."""
     return " ".join(map(_state, paths))

@@ -14,6 +14,9 @@ from blda_cli import __version__
 from blda_cli.commands import align, collect_stats, finetune, merge, report
 from blda_cli.errors import BldaError, printable
 
+_LONGEST = 900
+"""Characters of an error's line."""
+
 
 class _Commands(click.Group):
     """Lists commands in the order of their use; ends what a user can mend in one line and exit code 1."""
@@ -31,6 +34,8 @@ class _Commands(click.Group):
             if argument == "" or (argument.startswith("--") and argument.endswith("=")):
                 name = argument[:-1] or (before if before.startswith("--") else "an argument")
                 raise click.UsageError(f"{name} is empty: is a variable of the shell not set?")
+            if "\0" in argument:
+                raise click.UsageError(f"{printable(argument)[:80]} holds a NUL, which no file's name does")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -44,7 +49,8 @@ class _Commands(click.Group):
         except (BldaError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"blda: {printable(' '.join(str(error).split()))}", err=True)
+            line = printable(" ".join(str(error).split()))
+            click.echo(f"blda: {line if len(line) <= _LONGEST else f'{line[: _LONGEST - 3]}...'}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("blda: stopped", err=True)

@@ -165,7 +165,7 @@ def _labels(values: Tensor, num_classes: int) -> Tensor:
 
 def _digest(key: str) -> int:
     """An image's digest, in [0, 2⁶³)."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 
 def _mixed(image: int, pixels: int, device: torch.device) -> Tensor:

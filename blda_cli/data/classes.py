@@ -11,7 +11,7 @@ from importlib import resources
 
 import numpy as np
 
-from blda_cli.errors import BldaError
+from blda_cli.errors import BldaError, printable
 
 Color = tuple[int, int, int]
 
@@ -85,6 +85,9 @@ def class_set(names: str | Sequence[str], palette: Sequence[Color] | None = None
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise BldaError(f"the class {twice[0]!r} is named twice: give every class its own name")
+        odd = next((name for name in names if printable(name) != name or "\n" in name), None)
+        if odd is not None:
+            raise BldaError(f"the class names hold {odd!r}: control characters cannot be shown, leave them out")
         base = _matching_preset(names) or ClassSet(names, default_palette(len(names)), tuple(range(len(names))))
     if palette is None:
         return base

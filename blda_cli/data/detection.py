@@ -1,5 +1,6 @@
 """Telling label encodings apart, by file names and by contents."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Samples:
     Attributes:
         paths: the files.
         values: pixel count of each value of the single-channel files.
+        found_in: the files that each value is in.
         colors: pixel count of each colour of the colour pictures.
         palette: the colour of each value, where all single-channel files have the same palette.
         wide_color: a file has 16-bit colour channels.
@@ -42,6 +44,7 @@ class Samples:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths: list[Path] = []
         self.values: dict[int, int] = {}
+        self.found_in: dict[int, list[Path]] = defaultdict(list)
         self.colors: dict[tuple[int, int, int], int] = {}
         self.palette: np.ndarray | None = None
         self.wide_color = False
@@ -67,6 +70,7 @@ class Samples:
         if raw.values is not None:
             values, counts = np.unique(raw.values, return_counts=True)
             for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                self.found_in[value].append(self.paths[-1])
                 self.values[value] = self.values.get(value, 0) + count
         elif raw.colors is not None:
             codes, counts = np.unique(packed(raw.colors), return_counts=True)
@@ -210,10 +214,19 @@ def _by_contents(
                 f"(values {_listed(values)})"
             )
     raise BldaError(
-        f"the values {_listed(values)} in {samples.paths[0].parent} are no class ids of {len(classes)} classes and fit "
-        f"no encoding that goes with them: name the label encoding ({', '.join(encoding_names()[1:])}), "
-        "a mapping, or the value to ignore"
+        f"the values {_listed(values)}{_odd_one(samples)} in {samples.paths[0].parent} are no class ids of "
+        f"{len(classes)} classes and fit no encoding that goes with them: name the label encoding "
+        f"({', '.join(encoding_names()[1:])}), a mapping, or the value to ignore"
     )
+
+
+def _odd_one(samples: Samples) -> str:
+    """Names the one file of several that holds values which no other does."""
+    alone = {paths[0]: value for value, paths in samples.found_in.items() if len(paths) == 1}
+    if len(alone) != 1 or len(samples.paths) == 1:
+        return ""
+    path, value = next(iter(alone.items()))
+    return f" ({value} only in {path})"
 
 
 def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:

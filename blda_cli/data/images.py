@@ -2,6 +2,7 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,8 +13,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from blda_cli.errors import BldaError
+from blda_cli.files import check_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"})
+
+# What is too large for Pillow is refused by it; what is merely large is not worth a warning.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # EXIF orientations that swap width and height.
 _TRANSPOSED = frozenset({5, 6, 7, 8})
@@ -86,7 +91,10 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
         parts = source.parts
         plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
         root = Path(*parts[:plain])
-        matches = root.glob(str(Path(*parts[plain:])))
+        try:
+            matches = list(root.glob(str(Path(*parts[plain:]))))
+        except ValueError as error:
+            raise BldaError(f"{source}: ** stands for whole folders, as in {root}/**/*.png ({error})") from error
         shown = (path for path in matches if not any(part.startswith(".") for part in path.relative_to(root).parts))
         paths = [path for path in shown if path.suffix.lower() in suffixes and path.is_file()]
     else:
@@ -168,6 +176,7 @@ def read_image(path: Path) -> np.ndarray:
         BldaError: it cannot be read.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
     except BldaError:
@@ -185,11 +194,14 @@ def image_size(path: Path) -> tuple[int, int]:
         BldaError: it cannot be read.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             width, height = image.size
             # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
             turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
+    except BldaError:
+        raise
     except Exception as error:
         raise unreadable(path, error) from error
     return (width, height) if turned else (height, width)

@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, ImageOps
 from blda_cli.data.classes import ClassSet, to_ids
 from blda_cli.data.images import unreadable
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
+from blda_cli.files import check_regular, replacing
 
 # JPEG is not among them: it changes values.
 LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
@@ -47,6 +47,7 @@ def read_label_file(path: Path) -> RawLabel:
         BldaError: it cannot be read, or its values are not whole numbers from 0.
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             return _raw(image, path)
     except BldaError:

@@ -188,7 +188,10 @@ class _PictureReader:
         elif encoding.name == "ids" and values == [len(self.classes)] == [150]:
             hint = "ADE20K counts from 1: give the label encoding ade20k"
         else:
-            hint = f"give another label encoding, or declare the value to be ignored (ignore = {values[0]})"
+            hint = (
+                f"give another label encoding, or say what the values mean under [labels.mapping] in the model's TOML; "
+                f"--ignore-label {values[0]} leaves one out"
+            )
         return BldaError(
             f"{path} holds {'the value' if len(values) == 1 else 'the values'} {shown}, which the label encoding "
             f"{encoding.name} ({known[0]}..{known[-1]}) does not have; {hint}"

@@ -1,5 +1,6 @@
 """Which label files belong to which image, going by their names."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,7 @@ def pair_labels(images: Sequence[ImageFile], source: str | Path) -> dict[str, li
     for path in paths:
         if path.absolute() in own:  # images and labels in one folder
             continue
-        key = path.relative_to(root).with_suffix("").as_posix()
+        key = _normal(path.relative_to(root).with_suffix("").as_posix())
         folders = path.absolute().parent.parts
         for form in {key, strip_label(key)}:
             by_key[form].append(path)
@@ -58,7 +59,7 @@ def pair_labels(images: Sequence[ImageFile], source: str | Path) -> dict[str, li
     paired: dict[str, list[Path]] = {}
     missing = []
     for image in images:
-        forms = (image.key, strip_image(image.key))
+        forms = (_normal(image.key), strip_image(_normal(image.key)))
         found = next((by_key[form] for form in forms if form in by_key), None) or next(
             (_nearest(image, by_name[name]) for name in map(_name, forms) if name in by_name), None
         )
@@ -74,6 +75,11 @@ def pair_labels(images: Sequence[ImageFile], source: str | Path) -> dict[str, li
         )
     _refuse_shared(paired, images)
     return paired
+
+
+def _normal(key: str) -> str:
+    """A key with its accents in one form: some file systems and archives take them apart."""
+    return unicodedata.normalize("NFC", key)
 
 
 def label_mark(path: Path) -> str:

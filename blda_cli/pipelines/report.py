@@ -203,7 +203,7 @@ def _write(report: Report, content: StatisticsFile, folders: Sequence[AlignedFol
     page = to_html(report, _densities(content, folders), _gallery(report, content.classes, folders))
     for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
         with replacing(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Densities:

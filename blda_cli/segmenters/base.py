@@ -16,7 +16,8 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.inference import upload
-from blda_cli.segmenters.outputs import check_finite
+from blda_cli.segmenters.outputs import check_range
+from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,16 @@ class Segmenter(ABC):
             skipped=skipped,
         )
         for batch_files, arrays, batch_labels in upload(batches, self.device):
-            logits = self.logits(arrays, options)
-            check_finite(logits, [str(self.origin(file)) for file in batch_files])
+            names = [str(self.origin(file)) for file in batch_files]
+            try:
+                logits = self.logits(arrays, options)
+            except BldaError as error:
+                raise BldaError(f"{names[0]}: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise BldaError(f"{names[0]}: the memory does not suffice: {LESS_MEMORY}") from error
+            check_range(logits, names)
             yield LogitBatch(batch_files, logits, batch_labels)
 
     @abstractmethod

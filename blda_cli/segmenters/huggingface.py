@@ -3,6 +3,7 @@
 Code from a model's repository is never run (``trust_remote_code``).
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def _preprocessing(
             ) from error
         processor = None
     if section.mean is None and section.std is None and section.scale is None:
-        section = replace(section, **_normalisation(processor))
+        section = replace(section, **_normalisation(processor, path))
     if section.multiple_of is None and config.model_type in _PATCHED:
         section = replace(section, multiple_of=config.patch_size)
     notes: list[str] = []
@@ -157,12 +158,23 @@ def _preprocessing(
     return section, notes
 
 
-def _normalisation(processor: Any) -> dict[str, Any]:
+def _channels(processor: Any, name: str, path: str) -> tuple[float, ...]:
+    """Three numbers of a processor, one per colour channel."""
+    given = getattr(processor, name, None)
+    numbers: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if len(numbers) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
+        raise BldaError(f"{path}: its processor's {name} is {str(given)[:60]!r}: three finite numbers are needed")
+    return tuple(map(float, numbers))
+
+
+def _normalisation(processor: Any, path: str) -> dict[str, Any]:
     """A processor's ``(pixels · factor − mean) / std`` in this program's terms."""
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     normalise = bool(getattr(processor, "do_normalize", False))
-    mean = tuple(float(value) for value in processor.image_mean) if normalise else None
-    std = tuple(float(value) for value in processor.image_std) if normalise else None
+    mean = _channels(processor, "image_mean", path) if normalise else None
+    std = _channels(processor, "image_std", path) if normalise else None
+    if std is not None and min(std) <= 0:
+        raise BldaError(f"{path}: its processor's image_std is {list(std)}: numbers above 0 are needed")
     color = "bgr" if getattr(processor, "do_flip_channel_order", False) else "rgb"
     if abs(factor * 255 - 1) < 1e-6:
         return {"color": color, "mean": mean, "std": std}

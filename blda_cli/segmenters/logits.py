@@ -1,5 +1,6 @@
 """Kind ``logits``: ready-made logits on disk, from any framework."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
 from blda_cli.errors import BldaError
+from blda_cli.files import check_regular
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
 from blda_cli.segmenters.outputs import (
@@ -23,6 +25,8 @@ from blda_cli.segmenters.outputs import (
 from blda_cli.segmenters.spec import SegmenterSpec
 
 SUFFIXES = (".npy", ".npz")
+
+_FIRST_ARRAYS = 3
 
 
 @dataclass(kw_only=True)
@@ -48,7 +52,7 @@ class StoredSegmenter(Segmenter):
         path = self.origin(file)
         scores = torch.from_numpy(read_array(path))[None]
         try:
-            check_scores(scores, self.outputs, self.cut)
+            check_scores(scores, 1, self.outputs, self.cut)
             scores = scores[:, : self.outputs].float()
             check_meaning(scores, self.probabilities)
         except BldaError as error:
@@ -119,7 +123,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
     if spec.classes.names is not None:
         own: ClassSet = class_set(spec.classes.names)
     else:
-        own = numbered_classes(channels or read_array(files[0].path).shape[0])
+        own = numbered_classes(channels or _count_channels(files))
         notes.append("the classes have no names: they are numbered; [classes] names gives them names")
     if channels is not None and channels != len(own):
         raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
@@ -140,6 +144,27 @@ def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
         probabilities=spec.preprocessing.output == "probabilities",
         grouping=grouping,
     )
+
+
+def _count_channels(files: Sequence[ImageFile]) -> int:
+    """The number of channels that most of the first arrays have, so that an odd one is the one to be named.
+
+    Raises:
+        BldaError: none can be read.
+    """
+    counts: list[int] = []
+    failed: BldaError | None = None
+    for file in files:
+        try:
+            counts.append(read_array(file.path).shape[0])
+        except BldaError as error:
+            failed = failed or error
+        if len(counts) == _FIRST_ARRAYS:
+            break
+    if not counts:
+        assert failed is not None  # there are files
+        raise failed
+    return Counter(counts).most_common(1)[0][0]
 
 
 def find_logits(folder: str | Path) -> list[ImageFile]:
@@ -182,6 +207,7 @@ def read_array(path: Path) -> np.ndarray:
         BldaError: it cannot be read, is pickled, holds no numbers, or has another number of dimensions.
     """
     try:
+        check_regular(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded as archive:
@@ -205,4 +231,5 @@ def read_array(path: Path) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise BldaError(f"{path} holds {array.dtype} values; floating-point numbers are needed")
     # In this machine's byte order, and a type that PyTorch has; integers are refused later, as class ids.
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)
+    with np.errstate(over="ignore"):  # infinities are refused later, too
+        return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)

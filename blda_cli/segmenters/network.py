@@ -23,7 +23,7 @@ from blda_cli.segmenters.outputs import (
     padded_size,
 )
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple
-from blda_cli.segmenters.reasons import reason
+from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory, reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
 Network = Callable[[Tensor], Any]
@@ -110,7 +110,7 @@ class NetworkSegmenter(Segmenter):
 
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
         with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
-            return average_views(of_view, pixels, options.scales, options.flip)
+            return average_views(of_view, pixels, options.scales, options.flip).detach()
 
     def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; here there is but a remark."""
@@ -121,8 +121,8 @@ class NetworkSegmenter(Segmenter):
         """Scores of the outputs that are kept, resized to ``size`` where it is given."""
         resized = self.preprocessor(images)
         padded = pad_to_multiple(resized, self.preprocessor.section.multiple_of or 1)
-        scores = self.port.read(self._run(network, padded))
-        check_scores(scores, self.outputs, self.cut)
+        scores = self._run(network, padded)
+        check_scores(scores, len(padded), self.outputs, self.cut)
         scores = scores[:, : self.outputs]
         if not self._meaning_checked:  # once, as it waits for the device
             check_meaning(scores.detach(), self._probabilities)
@@ -143,10 +143,10 @@ class NetworkSegmenter(Segmenter):
         logits = log_probabilities(scores) if self._probabilities else scores
         return logits if self.grouping is None else self.grouping(logits)
 
-    def _run(self, network: Network, images: Tensor) -> Any:
+    def _run(self, network: Network, images: Tensor) -> Tensor:
         try:
             if self.port.batch is None:
-                return network(images)
+                return self.port.read(network(images))
             # A network of a fixed batch: as many full ones as it takes, the last filled up with black.
             count = images.shape[0]
             parts = []
@@ -156,11 +156,11 @@ class NetworkSegmenter(Segmenter):
             return torch.cat(parts)[:count]
         except BldaError:
             raise
-        except torch.OutOfMemoryError as error:
-            raise BldaError(
-                "the GPU's memory does not suffice: a smaller --batch-size, --slide or --amp takes less"
-            ) from error
-        except Exception as error:  # a network may raise anything
+        except (Exception, SystemExit) as error:  # a network may raise anything
+            if is_out_of_memory(error):
+                raise BldaError(
+                    f"the memory does not suffice for an input of shape {list(images.shape)}: {LESS_MEMORY}"
+                ) from error
             raise BldaError(
                 f"the network fails on an input of shape {list(images.shape)}: {reason(error)} "
                 "(if it takes one size only, give it as size under [preprocessing])"
@@ -262,10 +262,10 @@ def _count_channels(segmenter: NetworkSegmenter) -> int:
     try:
         with torch.no_grad():
             padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.preprocessor.section.multiple_of or 1)
-            scores = segmenter.port.read(segmenter._run(segmenter.network, padded))
+            scores = segmenter._run(segmenter.network, padded)
     except BldaError as error:
         raise BldaError(f"cannot count the classes: {error}; or name them under [classes]") from error
-    check_scores(scores, None, cut=True)
+    check_scores(scores, 1, None, cut=True)
     return scores.shape[1]
 
 

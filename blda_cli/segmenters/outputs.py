@@ -4,6 +4,7 @@
 are probabilities turned into logits, as the networks' own code does it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,18 +78,23 @@ def log_probabilities(scores: Tensor) -> Tensor:
     return (scores / total).clamp_min(SMALLEST_PROBABILITY).log()
 
 
-def check_scores(scores: Tensor, outputs: int | None, cut: bool) -> None:
+def check_scores(scores: Tensor, images: int, outputs: int | None, cut: bool) -> None:
     """Refuse what cannot be scores of the classes, by its type and shape alone.
 
     Args:
         scores: what the network gave.
+        images: how many it was given.
         outputs: how many channels there should be; None where that is not known.
         cut: whether more would do, as the first ``outputs`` are kept.
 
     Raises:
-        BldaError: they are class ids, have another number of dimensions, or of channels.
+        BldaError: they are class ids or not plain numbers, or have another number of images, dimensions or channels.
     """
     shape = list(scores.shape)
+    strange = "sparse" if scores.layout is not torch.strided else "quantised" if scores.is_quantized else ""
+    strange = "complex" if scores.is_complex() else "meta" if scores.is_meta else strange
+    if strange:
+        raise BldaError(f"the model gives a {strange} tensor {shape}: plain floating-point numbers are needed")
     if not scores.is_floating_point():
         raise BldaError(
             f"the model gives {str(scores.dtype).removeprefix('torch.')} values {shape}: class ids, not logits; "
@@ -97,6 +103,14 @@ def check_scores(scores: Tensor, outputs: int | None, cut: bool) -> None:
     if scores.ndim not in (2, 4):
         raise BldaError(
             f"the model gives an output of shape {shape}; [N, C, H, W] is needed, or [N, C] of a classifier"
+        )
+    if scores.shape[0] != images:
+        raise BldaError(f"the model gives {scores.shape[0]} images for {images}, as an output of shape {shape}")
+    if 0 in shape:
+        raise BldaError(f"the model gives an output of shape {shape}: there is nothing in it")
+    if outputs is not None and scores.ndim == 4 and scores.shape[3] == outputs != scores.shape[1]:
+        raise BldaError(
+            f"the model gives {shape}, channels last ([N, H, W, C]); [N, C, H, W] is needed: scores.permute(0, 3, 1, 2)"
         )
     if scores.shape[1] == 1 and outputs != 1:
         raise BldaError(
@@ -136,24 +150,30 @@ def check_meaning(scores: Tensor, probabilities: bool) -> None:
         )
 
 
-def check_finite(logits: Tensor, names: Sequence[str]) -> None:
-    """Refuse NaN and infinity. Waits for the device once.
+LARGEST_LOGIT = 2.0**64
+"""What is larger is no logit: its square and its sums leave the range of single precision."""
+
+
+def check_range(logits: Tensor, names: Sequence[str]) -> None:
+    """Refuse NaN, infinity and numbers that no logit is. Waits for the device once.
 
     Args:
         logits: ``[N, C, *spatial]``.
         names: of the N images.
 
     Raises:
-        BldaError: some are not finite; the message names the first such image.
+        BldaError: there are some; the message names the first such image.
     """
-    # A sum is finite only if all its terms are; one pass, and no tensor of booleans.
-    sums = logits.sum(dim=tuple(range(1, logits.ndim)), dtype=torch.float32)
-    for name, value in zip(names, sums.tolist(), strict=True):
-        if value != value or abs(value) == float("inf"):
+    over = tuple(range(1, logits.ndim))
+    largest = torch.maximum(logits.amax(dim=over), -logits.amin(dim=over))  # NaN is passed on
+    for name, value in zip(names, largest.tolist(), strict=True):
+        if not math.isfinite(value):
             raise BldaError(
                 f"{name}: the logits are not finite (NaN or infinity); look at the image and the weights, or leave "
                 "out --amp"
             )
+        if value > LARGEST_LOGIT:
+            raise BldaError(f"{name}: the logits reach {value:.3g}, which no network's do: look at the weights")
 
 
 def padded_size(scores: tuple[int, int], network_input: tuple[int, int]) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
             module = _import(module_name, folder)
         except BldaError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BldaError(f"importing {module_name} fails: {reason(error)}") from error
         make = getattr(module, name, None)
         if not callable(make):
@@ -75,7 +75,7 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
             return cast(Callable[..., Any], make)(**arguments)
         except BldaError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BldaError(f"{factory} fails: {reason(error)}") from error
 
 

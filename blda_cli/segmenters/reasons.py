@@ -1,8 +1,19 @@
 """What an exception of somebody else's code says, in one line."""
 
+import torch
+
+LESS_MEMORY = "--slide, a smaller --batch-size or --amp takes less"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of PyTorch or numpy says that memory does not suffice, a GPU's or the machine's own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
 
 def reason(error: BaseException) -> str:
     """The type of an exception and the line of its message that tells most."""
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

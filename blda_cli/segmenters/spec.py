@@ -31,7 +31,7 @@ class NetworkSection:
     )
     arguments: Mapping[str, Any] = setting({}, "Keyword arguments of the factory.")
     weights: Path | None = setting(None, "`.safetensors`, or `.pth` read with weights_only.")
-    channels: int | None = setting(None, "Keep the first so many outputs.", at_least=1)
+    channels: int | None = setting(None, "Keep the first so many outputs.", at_least=1, at_most=1 << 16)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,18 @@ class PreprocessingSection:
         above=0,
     )
     size: tuple[int, int] | None = setting(
-        None, "The image is resized to it before; the logits are resized back.", at_least=1, form="[height, width]"
+        None,
+        "The image is resized to it before; the logits are resized back.",
+        at_least=1,
+        at_most=1 << 16,
+        form="[height, width]",
     )
     multiple_of: int | None = setting(
         None,
         "The network takes sides that are multiples of this: the normalised image is padded with zeros below and on "
         "the right, and the logits are cut.",
         at_least=1,
+        at_most=1 << 12,
     )
     output: Literal["logits", "probabilities"] = setting("logits", "What the network gives.")
 

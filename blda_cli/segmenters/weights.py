@@ -32,6 +32,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     expected = network.state_dict()
     state = _without_prefix(_unwrap(_read(path), path), expected.keys())
+    for key in expected.keys() & state.keys():
+        _check_values(state[key], f"{path}: {key}")
     shapes = [
         f"{key} ({list(tensor.shape)} in the file, {list(expected[key].shape)} in the network)"
         for key, tensor in state.items()
@@ -43,6 +45,16 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if missing or unexpected:
         parts = [_listing("missing", missing), _listing("unexpected", unexpected)]
         raise BldaError(f"{path} does not fit the network: {'; '.join(part for part in parts if part)}")
+
+
+def _check_values(tensor: Tensor, where: str) -> None:
+    """Refuse what cannot be copied into a network, or makes nothing but NaN of any image."""
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not plain or tensor.is_complex():
+        kind = "without values" if tensor.is_meta else "complex" if tensor.is_complex() else "sparse or quantised"
+        raise BldaError(f"{where} is {kind}: save plain numbers, network.state_dict()")
+    if not bool(torch.isfinite(tensor).all()):
+        raise BldaError(f"{where} holds NaN or infinity: the training it is from broke down")
 
 
 def state_digest(network: nn.Module) -> str:

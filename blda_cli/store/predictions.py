@@ -316,7 +316,10 @@ def write_classifications(folder: Path, record: RunRecord) -> None:
     Raises:
         BldaError: it cannot be written.
     """
-    with replacing(folder / CLASSIFICATIONS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(folder / CLASSIFICATIONS) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["key", "argmax", "argmax_name", "prediction", "prediction_name"])
         for key, (before, after) in sorted(record.classified.items()):

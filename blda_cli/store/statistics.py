@@ -126,7 +126,9 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             _dataset(file, f"sample/{name}", getattr(statistics.sample, name).numpy())
         file["sample"].attrs["capacity"] = statistics.sample.capacity
         stamps = [content.stamps.get(key, "") for key in content.images]
-        file.create_dataset("progress/images", data=content.images, dtype=h5py.string_dtype())
+        # Names of files need not be UTF-8.
+        keys = [key.encode("utf-8", "surrogateescape") for key in content.images]
+        file.create_dataset("progress/images", data=keys, dtype=h5py.string_dtype())
         file.create_dataset("progress/stamps", data=stamps, dtype=h5py.string_dtype())
 
 
@@ -197,7 +199,7 @@ def read_statistics(path: Path) -> StatisticsFile:
             statistics=statistics,
             classes=classes,
             model=json.loads(file.attrs["model"]),
-            images=(images := [key.decode() for key in file["progress/images"][...]]),
+            images=(images := [key.decode("utf-8", "surrogateescape") for key in file["progress/images"][...]]),
             stamps=dict(zip(images, (text.decode() for text in file["progress/stamps"][...]), strict=True))
             if "progress/stamps" in file
             else {},

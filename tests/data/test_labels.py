@@ -231,7 +231,7 @@ class TestOtherDataSets:
 class TestIdsAndMappings:
     def test_a_value_outside_the_classes_is_named(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[0, 2, 9]], np.uint8))
-        with pytest.raises(BldaError, match=r"a\.png holds the value 9, .* ids \(0\.\.2\) .*ignore = 9"):
+        with pytest.raises(BldaError, match=r"a\.png holds the value 9, .* ids \(0\.\.2\) .*--ignore-label 9"):
             folders.read(class_set(["a", "b", "c"]), "ids")
         with pytest.raises(BldaError, match=r"values 0, 2, 9 .* no class ids of 3 classes"):
             folders.read(class_set(["a", "b", "c"]))

@@ -128,7 +128,7 @@ def test_identity_does_not_depend_on_the_images(tmp_path: Path, arrays: dict[str
     (np.zeros((5, 50, 70), dtype=np.int64), "class ids, not logits"),
     (np.zeros((50, 70), dtype=np.uint8), "is of shape"),
     (np.full((5, 50, 70), "x"), "holds <U1 values"),
-    (np.zeros((50, 70, 5), dtype=np.float32), "channels, but 5 classes"),
+    (np.zeros((50, 70, 5), dtype=np.float32), "channels last"),
     (np.full((5, 50, 70), 0.2, dtype=np.float32), 'output = "probabilities"'),
     (np.full((5, 50, 70), np.nan, dtype=np.float32), "not finite"),
     (np.zeros((6, 50, 70), dtype=np.float32), "6 channels, but 5 classes are named"),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.outputs import (
-    check_finite,
     check_meaning,
+    check_range,
     check_scores,
     first_tensor,
     fit_scores,
@@ -75,13 +75,13 @@ def test_pixels_no_mask_covers_stay_finite() -> None:
 ])  # fmt: skip
 def test_what_cannot_be_scores_is_refused(scores: Tensor, message: str) -> None:
     with pytest.raises(BldaError, match=message):
-        check_scores(scores, 5, cut=False)
+        check_scores(scores, len(scores), 5, cut=False)
 
 
 def test_more_channels_are_fine_where_the_first_are_kept() -> None:
-    check_scores(torch.zeros(1, 6, 4, 4), 5, cut=True)
+    check_scores(torch.zeros(1, 6, 4, 4), 1, 5, cut=True)
     with pytest.raises(BldaError, match="4 channels"):
-        check_scores(torch.zeros(1, 4, 4, 4), 5, cut=True)
+        check_scores(torch.zeros(1, 4, 4, 4), 1, 5, cut=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -101,14 +101,14 @@ def test_probabilities_are_told_from_logits(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_image_of_a_value_that_is_not_finite_is_named(value: float) -> None:
     logits = torch.randn(3, 4, 5, 5)
-    check_finite(logits, ["a", "b", "c"])
+    check_range(logits, ["a", "b", "c"])
     logits[1, 2, 3, 4] = value
     with pytest.raises(BldaError, match=r"^b: the logits are not finite"):
-        check_finite(logits, ["a", "b", "c"])
+        check_range(logits, ["a", "b", "c"])
 
 
 def test_large_half_precision_logits_are_finite() -> None:
-    check_finite(torch.full((1, 4, 50, 50), 6e4, dtype=torch.float16), ["a"])
+    check_range(torch.full((1, 4, 50, 50), 6e4, dtype=torch.float16), ["a"])
 
 
 @pytest.mark.parametrize(("scores", "network_input", "covered"), [

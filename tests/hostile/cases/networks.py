@@ -1,3 +1,118 @@
-from tests.hostile.world import Case
+"""Networks that return something else, and the files they come from."""
 
-CASES: list[Case] = []
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.hostile.world import Case, World, case
+
+
+def odd(code: str, *options: str) -> Callable[[World], list[str]]:
+    """A network whose output is what ``code`` makes of ``scores`` and ``images``."""
+
+    def act(world: World) -> list[str]:
+        return world.collect(*options, model=world.describe(factory="odd", arguments=f"code = {json.dumps(code)}"))
+
+    return act
+
+
+def described(**change: Any) -> Callable[[World], list[str]]:
+    return lambda world: world.collect(model=world.describe(**change))
+
+
+def weights(save: Any, name: str = "w.pth") -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        if isinstance(save, bytes):
+            (world.root / name).write_bytes(save)
+        else:
+            torch.save(save, world.root / name)
+        return world.collect("--weights", world.root / name)
+
+    return act
+
+
+def file(name: str, data: bytes) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        (world.root / name).write_bytes(data)
+        return world.collect(model=str(world.root / name))
+
+    return act
+
+
+def _hugging_face(**processor: Any) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+        small = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+        config = SegformerConfig(num_labels=3, num_attention_heads=[1, 1, 1, 1], **small)
+        SegformerForSemanticSegmentation(config).save_pretrained(world.root / "hf")
+        kind = {"image_processor_type": "SegformerImageProcessor"}
+        (world.root / "hf" / "preprocessor_config.json").write_text(json.dumps({**kind, **processor}))
+        return world.collect(model=str(world.root / "hf"))
+
+    return act
+
+
+WEIGHT, BIAS = torch.zeros(3, 3, 1, 1), torch.zeros(3)
+
+CASES: list[Case] = [
+    case("one image more", odd("torch.cat([scores, scores])"), "2 images for 1"),
+    case("no image", odd("scores[:0]"), "0 images for 1"),
+    case("no pixels", odd("scores[:, :, :0]"), "shape [1, 3, 0, 20]"),
+    case("nothing", odd("None"), "NoneType"),
+    case("text", odd("'road'"), "str"),
+    case("an empty list", odd("[]"), "list"),
+    case("a list within itself", odd("(lambda l: l.append(l) or l)([])"), "1.png"),
+    case("huge scores", odd("scores * 0 + 1e37"), "1.png", "1e+37"),
+    case("huge negative scores", odd("scores * 0 - 3e38"), "1.png"),
+    case("infinity", odd("scores / 0"), "1.png", "not finite"),
+    case("not a number", odd("scores * float('nan')"), "1.png", "not finite"),
+    case("a sparse tensor", odd("scores.to_sparse()"), "sparse"),
+    case("a tensor without values", odd("scores.to('meta')"), "meta"),
+    case("a tensor that wants gradients", odd("scores.clone().requires_grad_()"), "4 images", code=0),
+    case("a parameter", odd("nn.Parameter(scores)"), "4 images", code=0),
+    case("complex scores", odd("scores + 0j"), "complex"),
+    case("quantised scores", odd("torch.quantize_per_tensor(scores, 0.1, 0, torch.qint8)"), "the model gives"),
+    case("double scores", odd("scores.double()"), "4 images", code=0),
+    case("channels last", odd("scores.permute(0, 2, 3, 1)"), "[N, H, W, C]", "permute(0, 3, 1, 2)"),
+    case("class ids", odd("scores.argmax(dim=1)"), "class ids"),
+    case("a network that leaves", odd("sys.exit(3)"), "sys.exit"),
+    case("a network that fails", odd("1 / 0"), "ZeroDivisionError"),
+    case("a network that takes all memory", odd("torch.empty(1 << 50)"), "memory", "1.png", "--slide"),
+    case("a network that recurses", odd("(lambda f: f(f))(lambda f: f(f))"), "RecursionError"),
+    case("a factory that leaves", described(factory="leave"), "sys.exit"),
+    case("a factory of nothing", described(factory="COLORS"), "tiny"),
+    case("a NUL in a class name", described(names=["a\0b", "c", "d"]), "tiny.toml", "names"),
+    case("an escape sequence in a class name", described(names=["a\x1b[2J", "c", "d"]), "names"),
+    case("a class twice", described(names=["a", "a", "d"]), "tiny.toml", "names"),
+    case("brackets in class names", described(names=["[red]a", "[/]b", ":smile:"]), "4 images", code=0),
+    case("a date for an argument", described(arguments="bias = 2020-01-01"), "tiny.toml", "arguments"),
+    case("not a number for an argument", described(arguments="bias = nan"), "tiny.toml", "arguments"),
+    case("a number of 400 digits", described(arguments=f"bias = 1{'0' * 400}"), "tiny.toml"),
+    case("a number of 5000 digits", described(arguments=f"bias = 1{'0' * 5000}"), "tiny.toml"),
+    case("5000 brackets", described(arguments=f"bias = {'[' * 5000}{']' * 5000}"), "tiny.toml"),
+    case("an unknown key", described(more="\n[preprocesing]\nx = 1\n"), "tiny.toml", "preprocesing"),
+    case("a size beyond sense", described(more="\n[preprocessing]\nsize = [1000000000, 8]\n"), "tiny.toml", "size"),
+    case("a padding beyond sense", described(more="\n[preprocessing]\nmultiple_of = 100000000\n"), "multiple_of"),
+    case("weights of nothing", weights(b""), "w.pth"),
+    case("weights of noise", weights(bytes(range(256)) * 9), "w.pth"),
+    case("weights of code", weights({"head.weight": WEIGHT, "f": json.loads}), "w.pth", "Python objects"),
+    case("weights of a list", weights([WEIGHT]), "w.pth"),
+    case("sparse weights", weights({"head.weight": WEIGHT.to_sparse(), "head.bias": BIAS}), "w.pth", "head.weight"),
+    case("weights without values", weights({"head.weight": WEIGHT.to("meta"), "head.bias": BIAS}), "head.weight"),
+    case("complex weights", weights({"head.weight": WEIGHT + 0j, "head.bias": BIAS}), "w.pth", "head.weight"),
+    case(
+        "weights that are not numbers", weights({"head.weight": WEIGHT / 0, "head.bias": BIAS}), "w.pth", "head.weight"
+    ),
+    case("weights of another shape", weights({"head.weight": WEIGHT[:2], "head.bias": BIAS}), "head.weight"),
+    case("weights under a number", weights({1: WEIGHT}), "w.pth"),
+    case("a program cut short", file("net.pt2", b"PK\x03\x04" + bytes(100)), "net.pt2"),
+    case("a program of noise", file("net.ts", bytes(range(256)) * 4), "net.ts"),
+    case("a graph of noise", file("net.onnx", bytes(range(256)) * 4), "net.onnx"),
+    case("an image_mean of text", _hugging_face(image_mean="grey"), "hf", "image_mean"),
+    case("an image_mean of two", _hugging_face(image_mean=[0.5, 0.5]), "hf", "image_mean"),
+    case("an image_std of zero", _hugging_face(image_std=[0, 0, 0]), "hf", "image_std"),
+    case("a model of nowhere", lambda w: w.collect(model="hf:nobody/nothing-at-all"), "nobody/nothing-at-all"),
+]
