@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,19 +94,42 @@ def run(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
     device = choose_device(name)
     machine = Machine(device, workers=2)
     resume = RunFolder(folder).checkpoint.exists()
-    ended = finetune(settings, folder, resume=resume, machine=machine, provenance=Provenance(), monitor=SilentMonitor())
-    entries = [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
-    crops = 2 * settings.training.batch_size * settings.training.accumulate
-    speeds, step = [], 0
-    for entry in entries:
-        if "crops_per_second" in entry:
-            speeds.append((entry["iteration"] - step) * crops / entry["crops_per_second"])
-            step = entry["iteration"]
+    clock = Clock(device)
+    ended = finetune(settings, folder, resume=resume, machine=machine, provenance=Provenance(), monitor=clock)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"validation": ended["validation"], "seconds_per_iteration": sum(speeds) / step, "peak_bytes": peak}
+    return {"validation": ended["validation"], "seconds_per_iteration": clock.seconds / clock.steps, "peak_bytes": peak}
+
+
+class Clock(SilentMonitor):
+    """Measures the training with what a method looks at in between; not the validation and the export.
+
+    Seconds of the processor where it does the work, as other programs may be running beside this one.
+
+    Attributes:
+        seconds: so far.
+        steps: in them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self._now = time.perf_counter if device.type == "cuda" else time.process_time
+        self._training, self._since = False, self._now()
+
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:  # noqa: ARG002
+        """See :class:`Monitor`; before the first stage or step, labels are read, and after the last, statistics."""
+        if what.startswith("reading labels"):
+            self._since = self._now()
+        self._training = what == "training"
+
+    def advance(self, count: int) -> None:
+        """See :class:`Monitor`."""
+        if self._training:
+            self.steps += count
+            self.seconds += self._now() - self._since
+            self._since = self._now()
 
 
 def write(results: dict[str, list[dict[str, Any]]], output: Path) -> None:

@@ -268,6 +268,15 @@ def test_half_of_the_source_crops_are_mined(project: Any, batches: Callable[...,
     assert share(sampler) == before
 
 
+def test_what_a_round_prefers_is_drawn(project: Any, tmp_path: Path) -> None:
+    students = []
+    for share in (0.0, 1.0):
+        values = rounds("cbst", rounds__mined_share=share, training__crop=(8, 8))
+        project.run(tmp_path / str(share), **values)
+        students.append(checkpoint(tmp_path / str(share))["trainer"]["student"])
+    assert not same(*students)
+
+
 def test_cag_labels_by_anchors_and_by_probability_and_averages_what_they_cost(project: Any) -> None:
     settings = project.settings(training__method="cag", cag__confidence=0.6)
     generator = torch.Generator().manual_seed(0)
