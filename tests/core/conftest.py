@@ -20,7 +20,7 @@ def reference() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def published(shared_data: Path) -> dict[str, Tensor]:
+def published() -> dict[str, Tensor]:
     """What the published post-hoc alignment computes on random inputs."""
-    with np.load(shared_data / "parity" / "posthoc_alignment.npz") as arrays:
+    with np.load(Path(__file__).parent / "published" / "posthoc_alignment.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}

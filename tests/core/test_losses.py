@@ -26,8 +26,8 @@ def mixture(*shape: int, seed: int, spread: float = 3.0) -> GaussianMixture:
 
 
 @pytest.fixture
-def published(shared_data: Path) -> dict[str, Any]:
-    recorded = np.load(shared_data / "parity" / "corrected_cross_entropy.npz")
+def published() -> dict[str, Any]:
+    recorded = np.load(Path(__file__).parent / "published" / "corrected_cross_entropy.npz")
     values: dict[str, Any] = {name: torch.from_numpy(recorded[name]) for name in recorded.files}
     cells = GaussianMixture(values["gmm_weights"], values["gmm_means"], values["gmm_variances"])
     anchors = GaussianMixture(values["anchor_weights"], values["anchor_means"], values["anchor_variances"])

@@ -20,8 +20,8 @@ def started(rows: tuple[int, ...], seed: int = 0) -> GaussianMixture:
     return GaussianMixture(torch.full_like(means, 0.2), means, torch.ones_like(means))
 
 
-def test_equals_the_published_code(shared_data: Path) -> None:
-    recorded = np.load(shared_data / "parity" / "online_mixture.npz")
+def test_equals_the_published_code() -> None:
+    recorded = np.load(Path(__file__).parent / "published" / "online_mixture.npz")
 
     def read(name: str) -> Tensor:
         return torch.from_numpy(recorded[name])
