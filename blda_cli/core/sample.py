@@ -1,6 +1,7 @@
 """A mergeable random sample of pixels with all their logits, for what histograms of single channels cannot tell."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,8 +143,8 @@ def join(parts: Sequence[PixelSample]) -> PixelSample:
 
 
 def _positions(pixels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Where pixels, numbered row by row, lie in an image ``[H, W]``, or ``[]`` of a classifier; ``[S, 2]``."""
-    height, width = shape or (1, 1)
+    """Where pixels, numbered row by row, lie in an image ``[H, W]``; of any other shape as in one row; ``[S, 2]``."""
+    height, width = shape if len(shape) == 2 else (1, math.prod(shape))
     rows_columns = torch.stack([pixels // width, pixels % width], dim=1)
     return (rows_columns + 0.5) / torch.tensor([height, width])
 
