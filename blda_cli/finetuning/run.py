@@ -8,7 +8,7 @@ from typing import Any
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
-from blda_cli.data.images import ImageFile, find_images, refuse_among
+from blda_cli.data.images import ImageFile, find_images, image_size, refuse_among
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
@@ -106,8 +106,15 @@ def finetune(
     absent = [name for name, count in zip(segmenter.classes.names, pixels.sum(axis=0), strict=True) if count == 0]
     if absent:
         monitor.say(f"the source labels never hold {', '.join(absent)}: training will not keep what is known of them")
+    drawn = target if trainer.method.uses_target else source
     if segmenter.notes:
         monitor.say("; ".join(segmenter.notes))
+    resized, (height, width) = segmenter.preprocessor.section.size, image_size(drawn[0].path)
+    if resized is not None and settings.training.crop != (height, width):
+        monitor.say(
+            f"the model resizes what it is given to {resized[0]}x{resized[1]}, so things in crops look larger than in "
+            f"whole images: --crop {height}x{width} trains on whole ones"
+        )
 
     if first:
         counts = {"source": len(source), "target": len(target)}
@@ -115,7 +122,6 @@ def finetune(
         folder.keep_class_pixels(keys, segmenter.classes, pixels)
         folder.cut_metrics(trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)
-    drawn = target if trainer.method.uses_target else source
     sampler = Sampler(source, source_labels, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
     loop.train(sampler)
     result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": loop.scores}

@@ -276,6 +276,18 @@ def test_a_class_that_the_labels_never_hold_is_said(project: Any, tmp_path: Path
     assert any("never hold car" in line for line in monitor.said)
 
 
+def test_crops_of_a_network_that_resizes_are_warned_of(project: Any, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text((project.folder / "tiny.py").read_text())
+    (tmp_path / "tiny.toml").write_text(Path(project.model).read_text() + "[preprocessing]\nsize = [80, 112]\n")
+    for crop, warned in (((32, 40), True), ((40, 56), False)):
+        monitor = StopAt(1)
+        with pytest.raises(Interrupted):
+            project.run(
+                tmp_path / f"run{crop[0]}", monitor, data__model=str(tmp_path / "tiny.toml"), training__crop=crop
+            )
+        assert any("--crop 40x56 trains on whole ones" in line for line in monitor.said) == warned
+
+
 def test_source_only_needs_no_target(project: Any, tmp_path: Path) -> None:
     result = project.run(tmp_path / "run", training__method="source", data__target_images="")
     assert Path(result["model"]).is_file()

@@ -24,6 +24,7 @@ BASE = {
     "host.confidence": 0.3,
     "host.ignore_rows": (6, 9),
     "blda.tau": 0.5,
+    "blda.density_weight": 20.0,
     "blda.momentum": 0.8,
 }
 
