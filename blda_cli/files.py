@@ -1,12 +1,18 @@
-"""Files that appear under their name only when they are complete, that one process writes, that are still the same."""
+"""Files that appear under their name only when they are complete, that one process writes, that are still the same.
+
+And what is written into them as JSON.
+"""
 
 import hashlib
+import json
+import math
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from blda_cli.errors import BldaError
 
@@ -155,3 +161,17 @@ def _make_folders(folder: Path) -> list[Path]:
         if missing:
             missing[0].mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def to_json(value: Any) -> str:
+    """A value as the text of a JSON file."""
+    return json.dumps(without_nan(value), indent=1, allow_nan=False) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """A value with None for what JSON does not have: NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

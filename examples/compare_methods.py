@@ -22,6 +22,7 @@ import click
 import torch
 
 from blda_cli.errors import BldaError
+from blda_cli.files import to_json
 from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import finetune
 from blda_cli.finetuning.run_folder import RunFolder
@@ -82,7 +83,7 @@ def result_of(settings: Settings, folder: Path, device: str) -> dict[str, Any]:
         # A process of its own, so that its peak of memory is its own.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             try:
-                kept.write_text(json.dumps(pool.apply(run, (settings, folder, device)), indent=1))
+                kept.write_text(to_json(pool.apply(run, (settings, folder, device))))
             except BldaError as error:
                 raise click.ClickException(str(error)) from error
     result: dict[str, Any] = json.loads(kept.read_text())

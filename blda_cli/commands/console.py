@@ -1,7 +1,5 @@
 """What a command says: results on stdout; progress, remarks and errors on stderr."""
 
-import json
-import math
 import signal
 import sys
 import time
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blda_cli.errors import printable
+from blda_cli.files import to_json
 from blda_cli.runtime.monitor import Interrupted
 
 _PLAIN_SECONDS = 10.0
@@ -117,12 +116,4 @@ def monitored(*, quiet: bool, resumable: bool = True) -> Iterator[ConsoleMonitor
 
 def emit_json(value: Any) -> None:
     """Print data for programs on stdout; NaN and infinities become null."""
-    click.echo(json.dumps(_finite(value), indent=1))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(to_json(value), nl=False)

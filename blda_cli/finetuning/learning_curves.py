@@ -22,10 +22,10 @@ def learning_curves(entries: Iterable[dict[str, Any]], classes: ClassSet) -> str
         for name, value in entry.get("losses", {}).items():
             losses.setdefault(name, []).append((step, value))
         if validation := entry.get("validation"):
-            scores.setdefault("mean", []).append((step, 100 * validation["mean_iou"]))
-            for name, value in validation["iou"].items():
+            classwise = {f"class {name}": value for name, value in validation["iou"].items()}
+            for name, value in {"mean": validation["mean_iou"], **classwise}.items():
                 if value is not None:
-                    scores.setdefault(f"class {name}", []).append((step, 100 * value))
+                    scores.setdefault(name, []).append((step, 100 * value))
     colors = {f"class {name}": f"rgb{color}" for name, color in zip(classes.names, classes.palette, strict=True)}
     charts = {
         "losses": [

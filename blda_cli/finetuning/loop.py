@@ -8,6 +8,7 @@ import torch
 
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.files import without_nan
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler
@@ -211,6 +212,7 @@ class TrainingLoop:
         )
 
     def _put(self, entry: dict[str, Any]) -> None:
+        entry = without_nan(entry)
         self.folder.log(entry)
         if self._events is not None:
             self._events.log(entry)

@@ -62,8 +62,8 @@ class Objective:
         """Labels int64 ``[N, h, w]`` from the teacher's logits ``[N, C, h, w]``, where they are not the argmax."""
         return None
 
-    def metrics(self) -> dict[str, list[float | None]]:
-        """Per class, what there is to log besides the losses; None where it is not known."""
+    def metrics(self) -> dict[str, list[float]]:
+        """Per class, what there is to log besides the losses; NaN where it is not known."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,8 +77,3 @@ class Objective:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Of every pixel, float32 ``[N, h, w]``; 0 where there is no label."""
     return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
-
-
-def or_none(values: Tensor) -> list[float | None]:
-    """A list for JSON, which has no NaN."""
-    return [value if value == value else None for value in values.tolist()]

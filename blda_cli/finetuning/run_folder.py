@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
+from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.learning_curves import learning_curves
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
@@ -102,7 +102,7 @@ class RunFolder:
         Raises:
             BldaError: the folder cannot be written.
         """
-        _write_text(self._record, json.dumps({"format": FORMAT, **record}, indent=1) + "\n")  # the folder is ours now
+        _write_text(self._record, to_json({"format": FORMAT, **record}))  # the folder is ours now
         _write_text(self.config, settings.to_toml())
 
     def class_pixels(self, keys: Sequence[str], classes: ClassSet) -> np.ndarray | None:
@@ -164,7 +164,7 @@ class RunFolder:
         _write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Add a line to the metrics.
+        """Add a line to the metrics; what is in it is JSON.
 
         Raises:
             BldaError: it cannot be written.

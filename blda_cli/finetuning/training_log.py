@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blda_cli.errors import BldaError, require_extra
-from blda_cli.finetuning.objective import Losses, or_none
+from blda_cli.finetuning.objective import Losses
 from blda_cli.finetuning.trainer import StepReport
 from blda_cli.runtime.process_group import all_sum
 from blda_cli.runtime.shards import current_shard
@@ -46,7 +46,7 @@ class StepLog:
         }
         if bool(labelled.any()):
             entry["pseudo_share"] = (labelled / labelled.sum()).tolist()
-            entry["kept_share"] = or_none(kept / labelled)
+            entry["kept_share"] = (kept / labelled).tolist()
         self._losses, self._labelled, self._kept, self._since = [], 0.0, 0.0, now
         return entry
 

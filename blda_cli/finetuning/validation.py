@@ -15,22 +15,17 @@ def validate(segmenter: Segmenter, files: Sequence[ImageFile], labels: LabelRead
 
     Returns:
         ``mean_iou``, ``mean_accuracy`` and ``iou_spread`` (the classes' standard deviation), and by class name
-        ``iou``, ``accuracy`` and ``bias``; None for classes without a labelled pixel.
+        ``iou``, ``accuracy`` and ``bias``; NaN for classes without a labelled pixel.
     """
     confusion = ConfusionMatrix(len(segmenter.classes))
     for batch in segmenter.stream(files, InferenceOptions(workers=workers), labels):
         assert batch.labels is not None
         confusion.update(batch.labels, argmax(batch.logits))
     per_class = {"iou": confusion.iou(), "accuracy": confusion.accuracy(), "bias": confusion.bias()}
+    names = segmenter.classes.names
     return {
         "mean_iou": confusion.mean_iou(),
         "mean_accuracy": confusion.mean_accuracy(),
         "iou_spread": confusion.iou_spread(),
-        **{
-            name: {
-                one: value if value == value else None
-                for one, value in zip(segmenter.classes.names, values.tolist(), strict=True)
-            }
-            for name, values in per_class.items()
-        },
+        **{key: dict(zip(names, values.tolist(), strict=True)) for key, values in per_class.items()},
     }

@@ -27,11 +27,11 @@ never 0 and in no mean.
 import csv
 import io
 import json
-import math
 import re
 from typing import Any
 
 from blda_cli import __version__
+from blda_cli.files import without_nan
 from blda_cli.reporting.model import Predictions, Report, Scores
 from blda_cli.reporting.tables import CLASS_MEASURES, OVERALL_MEASURES
 from blda_cli.reporting.words import next_steps, summary
@@ -45,7 +45,7 @@ _NUMBERS = re.compile(r"\[\n(?:[\s\d.,eE+-]|null)*\]")
 
 def as_data(report: Report) -> dict[str, Any]:
     """The content of ``report.json``; NaN is None."""
-    data: dict[str, Any] = _without_nan(
+    data: dict[str, Any] = without_nan(
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -88,7 +88,7 @@ def to_csv(report: Report) -> str:
     """The text of ``report.csv``; a number that is not there is an empty field."""
     rows = []
     for index, name in enumerate(report.classes.names):
-        values = _without_nan(_class(report, index))
+        values = without_nan(_class(report, index))
         row = {"class": name, **{f"estimate_{key}": value for key, value in values["estimate"].items()}}
         row |= {f"before_{key}": value for key, value in values["before"].items()}
         for run, numbers in values["runs"].items():
@@ -133,11 +133,3 @@ def _confusions(report: Report) -> dict[str, Any] | None:
         return None
     runs = {run.name: run.after.scores.confusion for run in report.runs if run.after.scores is not None}
     return {"before": report.before.scores.confusion, "runs": runs}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

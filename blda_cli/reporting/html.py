@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 
+import jinja2
+from markupsafe import Markup
+
 from blda_cli import __version__
-from blda_cli.errors import require_extra
 from blda_cli.reporting.densities import Curve, Densities
 from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
@@ -60,11 +62,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
 
     Returns:
         The page; it loads nothing from anywhere.
-
-    Raises:
-        BldaError: Jinja2 is not installed.
     """
-    jinja2 = require_extra("jinja2", "report", "to write report.html")
     folder = resources.files("blda_cli.reporting").joinpath("templates")
 
     def text(name: str) -> str:
@@ -73,14 +71,13 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(text), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    safe: Callable[[str], str] = jinja2.utils.markupsafe.Markup
     names = report.classes.names
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in report.classes.palette]
     charts = _charts(report, shown, colors)
     page: str = environment.get_template("report.html.j2").render(
         report=report,
-        style=safe(text("style.css")),
-        script=safe(text("script.js")),
+        style=Markup(text("style.css")),
+        script=Markup(text("script.js")),
         version=__version__,
         names=names,
         colors=colors,
@@ -88,16 +85,16 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         steps=next_steps(report),
         tiles=_tiles(report),
         verdicts=[(MARKS[e.verdict], str(e.verdict), _CSS[e.verdict]) for e in report.estimates],
-        strips=[safe(strip) for strip in _strips(report)],
+        strips=[Markup(strip) for strip in _strips(report)],
         reach=points(_reach(report)).lstrip("+"),
         classes=class_table(report),
         overall=overall_table(report),
         candidates=candidate_table(report),
         per_run=run_tables(report),
-        symbols=safe(anchor_symbols(shown)),
+        symbols=Markup(anchor_symbols(shown)),
         charts=charts[:_CHARTS_OPEN],
         more_charts=charts[_CHARTS_OPEN:],
-        safe=safe,
+        safe=Markup,
         has_after=shown.after is not None,
         shifts=shift_matrix(report.mean_shifts, names),
         confusions=_confusions(report),

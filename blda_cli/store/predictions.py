@@ -22,7 +22,7 @@ from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing
+from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
 from blda_cli.store.provenance import Provenance
 
@@ -97,7 +97,7 @@ def write_record(path: Path, record: RunRecord) -> None:
         "provenance": record.provenance.as_json(),
     }
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(content), encoding="utf-8")
 
 
 def read_record(path: Path) -> RunRecord:

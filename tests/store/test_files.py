@@ -1,9 +1,11 @@
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from blda_cli.errors import BldaError
-from blda_cli.files import claim, replacing
+from blda_cli.files import claim, replacing, to_json, without_nan
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -59,3 +61,10 @@ def test_claim_refuses_what_could_not_be_written_later(tmp_path: Path) -> None:
         claim(tmp_path / "file.h5" / "below", overwrite=False)
     with pytest.raises(BldaError, match="cannot be written"):
         claim(Path("/proc/nothing/file.h5"), overwrite=False)
+
+
+def test_json_has_null_for_numbers_it_cannot_hold() -> None:
+    value = {"a": [math.nan, 1.5, (math.inf, 2)], 3: {"b": -math.inf}, "c": "NaN", "d": True}
+    expected = {"a": [None, 1.5, [None, 2]], "3": {"b": None}, "c": "NaN", "d": True}
+    assert without_nan(value) == expected
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == expected

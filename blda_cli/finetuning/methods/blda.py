@@ -11,7 +11,7 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import ENOUGH, LogitGrid, OnlineMixture, count_cells, reach
-from blda_cli.finetuning.objective import Losses, MixedTargets, Objective, or_none
+from blda_cli.finetuning.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.pseudo_labels import debiased_labels
 from blda_cli.finetuning.settings import PUBLISHED, BldaSettings
 from blda_cli.finetuning.student import Outputs
@@ -97,7 +97,7 @@ class Blda(Objective):
         loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.tau)).mean()
         return loss
 
-    def metrics(self) -> dict[str, list[float | None]]:
+    def metrics(self) -> dict[str, list[float]]:
         """Mean logit of every class at its own pixels in both domains, and the target's estimated class bias."""
         size = self.num_classes
         positive = {
@@ -105,10 +105,10 @@ class Blda(Objective):
             "target_positive_logit": (self.target.means(), self.target.fitted),
         }
         values = {
-            name: or_none(torch.where(fitted, means, torch.nan)[: size**2].view(size, size).diagonal())
+            name: torch.where(fitted, means, torch.nan)[: size**2].view(size, size).diagonal().tolist()
             for name, (means, fitted) in positive.items()
         }
-        values["estimated_bias"] = or_none(estimated_bias(self._expected_cells()))
+        values["estimated_bias"] = estimated_bias(self._expected_cells()).tolist()
         return values
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """ST, CBST and CBST-SP (Zou et al., ECCV 2018): rounds of labelling the whole target, then training on the labels."""
 
-import json
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Training
 from blda_cli.core.self_training import ConfidenceHistogram, mining_order, select_labels
 from blda_cli.core.spatial_priors import PositionCounts, at_size
-from blda_cli.files import replacing
+from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.methods.base import MethodContext, Stage, TrainingMethod
 from blda_cli.finetuning.pseudo_labels import PseudoLabels
 from blda_cli.finetuning.samples import Batch
@@ -120,7 +119,7 @@ class Cbst(TrainingMethod):
             "preferred_in_the_source": [[names[one] for one in group] for group in self.preferred],
         }
         with replacing(self._stored.folder / "round.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(to_json(record), encoding="utf-8")
         never = [name for name, share in zip(names, shares.tolist(), strict=True) if share == 0]
         if never:
             stage.monitor.say(f"round {stage.number + 1}: never predicted, so never labelled: {', '.join(never)}")
