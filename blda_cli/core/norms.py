@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHIFTED = 0.0013
-"""From this :attr:`Norms.shift` on target norms help: it was 0.0000 to 0.0007 at home, 0.0022 to 0.033 elsewhere."""
+SHIFTED = 0.001
+"""From this :attr:`Norms.shift` on target norms help: over 8 images it was 0.0005 at most at home, 0.0017 to 0.022
+elsewhere. Of one or two images it says little, but then the source's averages outweigh theirs."""
 
 
 @dataclass
