@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import augment
@@ -204,7 +205,8 @@ class Trainer:
         report.mixed = mixed, targets.labels[: len(mixed)]
         outputs = self._run(mixed)
         losses = self.objective.mixed_losses(outputs.repeated(views), targets)
-        losses |= self.method.feature_losses("target", outputs, targets.labels)
+        weighed = torch.where(targets.weights > 0, targets.labels, IGNORE_INDEX)
+        losses |= self.method.feature_losses("target", outputs, weighed)
         self._backward(losses, share, report)
 
         if host.masked_consistency > 0:

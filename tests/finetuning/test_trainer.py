@@ -115,3 +115,34 @@ def test_the_exported_network_is_a_copy_in_evaluation_mode(project: Any, batches
 def test_a_network_that_offers_no_checkpointing_says_so(project: Any) -> None:
     with pytest.raises(BldaError, match="offers neither"):
         project.trainer(training__activation_checkpointing=True)
+
+
+def test_blda_is_dacs_with_its_correction(project: Any, batches: Callable[..., Any]) -> None:
+    chosen = [{"training__method": "blda"}, {"training__method": "dacs", "training__correction": "blda"}]
+    one, other = (project.trainer(**values) for values in chosen)
+    for trainer, values in zip((one, other), chosen, strict=True):
+        trainer.train_step(batches(project, [[0, 1]], **values))
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def test_the_source_alone_can_be_corrected(project: Any, batches: Callable[..., Any]) -> None:
+    values = {"training__method": "source", "training__correction": "blda"}
+    report = project.trainer(**values).train_step(batches(project, [[0, 1]], **values))
+    assert set(report.losses) == {"source", "source_density"}
+
+
+def test_feature_losses_leave_out_what_has_no_weight(
+    project: Any, batches: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"training__method": "dacs", "host__ignore_rows": (10, 10), "host__classmix": False}
+    trainer, seen = project.trainer(**values), {}
+
+    def feature_losses(domain: str, outputs: Any, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen[domain] = labels
+        return {}
+
+    monkeypatch.setattr(trainer.method, "feature_losses", feature_losses)
+    (batch,) = batches(project, [[0, 1]], **values)
+    trainer.train_step([batch])
+    assert torch.equal(seen["source"], batch.source_labels)
+    assert bool((seen["target"] == -1)[(batch.target_rows == 0).unsqueeze(2).expand(-1, -1, 40)].all())
