@@ -39,7 +39,7 @@ class AnchorQuantiles:
         """
         low, high = QUANTILE_RANGE
         position = (levels - low).mul_(_LEVELS / (high - low)).clamp_(0, _LEVELS)
-        return _interpolate(self.table.flatten(), position, anchor * (_LEVELS + 1))
+        return _interpolate(self.table, position, anchor * (_LEVELS + 1))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class ShiftTable:
         channel = torch.arange(num_classes, dtype=torch.int32, device=logits.device) * entries
         channel = channel.view(-1, *[1] * (logits.dim() - 2))
         row = (self._known(rows) * (num_classes * entries)).unsqueeze(1)
-        return _interpolate(self.shifts.flatten(), self.grid.position(logits.detach()), row, channel)
+        return _interpolate(self.shifts, self.grid.position(logits.detach()), row, channel)
 
     def density(self, logits: Tensor, rows: Tensor) -> Tensor:
         """``F[r, y](f_y)``, ``y = r mod C``: the cumulative density of every pixel's own logit; no gradient.
@@ -110,7 +110,7 @@ class ShiftTable:
         rows = self._known(rows)
         own = logits.detach().gather(1, (rows % logits.shape[1]).long().unsqueeze(1)).squeeze(1)
         row = rows * (self.grid.bins + 1)
-        return _interpolate(self.positive_cdf.flatten(), self.grid.position(own), row)
+        return _interpolate(self.positive_cdf, self.grid.position(own), row)
 
     def _known(self, rows: Tensor) -> Tensor:
         rows, none = rows.int(), self.positive_cdf.shape[0] - 1
@@ -158,12 +158,14 @@ def _cdf(mixture: GaussianMixture, values: Tensor) -> Tensor:
 
 
 def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:
-    """Values of a table ``[T]`` at ``position`` after ``starts``, linear between entries; ``position`` is used up."""
+    """Values of a table ``[..., T]`` at ``position`` after ``starts`` in it, linear between a row's entries.
+
+    ``position`` is used up.
+    """
     below = position.nan_to_num_(0.0).int()  # NaN is for the loss to tell; as an index it would bring a GPU down
     within = position.sub_(below)
     for start in starts:
         below.add_(start)
     index = below.flatten()
-    # Beyond a row's last entry the step leads into the next row, but there ``within`` is 0.
-    step = F.pad(table.diff(), (0, 1)).index_select(0, index)
-    return torch.addcmul(table.index_select(0, index).view_as(within), step.view_as(within), within)
+    step = F.pad(table.diff(), (0, 1)).flatten().index_select(0, index)
+    return torch.addcmul(table.flatten().index_select(0, index).view_as(within), step.view_as(within), within)

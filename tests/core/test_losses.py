@@ -59,8 +59,11 @@ def test_the_table_equals_the_formula_of_the_post_hoc_shift() -> None:
 
 
 def test_pixels_without_a_label_and_cells_never_fitted_are_not_shifted() -> None:
-    logits, labels = 4 * torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    generator = torch.Generator().manual_seed(4)
+    logits = 4 * torch.randn(2, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, 3, (2, 8, 8), generator=generator)
     labels[0, 0] = IGNORE_INDEX
+    labels[1, 0, 0], logits[1, 0, 0, 0] = 0, 4 * logits.max()  # at the end of a row; the next was never fitted
     fitted = torch.ones(3, 3, dtype=torch.bool)
     fitted[1] = False
     table = ShiftTable.build(
