@@ -18,6 +18,8 @@ _SMALLEST_STRATUM = 256
 # A priority is 31 bits of the position and 18 of the image, which tell apart equal ones of two images.
 _TIE_BITS = 18
 _PRIORITY_BITS = 31 + _TIE_BITS
+MOST_PRIORITY = (1 << _PRIORITY_BITS) - 1
+"""The highest priority a pixel can have."""
 
 
 @dataclass

@@ -26,7 +26,15 @@ from blda_cli.reporting.gallery import Frame, choose_frames, make_gallery
 from blda_cli.reporting.html import to_html
 from blda_cli.reporting.model import Report
 from blda_cli.runtime.monitor import Monitor, SilentMonitor
-from blda_cli.store.predictions import ARGMAX, PREDICTIONS, RECORD, AlignedFolder, RunRecord, read_record
+from blda_cli.store.predictions import (
+    ARGMAX,
+    PREDICTIONS,
+    RECORD,
+    AlignedFolder,
+    RunRecord,
+    prediction_path,
+    read_record,
+)
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
@@ -238,6 +246,17 @@ def recorded_settings(recorded: Mapping[str, Any]) -> AlignmentSettings:
     return chosen_settings({field.name: recorded[field.name] for field in fields(AlignmentSettings)})
 
 
+def _read_after(first: AlignedFolder, folder: AlignedFolder, key: str) -> np.ndarray:
+    """An image's corrected prediction, of the size of that before."""
+    before, after = first.read(key, ARGMAX), folder.read(key, PREDICTIONS)
+    if before.shape != after.shape:
+        raise BldaError(
+            f"{prediction_path(folder.path, key, PREDICTIONS)} is {_size(after)}, the network's own prediction "
+            f"{_size(before)} (width x height): run blda align again"
+        )
+    return after
+
+
 def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]) -> list[Frame]:
     """The frames that the first folder's correction changed most; none of a classifier."""
     if not folders or folders[0].record.classified:
@@ -248,6 +267,6 @@ def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]
         choose_frames(changed),
         record.images,
         partial(folders[0].read, kind=ARGMAX),
-        {run.name: partial(folder.read, kind=PREDICTIONS) for run, folder in zip(report.runs, folders, strict=True)},
+        {run.name: partial(_read_after, folders[0], folder) for run, folder in zip(report.runs, folders, strict=True)},
         classes,
     )

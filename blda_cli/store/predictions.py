@@ -8,23 +8,26 @@ image, so that each appears complete or not at all, and several processes can wr
 import csv
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 from torch import Tensor
 
-from blda_cli.data.classes import ClassSet
+from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
+from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
 from blda_cli.store.provenance import Provenance
+from blda_cli.typed import check_type
 
 FORMAT = "blda-predictions"
 FORMAT_VERSION = 1
@@ -114,11 +117,71 @@ def read_record(path: Path) -> RunRecord:
         if version > FORMAT_VERSION:
             raise BldaError(f"{path} has format version {version}, this blda reads up to {FORMAT_VERSION}: upgrade it")
         content["provenance"] = Provenance.from_json(content.get("provenance", {}))
-        return RunRecord(**content)
+        hints = get_type_hints(RunRecord)
+        for name, value in content.items():
+            if name in hints and name != "provenance":
+                check_type(value, hints[name], name)
+        record = RunRecord(**content)
+        _check(record)
+        return record
     except FileNotFoundError as error:
         raise BldaError(f"{path.parent} holds no {path.name}; blda align makes such a folder") from error
+    except RecursionError as error:
+        raise BldaError(f"{path} cannot be read as the record of blda align: it is nested too deep") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BldaError(f"{path} cannot be read as the record of blda align: {error}") from error
+
+
+def _check(record: RunRecord) -> None:
+    """Refuse a record whose fields do not go together, so that nothing behind it has to ask again.
+
+    Raises:
+        ValueError: they do not; the message names the field.
+    """
+    classes = len(record.classes)
+    colors = [part for color in record.palette for part in color]
+    _expect("palette", all(len(color) == 3 for color in record.palette), "red, green and blue")
+    _expect("palette", all(0 <= part <= 255 for part in colors), "of colours from 0 to 255")
+    try:
+        class_set(record.classes)
+    except BldaError as error:
+        raise ValueError(f"classes: {error}") from error
+    for name in ("palette", "ids", "pixels_before", "pixels_after"):
+        _expect(name, len(getattr(record, name)) == classes, f"one entry for each of the {classes} classes")
+    _expect("ids", all(0 <= one < 65535 for one in record.ids) and len({*record.ids}) == classes, "ids below 65535")
+    pixels = (*record.pixels_before, *record.pixels_after, record.pixels_changed)
+    _expect("pixels_before", min(pixels) >= 0, "numbers of pixels, nor are pixels_after and pixels_changed")
+    _expect("pixels_after", sum(record.pixels_before) == sum(record.pixels_after), "as many pixels as pixels_before")
+    _expect("changed", all(0 <= share <= 1 for share in record.changed.values()), "shares from 0 to 1")
+    for name in ("stamps", "changed", "classified"):
+        _expect(name, getattr(record, name).keys() <= record.images.keys(), "of the images alone")
+    pairs = record.classified.values()
+    _expect("classified", all(len(pair) == 2 and 0 <= min(pair) <= max(pair) < classes for pair in pairs), "class ids")
+    for name, choices in _CHOICES.items():
+        _expect(f"settings.{name}", record.settings.get(name) in [str(one) for one in choices], "one that there is")
+    tau = record.settings.get("tau")
+    _expect("settings.tau", tau == "auto" or isinstance(tau, int | float), "a strength")
+    check_type(0.0 if tau == "auto" else tau, float, "settings.tau")
+    check_type(record.settings.get("scores"), bool, "settings.scores")
+    for name in ("file", "sha256"):
+        check_type(record.statistics.get(name), str, f"statistics.{name}")
+    for name, value in record.statistics.items():
+        check_type(value, str | None, f"statistics.{name}")
+    check_type(record.model.get("groups"), Mapping[str, list[str]] | None, "model.groups")
+
+
+_CHOICES: Mapping[str, Iterable[StrEnum]] = {
+    "method": Method,
+    "shift": Shift,
+    "label_source": LabelSource,
+    "density": Density,
+    "tails": Tails,
+}
+
+
+def _expect(name: str, fits: bool, what: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is not {what}")
 
 
 def merge_records(parts: Sequence[RunRecord]) -> RunRecord:

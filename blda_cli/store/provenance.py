@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
+
+from blda_cli.typed import check_type
+
+_SHARD: dict[str, Any] = {"number": int, "of": int, "images": int, "keys": str}
+_LABELS: dict[str, Any] = {
+    "encoding": str | None,
+    "mapping": Mapping[str, str] | None,
+    "source": str | None,
+    "ignore": int | None,
+}
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,23 @@ class Provenance:
         """Read what :meth:`as_json` gave; what it does not know is left out.
 
         Raises:
-            TypeError: it is no such record.
+            ValueError: it is no such record; the message names what is odd.
         """
+        check_type(content, Mapping[str, Any], "provenance")
+        hints = get_type_hints(cls)
         known = {one.name: content[one.name] for one in fields(cls) if one.name in content}
-        known["merged"] = tuple(cls.from_json(part) for part in known.get("merged", ()))
-        record = cls(**known)
-        tables = (record.options, record.versions, record.skipped, record.labels or {}, record.shard or {})
-        texts = (record.command, record.date, record.source or "", record.norms)
-        fits = all(isinstance(one, Mapping) for one in tables) and all(isinstance(one, str) for one in texts)
-        if not fits or not isinstance(record.norm_shift, int | float):
-            raise TypeError("its provenance is no record of a command")
+        parts = known.pop("merged", ())
+        for name, value in known.items():
+            check_type(value, hints[name], f"provenance.{name}")
+        check_type(parts, list[Mapping[str, Any]], "provenance.merged")
+        record = cls(**known, merged=tuple(cls.from_json(part) for part in parts))
+        if record.shard is not None:
+            for name, hint in _SHARD.items():
+                check_type(record.shard.get(name), hint, f"provenance.shard.{name}")
+            if not 1 <= record.shard["number"] <= record.shard["of"] <= 10**6:
+                raise ValueError(f"provenance.shard is {record.shard['number']} of {record.shard['of']}")
+        for name, hint in _LABELS.items():
+            check_type((record.labels or {}).get(name), hint, f"provenance.labels.{name}")
         return record
 
     def as_json(self) -> dict[str, Any]:

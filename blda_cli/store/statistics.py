@@ -1,9 +1,9 @@
 """Statistics as HDF5: self-describing, versioned, readable with nothing but h5py."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture, MixtureFits
 from blda_cli.core.norms import SHIFTED, Norms
-from blda_cli.core.sample import PixelSample
+from blda_cli.core.sample import MOST_PRIORITY, PixelSample
 from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
-from blda_cli.data.classes import ClassSet
+from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.errors import BldaError
-from blda_cli.store.hdf5 import writing
+from blda_cli.store.hdf5 import CheckedFile, reading, writing
 from blda_cli.store.provenance import Provenance
+from blda_cli.typed import check_type
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 2
@@ -146,73 +147,139 @@ def read_statistics(path: Path) -> StatisticsFile:
     """
     if not path.is_file():
         raise BldaError(f"{path}: no such statistics file; blda collect-stats makes one")
-    with _reading(path) as file:
-        if file.attrs.get("format") != FORMAT:
+    with reading(path, "statistics") as file:
+        if not file.has("format") or file.attribute("format", str) != FORMAT:
             raise BldaError(f"{path} is an HDF5 file, but not of blda's statistics; blda collect-stats makes one")
-        version = int(file.attrs["format_version"])
+        version = file.attribute("format_version", int)
         if version > FORMAT_VERSION:
             raise BldaError(f"{path} has format version {version}, this blda reads up to {FORMAT_VERSION}: upgrade it")
-        names = tuple(str(name) for name in file.attrs["classes"])
-        count = len(names)
-        classes = ClassSet(
-            names=names,
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in file.attrs["palette"]),
-            ids=tuple(int(number) for number in file.attrs["original_ids"]),
-        )
-        cells = {}
-        limit = float(file["edges"][-1]) if "edges" in file else 1.0
-        for name, group in file.get("cells", {}).items():
-            counts = group["counts"][...]
-            histogram = LogitHistogram.from_counts(torch.from_numpy(counts), limit)
-            fits = counts.shape == (count, count, file["edges"].shape[0] - 1)
-            if not fits or not np.isfinite(counts).all() or counts.min() < 0:
-                raise ValueError(f"cells/{name}/counts do not fit {count} classes and the bin edges")
-            if not np.array_equal(file["edges"][...], histogram.edges):
-                raise ValueError("the bin edges are not evenly spaced")
-            cells[LabelSource(name)] = histogram
-        sample, pixels = file["sample"], file["sample/priorities"].shape[0]
-        shapes = {"seen": (count,), "logits": (pixels, count), "positions": (pixels, 2)}
-        sampled = {
-            name: _tensor(sample[name], *shapes.get(name, (pixels,)))
-            for name in _SAMPLE_FIELDS
-            if version > 1 or name != "positions"
-        }
-        sampled.setdefault("positions", torch.full((pixels, 2), torch.nan))
-        sampled["labels"][sampled["labels"] == int(file.attrs["ignore_index"])] = IGNORE_INDEX
-        for name, least in (("predicted", 0), ("labels", IGNORE_INDEX)):
-            if bool(((sampled[name] < least) | (sampled[name] >= count)).any()):
-                raise ValueError(f"sample/{name} holds more than {count} classes")
-        statistics = LogitStatistics.from_parts(
-            space=LogitSpace(file.attrs["logit_space"]),
-            cells=cells,
-            confusion=ConfusionMatrix.from_counts(_tensor(file["confusion"], count, count))
-            if "confusion" in file
-            else None,
-            sample=PixelSample(capacity=int(sample.attrs["capacity"]), **sampled),
-            positions=PositionCounts.from_counts(_tensor(file["positions"], count, *GRID))
-            if "positions" in file
-            else None,
-            images=int(file.attrs["images"]),
-            pixels=int(file.attrs["pixels"]),
-        )
+        classes = _read_classes(file)
+        count = len(classes)
+        images, pixels = file.attribute("images", int), file.attribute("pixels", int)
+        cells = _read_cells(file, count, pixels)
+        confusion, positions = None, None
+        if "confusion" in file:
+            pairs = file.array("confusion", count, count, kind="i", least=0, most=pixels)
+            confusion = ConfusionMatrix.from_counts(torch.from_numpy(pairs))
+        if "positions" in file:
+            places = file.array("positions", count, *GRID, kind="i", least=0, most=_MOST)
+            positions = PositionCounts.from_counts(torch.from_numpy(places))
+        keys = [key.decode("utf-8", "surrogateescape") for key in file.texts("progress/images")]
+        if len(keys) != images or len({*keys}) != images:
+            raise ValueError(f"progress/images does not name {images} different images")
+        stamps = [text.decode() for text in file.texts("progress/stamps")] if "progress/stamps" in file else []
+        if stamps and len(stamps) != images:
+            raise ValueError(f"progress/stamps has no entry for each of the {images} images")
+        model = json.loads(file.attribute("model", str))
+        check_type(model, Mapping[str, Any], "model")
         return StatisticsFile(
-            statistics=statistics,
+            statistics=LogitStatistics.from_parts(
+                space=LogitSpace(file.attribute("logit_space", str)),
+                cells=cells,
+                confusion=confusion,
+                positions=positions,
+                sample=_read_sample(file, count, version),
+                images=images,
+                pixels=pixels,
+            ),
             classes=classes,
-            model=json.loads(file.attrs["model"]),
-            images=(images := [key.decode("utf-8", "surrogateescape") for key in file["progress/images"][...]]),
-            stamps=dict(zip(images, (text.decode() for text in file["progress/stamps"][...]), strict=True))
-            if "progress/stamps" in file
-            else {},
-            complete=bool(file.attrs["complete"]),
-            provenance=Provenance.from_json(json.loads(file["provenance"][()])),
+            model=model,
+            images=keys,
+            stamps=dict(zip(keys, stamps, strict=False)),
+            complete=file.attribute("complete", bool),
+            provenance=Provenance.from_json(json.loads(file.text("provenance"))),
             mixtures={
                 LabelSource(name): MixtureFits(
-                    *_read_mixture(group, count, count), *_read_mixture(file[f"anchors/{name}"], 2)
+                    *_read_mixture(file, f"mixtures/{name}", count, count), *_read_mixture(file, f"anchors/{name}", 2)
                 )
-                for name, group in file.get("mixtures", {}).items()
+                for name in file.names("mixtures")
             },
-            norms=_read_norms(file["norms"]) if "norms" in file else None,
+            norms=_read_norms(file) if "norms" in file else None,
         )
+
+
+_MOST = 2**53
+"""More pixels than any file counts; up to it float64 counts exactly."""
+
+_LONGEST_AXIS = 2.0**80
+
+
+def _read_classes(file: CheckedFile) -> ClassSet:
+    names = file.attribute("classes", list)
+    palette, ids = file.attribute("palette", np.ndarray), file.attribute("original_ids", np.ndarray)
+    if palette.shape != (len(names), 3) or ids.shape != (len(names),) or not 0 < len(names) <= _MOST_CLASSES:
+        raise ValueError(f"palette and original_ids are not of the {len(names)} classes")
+    if ids.min() < 0 or ids.max() > _MOST_CLASSES:
+        raise ValueError("original_ids are not ids from 0 to 65534")
+    colors = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+    try:
+        checked = class_set(names, colors)
+    except BldaError as error:
+        raise ValueError(str(error)) from error
+    return replace(checked, names=tuple(names), ids=tuple(map(int, ids)))
+
+
+_MOST_CLASSES = 65534
+
+
+def _read_cells(file: CheckedFile, count: int, pixels: int) -> dict[LabelSource, LogitHistogram]:
+    """All cells, on edges that are evenly spaced up to a power of two, every channel counting the same pixels."""
+    names = file.names("cells")
+    if not names:
+        raise ValueError("cells holds no label source")
+    bins = file.shape("edges")[0] - 1 if len(file.shape("edges")) == 1 else 0
+    if bins < 4 or bins & (bins - 1):
+        raise ValueError(f"edges are those of {bins} bins, not of a power of two")
+    edges = file.array("edges", bins + 1, kind="f")
+    limit = float(edges[-1])
+    if not 1 <= limit <= _LONGEST_AXIS or math.frexp(limit)[0] != 0.5:
+        raise ValueError(f"edges end at {limit:g}, no power of two")
+    cells = {}
+    for name in names:
+        where = f"cells/{name}/counts"
+        counts = file.array(where, count, count, bins, kind="if", least=0, most=_MOST)
+        histogram = LogitHistogram.from_counts(torch.from_numpy(counts), limit)
+        if not np.array_equal(edges, histogram.edges):
+            raise ValueError("edges are not evenly spaced")
+        held = histogram.counts.sum(dim=-1)
+        if not torch.equal(held, held[:, :1].expand_as(held)):
+            raise ValueError(f"{where} holds another number of pixels in one channel than in the next")
+        total, source = float(held[:, 0].sum()), LabelSource(name)
+        # Soft counts are rounded probabilities.
+        most = pixels * (1 + count * 2.0**-16) if source is LabelSource.SOFT else pixels
+        if total > most or (source is LabelSource.PSEUDO and total != pixels):
+            raise ValueError(f"{where} holds {total:g} pixels of {pixels}")
+        cells[source] = histogram
+    return cells
+
+
+def _read_sample(file: CheckedFile, count: int, version: int) -> PixelSample:
+    size = file.shape("sample/priorities")[0] if file.shape("sample/priorities") else 0
+    void = file.attribute("ignore_index", int)
+
+    def tensor(name: str, *shape: int, kind: str = "i", **limits: Any) -> Tensor:
+        values = file.array(f"sample/{name}", *shape, kind=kind, **limits)
+        return torch.from_numpy(values.astype(np.int64 if kind == "i" else np.float32, copy=False))
+
+    labels = tensor("labels", size, least=IGNORE_INDEX, most=max(count - 1, void))
+    labels = torch.where(labels == void, IGNORE_INDEX, labels)
+    if bool((labels >= count).any()):
+        raise ValueError(f"sample/labels holds more than {count} classes")
+    nowhere = torch.full((size, 2), torch.nan)
+    sample = PixelSample(
+        capacity=file.attribute("capacity", int, "sample"),
+        seen=tensor("seen", count, least=0, most=_MOST),
+        logits=tensor("logits", size, count, kind="f", least=-_LONGEST_AXIS, most=_LONGEST_AXIS),
+        predicted=tensor("predicted", size, least=0, most=count - 1),
+        labels=labels,
+        images=tensor("images", size, least=0),
+        priorities=tensor("priorities", size, least=0, most=MOST_PRIORITY),
+        positions=tensor("positions", size, 2, kind="f", least=0, most=1, nan=True) if version > 1 else nowhere,
+    )
+    kept = torch.bincount(sample.predicted, minlength=count)
+    if sample.capacity < 1 or bool((kept > sample.seen.clamp(max=sample.capacity)).any()):
+        raise ValueError("sample holds more pixels of a class than sample/seen and its capacity allow")
+    return sample
 
 
 def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> StatisticsFile:
@@ -306,12 +373,15 @@ def _write_mixture(group: h5py.Group, mixture: GaussianMixture, distance: Tensor
     _dataset(group, "mixture_distance", distance.numpy())
 
 
-def _read_mixture(group: h5py.Group, *shape: int) -> tuple[GaussianMixture, Tensor]:
-    components = group["mixture_weights"].shape[-1]
-    weights, means, variances = (
-        _tensor(group[f"mixture_{name}"], *shape, components) for name in ("weights", "means", "variances")
-    )
-    return GaussianMixture(weights, means, variances), _tensor(group["mixture_distance"], *shape)
+def _read_mixture(file: CheckedFile, group: str, *shape: int) -> tuple[GaussianMixture, Tensor]:
+    declared = file.shape(f"{group}/mixture_weights")
+    limits = {"weights": (0.0, 1.0 + 1e-6), "means": (-_LONGEST_AXIS, _LONGEST_AXIS), "variances": (1e-12, math.inf)}
+    parameters = [
+        file.array(f"{group}/mixture_{name}", *shape, *declared[-1:], kind="f", least=least, most=most, nan=True)
+        for name, (least, most) in limits.items()
+    ]
+    distance = file.array(f"{group}/mixture_distance", *shape, kind="f", least=0, most=1, nan=True)
+    return GaussianMixture(*map(torch.from_numpy, parameters)), torch.from_numpy(distance)
 
 
 def _write_norms(group: h5py.Group, norms: Norms) -> None:
@@ -320,27 +390,11 @@ def _write_norms(group: h5py.Group, norms: Norms) -> None:
         group[name] = values.numpy()
 
 
-def _read_norms(group: h5py.Group) -> Norms:
-    averages = {name: torch.from_numpy(dataset[...]) for name, dataset in group.items()}
-    for name, values in averages.items():
-        if values.ndim != 1 or values.dtype != torch.float32 or not bool(values.isfinite().all()):
-            raise ValueError(f"norms/{name} holds no finite float32 averages")
-        if name.endswith("running_var") and bool((values < 0).any()):
-            raise ValueError(f"norms/{name} holds a negative variance")
-    return Norms(averages, int(group.attrs["images"]), int(group.attrs["source_images"]), float(group.attrs["shift"]))
-
-
-def _tensor(dataset: h5py.Dataset, *shape: int) -> Tensor:
-    if dataset.shape != shape:
-        raise ValueError(f"{dataset.name} is of shape {list(dataset.shape)}, not {list(shape)}")
-    return torch.from_numpy(dataset[...])
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        # h5py raises any of these for files that are cut, were never HDF5 or hold one kind of object for another.
-        raise BldaError(f"{path} cannot be read as statistics; it may be cut or no HDF5 file: {error}") from error
+def _read_norms(file: CheckedFile) -> Norms:
+    averages = {}
+    for name in file.names("norms"):
+        least = 0.0 if name.endswith("running_var") else -math.inf
+        size = file.shape(f"norms/{name}")[0] if file.shape(f"norms/{name}") else 0
+        averages[name] = torch.from_numpy(file.array(f"norms/{name}", size, kind="f", least=least).astype(np.float32))
+    images, source = (file.attribute(name, int, "norms") for name in ("images", "source_images"))
+    return Norms(averages, images, source, file.attribute("shift", float, "norms"))

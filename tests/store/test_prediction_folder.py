@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from blda_cli.core.fitting import AlignmentSettings
 from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
 from blda_cli.store.predictions import (
@@ -31,8 +32,8 @@ def record(**changes: object) -> RunRecord:
         "palette": [[10, 20, 30], [40, 50, 60], [70, 80, 90]],
         "ids": [0, 1, 2],
         "model": {"kind": "python"},
-        "settings": {"tau": 1.0},
-        "statistics": {"file": "s.h5"},
+        "settings": {**asdict(AlignmentSettings()), "scores": False},
+        "statistics": {"file": "s.h5", "sha256": "sha256:1"},
         "images": {"a": "/x/a.png"},
         "pixels_before": [0, 0, 0],
         "pixels_after": [0, 0, 0],

@@ -18,7 +18,7 @@ def test_a_record_survives_json() -> None:
         {"encoding": "ids", "ignore": None},
         "target",
         0.5,
-        {"number": 1, "of": 2},
+        {"number": 1, "of": 2, "images": 9, "keys": "sha256:1"},
         {"a": "cut"},
     )
     whole = Provenance("blda merge", merged=(part, Provenance()))
@@ -51,5 +51,5 @@ def test_the_options_of_a_sum_are_those_of_all_its_parts() -> None:
     [{"options": 3}, {"skipped": ["a"]}, {"command": 1}, {"merged": 1}, {"merged": [3]}, {"labels": "ids"}, 3, None],
 )
 def test_what_is_no_record_is_refused(content: object) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="provenance"):
         Provenance.from_json(content)  # type: ignore[arg-type]

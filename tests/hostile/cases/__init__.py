@@ -1,6 +1,6 @@
 """One table of cases per kind of harm."""
 
-from tests.hostile.cases import folders, images, networks, options
+from tests.hostile.cases import folders, images, networks, options, statistics
 from tests.hostile.world import Case
 
 TABLES: dict[str, list[Case]] = {
@@ -8,4 +8,5 @@ TABLES: dict[str, list[Case]] = {
     "images": images.CASES,
     "networks": networks.CASES,
     "options": options.CASES,
+    "statistics": statistics.CASES,
 }
