@@ -109,17 +109,21 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; from pinned memory without waiting, on CUDA."""
-        moved = {}
+
+        def move(value: Tensor) -> Tensor:
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+        moved: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, Tensor):
-                value = (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+                value = move(value)
                 if one.name.endswith("_images"):
                     value = value.permute(0, 3, 1, 2).float()
                 elif one.name.endswith("_labels"):
                     value = value.long()
             elif one.name == "target_wholes":
-                value = [whole.to(device).permute(2, 0, 1).float() for whole in value]
+                value = [move(whole).permute(2, 0, 1).float() for whole in value]
             moved[one.name] = value
         return Batch(**moved)
 

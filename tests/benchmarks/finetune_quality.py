@@ -9,6 +9,10 @@ does unless told otherwise; once with the batch norms' averages of the target im
 that training left. Prints a Markdown table (means over the seeds, ± their standard deviation) and writes everything,
 with the classes' scores, as JSON. Runs that are in the JSON file already are not made again, so a benchmark that was
 stopped goes on.
+
+Tried on the streets (600 steps, one seed, ``--host dacs``, target norms from pairs of images; mIoU / mean accuracy):
+labels of crops, τ 0.1 54.1 / 65.2, τ 1 55.7 / 67.8; labels of whole images, τ 1 56.7 / 67.9 (DACS 53.7 / 64.0); τ 1 on
+the source and 0.3 on the target 56.5 / 68.6: accuracy for IoU, so there is one τ.
 """
 
 import json
