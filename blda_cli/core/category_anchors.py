@@ -36,9 +36,9 @@ class AnchorSums:
         """
         right = torch.where(predicted == labels, labels, IGNORE_INDEX)
         one_hot = F.one_hot(torch.where(right == IGNORE_INDEX, len(self.sums), right).long(), len(self.sums) + 1)
-        one_hot = one_hot[..., :-1].flatten(0, 2).double()
-        self.sums += one_hot.T @ features.movedim(1, -1).flatten(0, 2).double()
-        self.pixels += one_hot.sum(dim=0)
+        one_hot = one_hot[..., :-1].float()
+        self.sums += torch.einsum("nhwc,ndhw->cd", one_hot, features.float())  # float32 does for one batch
+        self.pixels += one_hot.sum(dim=(0, 1, 2))
 
     def anchors(self) -> Tensor:
         """Mean feature of every class, float32 ``[C, D]``; infinite for classes without a pixel."""
@@ -60,11 +60,11 @@ def default_margin(anchors: Tensor) -> float:
 def distances(features: Tensor, anchors: Tensor) -> Tensor:
     """Euclidean distances of features ``[N, D, h, w]`` to anchors ``[C, D]``: ``[N, C, h, w]``."""
     known = anchors.isfinite().all(dim=1)
-    flat = features.float().movedim(1, -1).flatten(0, 2)
-    squares = flat.square().sum(dim=1, keepdim=True) + anchors[known].square().sum(dim=1)
-    found = (squares - 2 * flat @ anchors[known].T).clamp(min=1e-12).sqrt()
-    full = found.new_full((len(flat), len(anchors)), torch.inf).index_copy(1, known.nonzero().squeeze(1), found)
-    return full.view(features.shape[0], *features.shape[2:], -1).movedim(-1, 1)
+    features, found = features.float(), anchors[known]
+    squares = features.square().sum(dim=1, keepdim=True) + found.square().sum(dim=1).view(1, -1, 1, 1)
+    near = (squares - 2 * torch.einsum("ndhw,cd->nchw", features, found)).clamp(min=1e-12).sqrt()
+    far = near.new_full((len(near), len(anchors), *near.shape[2:]), torch.inf)
+    return far.index_copy(1, known.nonzero().squeeze(1), near)
 
 
 def active_labels(features: Tensor, anchors: Tensor, margin: float) -> Tensor:
