@@ -108,7 +108,7 @@ def locked(path: Path) -> Iterator[None]:
         BldaError: another process is writing there; the message names it.
     """
     made = _make_folders(path.parent)
-    lock = path.with_name(f".{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}.lock")
+    lock = path.parent / f".{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}.lock"
     try:
         descriptor = _lock(lock, path)
         try:

@@ -33,9 +33,9 @@ class _Commands(click.Group):
         for before, argument in pairwise(args):
             if argument == "" or (argument.startswith("--") and argument.endswith("=")):
                 name = argument[:-1] or (before if before.startswith("--") else "an argument")
-                raise click.UsageError(f"{name} is empty: is a variable of the shell not set?")
+                raise click.UsageError(f"{name} is empty: is a variable of the shell not set?", ctx)
             if "\0" in argument:
-                raise click.UsageError(f"{printable(argument)[:80]} holds a NUL, which no file's name does")
+                raise click.UsageError(f"{printable(argument)[:80]} holds a NUL, which no file's name does", ctx)
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002

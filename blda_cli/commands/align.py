@@ -277,7 +277,7 @@ def _refuse_unused(settings: "AlignmentSettings", given: set[str]) -> None:
         raise click.UsageError("--spatial-priors are for --method class-confidence: give that too")
     if "--shift" in given and shift is None:
         raise click.UsageError(f"--shift is a form of --method blda; --method {method} has none: leave it out")
-    if "--label-source" in given and method not in (Method.BLDA, Method.LOGIT_ADJUST):
+    if "--label-source" in given and not method.uses_cells:
         raise click.UsageError(f"--label-source does nothing with --method {method}: leave it out")
     if "--tau" in given and method is Method.NONE:
         raise click.UsageError("--tau does nothing with --method none: leave it out")

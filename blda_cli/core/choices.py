@@ -17,6 +17,11 @@ class Method(StrEnum):
     SUPERVISED = "supervised"
     NONE = "none"
 
+    @property
+    def uses_cells(self) -> bool:
+        """Whether it is fitted to the cells of a label source."""
+        return self in (Method.BLDA, Method.LOGIT_ADJUST)
+
 
 class Shift(StrEnum):
     """The form of BLDA's shift."""

@@ -56,7 +56,8 @@ def evidence_from_files(
     Raises:
         BldaError: a file lacks the label source, or the two are of different classes or logit spaces.
     """
-    source = settings.label_source
+    held = list(target.statistics.cells)
+    source = settings.label_source if settings.method.uses_cells or not held else held[0]
     if anchors.classes.names != target.classes.names:
         raise BldaError("the anchors are of other classes than the statistics: collect both with the same model")
     if anchors.statistics.space != target.statistics.space:
@@ -66,8 +67,8 @@ def evidence_from_files(
         )
     for content in (target, anchors):
         if source not in content.statistics.cells:
-            held = ", ".join(content.statistics.cells)
-            raise BldaError(f"--label-source {source}: the statistics hold only {held}; collect that source too")
+            others = ", ".join(content.statistics.cells)
+            raise BldaError(f"--label-source {source}: the statistics hold only {others}; collect that source too")
     fits = None
     if source in target.mixtures and source in anchors.mixtures:
         fits = (target.mixtures[source], anchors.mixtures[source])

@@ -101,8 +101,7 @@ def test_more_than_255_classes_with_labels(run: Run, tmp_path: Path) -> None:
     counted = np.bincount(labels[1:].ravel(), minlength=258)
     with h5py.File(stats) as file:
         np.testing.assert_array_equal(file["confusion"][:], np.diag(counted))
-    counted_with = ["--stats", stats, "--label-source", "ground_truth"]
-    run("align", *options, *counted_with, "--method", "none", "--output", output)
+    run("align", *options, "--stats", stats, "--method", "none", "--output", output)
     np.testing.assert_array_equal(np.array(Image.open(output / "predictions" / "a.png"))[1:], labels[1:])
     run("report", "--stats", stats, "--aligned", output, "--labels", tmp_path / "labels", "--output", page)
     scores = json.loads((page / "report.json").read_text())
