@@ -1,6 +1,7 @@
 """HDF5 files: written so that they appear only when they are complete, read without taking anything on trust."""
 
 import math
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def writing(path: Path) -> Iterator[h5py.File]:
     Raises:
         BldaError: it cannot be written; what was at ``path`` before is still there.
     """
-    with h5py.File("in-memory", "w", driver="core", backing_store=False) as file:
+    # Files that are open at a time, in several threads, must differ in their names, in memory too.
+    with h5py.File(secrets.token_hex(8), "w", driver="core", backing_store=False) as file:
         yield file
         file.flush()
         image = file.id.get_file_image()
