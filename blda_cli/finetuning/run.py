@@ -23,6 +23,7 @@ from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
 from blda_cli.store.provenance import Provenance
 
@@ -89,7 +90,10 @@ def finetune(
     if state is not None:
         if state["model"] != initial:
             raise BldaError(f"{folder.checkpoint} belongs to a run from other weights: give the same --weights")
-        trainer.load_state_dict(state["trainer"])
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+            raise BldaError(f"{folder.checkpoint} is not of a run like this one: {reason(error)}") from error
     keys = [file.key for file in source]
     read = [*(file.path for file in (*source, *target)), *(source_labels.paths[key] for key in keys)]
     stamps = {os.path.abspath(path): stamp([path]) for path in read}  # noqa: PTH100  # links are followed by the stamp

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,15 @@ from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.learning_curves import learning_curves
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
+from blda_cli.typed import check_type
 
 FORMAT = "blda-run"
+
+_ENTRY: dict[str, Any] = {
+    "losses": Mapping[str, float | None] | None,
+    "validation": Mapping[str, Any] | None,
+}
+"""What a line of the metrics may hold that is drawn."""
 
 
 class RunFolder:
@@ -146,6 +154,11 @@ class RunFolder:
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            for name, hint in (("settings", str), ("model", dict[str, Any]), ("trainer", dict[str, Any])):
+                check_type(state.get(name), hint, name)
+            tomllib.loads(state["settings"])
+        except ValueError as error:
+            raise BldaError(f"{self.checkpoint} is no checkpoint: {error}") from error
         except Exception as error:  # unpickling raises anything on a damaged file
             raise BldaError(f"{self.checkpoint} cannot be read as a checkpoint: is it complete?") from error
         return state
@@ -155,12 +168,20 @@ class RunFolder:
         if not self.metrics.is_file():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["iteration"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):  # a line that was being written
+                entry = json.loads(line)
+                check_type(entry, Mapping[str, Any], "entry")
+                for name, hint in _ENTRY.items():
+                    check_type(entry.get(name), hint, name)
+                check_type(entry.get("iteration"), int, "iteration")
+                if entry.get("validation"):
+                    check_type(entry["validation"].get("iou"), Mapping[str, float | None], "validation.iou")
+                    check_type(entry["validation"].get("mean_iou"), float | None, "validation.mean_iou")
+            except (ValueError, RecursionError):  # a line that was being written, or somebody else's
                 continue
+            if entry["iteration"] <= step:
+                kept.append(line)
         _write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, entry: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.augmentation import augment
+from blda_cli.finetuning.checkpoint import check_alike, check_optimizer, check_tensors
 from blda_cli.finetuning.feature_distance import FeatureDistance
 from blda_cli.finetuning.methods import METHODS
 from blda_cli.finetuning.methods.base import MethodContext
@@ -165,7 +166,18 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ValueError: it is none of a run like this; the message names what is odd.
+        """
+        own = self.state_dict()
+        check_alike(state, {**own, "optimizer": {**own["optimizer"], "state": {}}}, "trainer")
+        check_tensors(state, "trainer")
+        parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        check_optimizer(state["optimizer"]["state"], parameters, "trainer.optimizer.state")
+        if not 0 <= state["step"] <= self.settings.training.iterations:
+            raise ValueError(f"trainer.step is {state['step']}, of {self.settings.training.iterations} iterations")
         self.step, self.stage = state["step"], state["stage"]
         self.student.load_state_dict(state["student"])
         self.teacher.network.load_state_dict(state["teacher"])

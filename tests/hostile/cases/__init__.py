@@ -1,6 +1,6 @@
 """One table of cases per kind of harm."""
 
-from tests.hostile.cases import folders, images, networks, options, statistics
+from tests.hostile.cases import folders, images, networks, options, statistics, training
 from tests.hostile.world import Case
 
 TABLES: dict[str, list[Case]] = {
@@ -9,4 +9,5 @@ TABLES: dict[str, list[Case]] = {
     "networks": networks.CASES,
     "options": options.CASES,
     "statistics": statistics.CASES,
+    "training": training.CASES,
 }

@@ -1,0 +1,78 @@
+"""A checkpoint held against the run that is to go on from it, before anything in it is used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_tensors(value: Any, where: str) -> None:
+    """Refuse tensors that are sparse, without values, or not finite.
+
+    Args:
+        value: a tensor, or mappings and lists of some.
+        where: what to call it.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    if isinstance(value, Tensor):
+        plain = (
+            value.layout is torch.strided and not value.is_meta and not value.is_quantized and not value.is_complex()
+        )
+        if not plain or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{where} is not a tensor of finite numbers")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_tensors(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            check_tensors(item, f"{where}.{place}")
+
+
+def check_alike(saved: Any, own: Any, where: str) -> None:
+    """Refuse what is not built as the same thing is here: keys, shapes, types.
+
+    Args:
+        saved: of a checkpoint.
+        own: the same of a run that has just begun; what is None or empty there can be anything.
+        where: what to call it.
+
+    Raises:
+        ValueError: they differ; the message names where.
+    """
+    if own is None or (isinstance(own, Mapping | list | tuple) and not own):
+        return
+    if isinstance(own, Tensor):
+        if not isinstance(saved, Tensor) or saved.shape != own.shape or saved.dtype != own.dtype:
+            raise ValueError(f"{where} is not a tensor of shape {list(own.shape)} and type {own.dtype}")
+    elif isinstance(own, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != own.keys():
+            odd = saved.keys() ^ own.keys() if isinstance(saved, Mapping) else own.keys()
+            raise ValueError(f"{where} does not hold what it should ({min(map(str, odd))})")
+        for key, item in own.items():
+            check_alike(saved[key], item, f"{where}.{key}")
+    elif isinstance(own, list | tuple):
+        if not isinstance(saved, list | tuple) or len(saved) != len(own):
+            raise ValueError(f"{where} is no list of {len(own)}")
+        for place, (one, item) in enumerate(zip(saved, own, strict=True)):
+            check_alike(one, item, f"{where}.{place}")
+    elif isinstance(own, bool | int | float | str):
+        number = isinstance(own, int | float) and not isinstance(own, bool)
+        if not isinstance(saved, (int, float) if number else type(own)) or (number and isinstance(saved, bool)):
+            raise ValueError(f"{where} is {type(saved).__name__}, not {type(own).__name__}")
+
+
+def check_optimizer(saved: Any, parameters: list[nn.Parameter], where: str) -> None:
+    """Refuse an optimiser's state that is not of these parameters.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(saved, Mapping) or not saved.keys() <= {*range(len(parameters))}:
+        raise ValueError(f"{where} is not of the network's {len(parameters)} parameters")
+    for index, state in saved.items():
+        for name, value in state.items() if isinstance(state, Mapping) else [("", state)]:
+            if not isinstance(value, Tensor) or (value.ndim and value.shape != parameters[index].shape):
+                raise ValueError(f"{where}.{index}.{name} is not of its parameter's shape")
