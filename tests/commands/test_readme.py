@@ -14,7 +14,7 @@ from blda_cli.core.fitting.settings import AlignmentSettings
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 CODE = re.compile(r"```.*?```|`[^`\n]*`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
-OTHERS = re.compile(r"torchrun|pip |pytest|tests/|\w\.py ")
+OTHERS = re.compile(r"torchrun|SBATCH|pip |pytest|tests/|\w\.py ")
 """Code that is of other programs."""
 
 SECTIONS = {name: [f"`blda {name}`"] for name in cli.commands} | {"finetune": ["`blda finetune`", "Finetuning"]}
