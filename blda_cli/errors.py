@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     )
 
 
+def plain_cell(text: str) -> str:
+    """Text for a cell of a table: an apostrophe keeps a spreadsheet from taking it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def require_extra(module: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency.
 

@@ -31,6 +31,7 @@ import re
 from typing import Any
 
 from blda_cli import __version__
+from blda_cli.errors import plain_cell
 from blda_cli.files import without_nan
 from blda_cli.reporting.model import Predictions, Report, Scores
 from blda_cli.reporting.tables import CLASS_MEASURES, OVERALL_MEASURES
@@ -89,10 +90,10 @@ def to_csv(report: Report) -> str:
     rows = []
     for index, name in enumerate(report.classes.names):
         values = without_nan(_class(report, index))
-        row = {"class": name, **{f"estimate_{key}": value for key, value in values["estimate"].items()}}
+        row = {"class": plain_cell(name), **{f"estimate_{key}": value for key, value in values["estimate"].items()}}
         row |= {f"before_{key}": value for key, value in values["before"].items()}
         for run, numbers in values["runs"].items():
-            row |= {f"{run}_{key}": value for key, value in numbers.items()}
+            row |= {f"{plain_cell(run)}_{key}": value for key, value in numbers.items()}
         rows.append(row)
     text = io.StringIO()
     table = csv.DictWriter(text, rows[0], lineterminator="\n")

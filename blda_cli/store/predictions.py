@@ -23,7 +23,7 @@ from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
-from blda_cli.errors import BldaError
+from blda_cli.errors import BldaError, plain_cell
 from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
 from blda_cli.store.provenance import Provenance
@@ -386,5 +386,5 @@ def write_classifications(folder: Path, record: RunRecord) -> None:
         table = csv.writer(file)
         table.writerow(["key", "argmax", "argmax_name", "prediction", "prediction_name"])
         for key, (before, after) in sorted(record.classified.items()):
-            names = record.classes
-            table.writerow([key, record.ids[before], names[before], record.ids[after], names[after]])
+            names = [plain_cell(name) for name in record.classes]
+            table.writerow([plain_cell(key), record.ids[before], names[before], record.ids[after], names[after]])
