@@ -109,10 +109,12 @@ class World:
         given = ["--stats", self.root / stats] if stats else []
         return [*map(str, ["align", *how, *given, "--output", self.root / output, *more])]
 
-    def report(self, *more: Any, stats: str = "stats.h5", aligned: str | None = "aligned") -> list[str]:
+    def report(
+        self, *more: Any, stats: str = "stats.h5", aligned: str | None = "aligned", output: str = "report"
+    ) -> list[str]:
         """A ``report`` command."""
         given = ["--aligned", self.root / aligned] if aligned else []
-        return [*map(str, ["report", "--stats", self.root / stats, *given, "--output", self.root / "report", *more])]
+        return [*map(str, ["report", "--stats", self.root / stats, *given, "--output", self.root / output, *more])]
 
     def finetune(self, *more: Any, output: Any = "new", target: Any = None) -> list[str]:
         """A ``finetune`` command of two steps."""
