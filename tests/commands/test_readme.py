@@ -71,10 +71,12 @@ def test_every_option_in_common_is_of_its_commands() -> None:
             assert row <= options(cli.commands[name]), name
 
 
+# A `--no-` by itself tells of the form.
+KNOWN = {"--help", "--no"}.union(*map(options, [cli, *cli.commands.values()]))
+
+
 def test_every_option_in_the_readme_is_there() -> None:
-    known = options(cli) | {"--help"} | {one for command in cli.commands.values() for one in options(command)}
-    # A `--no-` by itself tells of the form.
-    assert named(README) - known <= {"--no"}
+    assert named(README) <= KNOWN
 
 
 def test_every_command_line_in_the_readme_can_be_parsed() -> None:
@@ -93,3 +95,9 @@ def test_the_help_has_the_defaults_of_align() -> None:
     for field in fields(settings):
         if field.name != "tau":
             assert texts[field.name].endswith(f"[default: {getattr(settings, field.name)}]"), field.name
+
+
+def test_every_option_that_a_message_names_is_there() -> None:
+    sources = (Path(__file__).parents[2] / "blda_cli").rglob("*.py")
+    said = {option for source in sources for option in OPTION.findall(source.read_text(encoding="utf-8"))}
+    assert said <= KNOWN
