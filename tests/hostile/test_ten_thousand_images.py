@@ -67,7 +67,7 @@ def test_memory_and_open_files_stay_and_the_report_is_quick(world: World) -> Non
     few, many = figures[200], figures[10_000]
     for one, other in zip(few[:2], many[:2], strict=True):
         assert other["peak"] < 1.05 * one["peak"]
-        assert other["files"] <= one["files"] + 2
+        assert other["files"] <= one["files"] + 6  # two threads read and four write, each a file at a time
     page = (world.root / "report 10000" / "report.html").stat().st_size
     print(f"report.html: {page / 1e6:.2f} MB")
     assert page < 2_000_000
