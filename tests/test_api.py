@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import blda_cli
+from blda_cli.core.choices import Shift
 from blda_cli.core.fitting import AlignmentSettings, Evidence, chosen_settings, fit_correction
 from blda_cli.core.fitting.settings import PUBLISHED
 from blda_cli.errors import BldaError
@@ -70,7 +71,7 @@ def test_it_predicts_what_the_fitted_correction_does(tmp_path: Path, choices: di
 
 def test_choices_are_those_of_the_command() -> None:
     assert chosen_settings({}).tau == "auto"
-    assert chosen_settings({"shift": "quantile"}).tau == 1
+    assert chosen_settings({"shift": "quantile"}).shift is Shift.QUANTILE
     assert chosen_settings({}, "published") == PUBLISHED
     assert chosen_settings({"tau": 0.5}) == AlignmentSettings(tau=0.5)
     for choices in ({"strength": 1}, {"method": "bald"}, {"preset": "exact"}):

@@ -23,9 +23,15 @@ class Method(StrEnum):
         return self in (Method.BLDA, Method.LOGIT_ADJUST)
 
 
+MODERATED = (Method.BLDA, Method.LOGIT_ADJUST)
+"""Methods whose strength is found without labels; the others set their own."""
+
+
 class Shift(StrEnum):
     """The form of BLDA's shift."""
 
+    NEGATIVE = "negative"
+    """A constant per class: the level that its channel rests at where the class is not."""
     QUANTILE = "quantile"
     """A function of the logit: quantile of the cell to quantile of the anchor, as published."""
     LOCATION = "location"
@@ -34,6 +40,13 @@ class Shift(StrEnum):
     """A constant per class: the location form averaged over the hypotheses."""
     TWO_PASS = "two-pass"
     """Labels from the balanced form, then half location form, half balanced form from those."""
+
+
+class Favour(StrEnum):
+    """What the strength is chosen for where the two want different ones."""
+
+    MIOU = "miou"
+    ACCURACY = "accuracy"
 
 
 class Density(StrEnum):

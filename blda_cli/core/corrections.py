@@ -178,64 +178,31 @@ _PIXELS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
-class SupervisedCorrection:
-    """``τ (log p_c(f) + w score_c(f) + o_c) + (1 − τ) log softmax_c(f)``: a calibrator pooled with shifts and offsets.
-
-    ``p = softmax(A f + B f² + b)`` over the classes that had labels; the others keep the network's own probability,
-    and share what is left.
+class LinearCorrection:
+    """A linear map added to the logits: ``f_c + Σ_l f_l A[l, c] + b_c``.
 
     Attributes:
-        linear: ``A``, float32 ``[C, C]``, channel and class.
-        square: ``B``, likewise.
+        linear: ``A``, float32 ``[C, C]``, channel and class; zeros leave the network's own argmax.
         bias: ``b``, float32 ``[C]``.
-        present: classes that had labels, bool ``[C]``.
-        offsets: ``o``, float32 ``[C]``.
-        shifts: gives ``score``.
-        weight: ``w``.
-        tau: strength; 0 leaves the network's own argmax.
     """
 
     linear: Tensor
-    square: Tensor
     bias: Tensor
-    present: Tensor
-    offsets: Tensor
-    shifts: LocationCorrection
-    weight: float
-    tau: float
 
     def scores(self, logits: Tensor) -> Tensor:
-        """See :class:`Correction`."""
+        """See :class:`Correction`; here they do sum to one."""
         values = logits.float()
-        own = torch.log_softmax(values, dim=1)
-        fitted = torch.einsum("lc,nl...->nc...", self.linear, values)
-        fitted += torch.einsum("lc,nl...->nc...", self.square, values.square())
-        fitted += _over_channels(self.bias, logits)
-        present = _over_channels(self.present, logits)
-        fitted = torch.log_softmax(fitted.masked_fill_(~present, -torch.inf), dim=1)
-        if not bool(self.present.all()):
-            rest = own.masked_fill(~present, -torch.inf).logsumexp(dim=1, keepdim=True)
-            fitted = torch.where(present, fitted + rest, own)
-        pooled = fitted + self.weight * self.shifts.scores(logits) + _over_channels(self.offsets, logits)
-        return torch.log_softmax(torch.lerp(own, pooled, self.tau), dim=1)
+        fitted = torch.einsum("lc,nl...->nc...", self.linear, values) + _over_channels(self.bias, logits)
+        return torch.log_softmax(values + fitted, dim=1)
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
         blocks = _flat(logits).split(_PIXELS_AT_ONCE, dim=2)
         return _shaped(torch.cat([kernels.argmax(self.scores(block)) for block in blocks], dim=1), logits)
 
-    def to(self, device: torch.device) -> "SupervisedCorrection":
+    def to(self, device: torch.device) -> "LinearCorrection":
         """See :class:`Correction`."""
-        return SupervisedCorrection(
-            linear=self.linear.to(device),
-            square=self.square.to(device),
-            bias=self.bias.to(device),
-            present=self.present.to(device),
-            offsets=self.offsets.to(device),
-            shifts=self.shifts.to(device),
-            weight=self.weight,
-            tau=self.tau,
-        )
+        return LinearCorrection(self.linear.to(device), self.bias.to(device))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ MINIMUM_PIXELS = 500
 """Cells with fewer pixels are not shifted, as published."""
 
 
+TYPICAL_DISAGREEMENT = 2.0
+"""The median of :func:`disagreement` over the networks of ``tests/benchmarks/wide.py``."""
+
+
 @dataclass(frozen=True)
 class Anchors:
     """The distributions every cell is moved onto: all positive and all negative cells pooled (``P_p``, ``P_n``).
@@ -154,3 +158,54 @@ def two_pass_shifts(logits: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
     membership = torch.nn.functional.one_hot(labels, logits.shape[1]).double() * weights[:, None]
     pixels = membership.sum(dim=0)
     return averaged_in(location_shifts(membership.T @ logits / pixels[:, None], pixels))
+
+
+def negative_centre(means: Tensor, pixels: Tensor) -> Tensor:
+    """The level that a channel rests at where its class is not: BLDA's negative distributions, aligned by location.
+
+    ``b`` is the channels' part in the additive fit ``μ[c, l] ≈ r_c + b_l`` of the negative cells ``c ≠ l`` whose label
+    has enough pixels; the labels' part ``r_c`` holds what all channels share there, as logits are defined only up to a
+    constant per pixel. Equal negative distributions (Li et al., ICML 2025) ask for equal ``b``, hence
+    ``argmax_l f_l − τ b_l``. A class that is never predicted has negative cells like any other.
+
+    Args:
+        means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
+        pixels: float64 ``[C]``, pixels of each label.
+
+    Returns:
+        float64 ``[C]``, with mean zero over the labels that have enough pixels; zeros where fewer than three have.
+    """
+    kept = pixels >= MINIMUM_PIXELS
+    if int(kept.sum()) < 3:  # two negative cells say nothing of label and channel at once
+        return means.new_zeros(len(pixels))
+    centre = _negative_cells(means, kept).nanmean(dim=0)
+    return centre - centre[kept].mean()
+
+
+def disagreement(means: Tensor, pixels: Tensor) -> float:
+    """How much the labels disagree about the levels of the channels: what :func:`negative_centre` leaves unexplained.
+
+    The variance of what the additive fit leaves of the negative cells, corrected for the fit's degrees of freedom, over
+    that of the channels' levels. 0: every label sees the same levels. It does not depend on the unit of the logits.
+
+    Args:
+        means: ``μ``, float64 ``[C, C]``, label and channel.
+        pixels: float64 ``[C]``, pixels of each label.
+
+    Returns:
+        At least 0; :data:`TYPICAL_DISAGREEMENT` where fewer than four labels have enough pixels.
+    """
+    kept = pixels >= MINIMUM_PIXELS
+    count = int(kept.sum())
+    if count < 4:
+        return TYPICAL_DISAGREEMENT
+    cells = _negative_cells(means, kept)[:, kept]
+    levels = cells.nanmean(dim=0)
+    left = (cells - levels)[~cells.isnan()].var(correction=0)
+    return float(left / levels.var(correction=0).clamp(min=1e-12) * count / (count - 2))
+
+
+def _negative_cells(means: Tensor, kept: Tensor) -> Tensor:
+    """The negative cells of the kept labels minus what each label's share, ``[kept, C]``; NaN on the diagonal."""
+    cells = means.masked_fill(torch.eye(len(kept), dtype=torch.bool, device=means.device), torch.nan)[kept]
+    return cells - cells[:, kept].nanmean(dim=1, keepdim=True)

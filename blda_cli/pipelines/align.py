@@ -87,6 +87,7 @@ def evidence_from_files(
         fits,
         labelled.statistics if labelled else None,
         places.priors() if places else None,
+        norms_shifted=target.norms_shifted,
     )
 
 

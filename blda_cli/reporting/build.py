@@ -11,6 +11,7 @@ from scipy import stats
 from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.fitting.strength import domain_gap
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.shifts import location_shifts, occupied
 from blda_cli.core.statistics import LogitStatistics
@@ -71,6 +72,7 @@ def build_report(
         made=made,
         provenance=content.provenance,
         remarks=remarks,
+        gap=domain_gap(statistics.sample, content.norms_shifted) if len(statistics.sample) else None,
     )
 
 
@@ -114,10 +116,10 @@ def describe(settings: Mapping[str, Any]) -> str:
 def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimate]:
     if len(statistics.sample):
         found = sampled_bias(statistics.sample)
-        rows = torch.stack([found.bias, found.low, found.high], dim=1)
+        rows = torch.stack([found.bias, found.low, found.high, found.frequency], dim=1)
     else:  # what fine-tuning counts online holds no sampled pixels
         bias = estimated_bias(statistics.cells[source]).cpu()
-        rows = torch.stack([bias, torch.full_like(bias, torch.nan), torch.full_like(bias, torch.nan)], dim=1)
+        rows = torch.stack([bias, *[torch.full_like(bias, torch.nan)] * 3], dim=1)
     return [Estimate(*row) for row in rows.tolist()]
 
 

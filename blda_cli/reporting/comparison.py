@@ -8,7 +8,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, resolve_strength, with_default_strength
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, resolve_strength
 from blda_cli.core.fitting.settings import PUBLISHED
 from blda_cli.core.sample import PixelSample
 from blda_cli.reporting.build import describe, estimate_source
@@ -33,19 +33,21 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     statistics = content.statistics
     source = estimate_source(statistics)
     settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
-    settings += [with_default_strength(AlignmentSettings(shift=shift, label_source=source)) for shift in Shift]
+    settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
     mixtures = content.mixtures.get(source)
     if source is PUBLISHED.label_source and mixtures is not None:
         settings.append(PUBLISHED)
     settings += [
-        with_default_strength(AlignmentSettings(method=method, label_source=source))
+        AlignmentSettings(method=method, label_source=source)
         for method in Method
         if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
     ]
     cells = statistics.cells[source]
     sample = statistics.sample
     pixels = sample.logits.T.contiguous().unsqueeze(0)  # one image of many pixels, not many of one
-    evidence = Evidence(statistics, cells, None if mixtures is None else (mixtures, mixtures))
+    evidence = Evidence(
+        statistics, cells, None if mixtures is None else (mixtures, mixtures), norms_shifted=content.norms_shifted
+    )
     settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in settings]
     return [
         _candidate(

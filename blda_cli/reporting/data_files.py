@@ -6,8 +6,11 @@
   encoding and the share of pixels without a class.
 - ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
   the ``sample`` of pixels or the cells of a label source.
+- ``domain_gap``: ``{"contested", "disagreement", "distance"}``, how far from home the network is, distance 0 to 1; null
+  where no pixels were sampled.
 - ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
-- ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "verdict"}, "before": VALUES,
+- ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "frequency",
+  "verdict"}, "before": VALUES,
   "runs": {NAME: VALUES}}``, in the order of the channels. VALUES: ``share`` of the pixels predicted as the class and,
   with labels, ``bias``, ``iou`` and ``accuracy``. ``verdict`` is "over", "under", "unclear" or "n/a".
 - ``overall``: ``{"before": SCORES, "runs": {NAME: SCORES}, "rank_correlation"}``. SCORES: with labels ``mean_iou``,
@@ -28,6 +31,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import asdict
 from typing import Any
 
 from blda_cli import __version__
@@ -57,6 +61,7 @@ def as_data(report: Report) -> dict[str, Any]:
             "images": report.images,
             "pixels": report.pixels,
             "estimate_source": report.source,
+            "domain_gap": report.gap and {**asdict(report.gap), "distance": report.gap.distance},
             "overall": {
                 "before": _overall(report.before.scores),
                 "runs": {run.name: {"changed": run.changed, **_overall(run.after.scores)} for run in report.runs},
@@ -111,6 +116,7 @@ def _class(report: Report, index: int) -> dict[str, Any]:
             "bias": estimate.bias,
             "low": estimate.low,
             "high": estimate.high,
+            "frequency": estimate.frequency,
             "verdict": str(estimate.verdict),
         },
         "before": _values(report.before, index),

@@ -1,5 +1,6 @@
 """What a report says, as data alone: built in one place, shown by several renderers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.fitting.strength import DomainGap
 from blda_cli.data.classes import ClassSet
 from blda_cli.store.provenance import Provenance
+
+MANY_CLASSES = 40
+"""Above, classes are told by how often they are predicted relative to how often they should be."""
 
 
 class Verdict(StrEnum):
@@ -34,11 +39,13 @@ class Estimate:
         bias: the estimate of ``Bias(l)``; NaN where too few pixels were seen.
         low: lower end of its 90 % interval; NaN where there is none.
         high: upper end.
+        frequency: how often it is predicted over how often it should be; NaN where that is not known.
     """
 
     bias: float
     low: float
     high: float
+    frequency: float = math.nan
 
     @property
     def verdict(self) -> Verdict:
@@ -151,6 +158,7 @@ class Report:
         made: how: the report's own command, the statistics and the labels.
         provenance: of the statistics.
         remarks: what the reader should know of the input.
+        gap: whether the network is at home on these images; None where no pixels were sampled to tell.
     """
 
     classes: ClassSet
@@ -167,12 +175,28 @@ class Report:
     made: Mapping[str, Any]
     provenance: Provenance
     remarks: list[str] = field(default_factory=list)
+    gap: DomainGap | None = None
+
+    @property
+    def many_classes(self) -> bool:
+        """Whether points of bias, a mean over the classes, say little: the least of 150 classes is −0.7."""
+        return len(self.classes) > MANY_CLASSES
+
+    def order(self) -> list[int]:
+        """The classes as tables show them: as they are or, where they are many, by how far their frequency is off."""
+        indices = list(range(len(self.classes)))
+        return sorted(indices, key=self._oddity, reverse=True) if self.many_classes else indices
+
+    def _oddity(self, index: int) -> float:
+        frequency = self.estimates[index].frequency
+        return abs(math.log(max(frequency, 1e-6))) if frequency == frequency else -1.0
 
     def named(self, verdict: Verdict | str) -> list[str]:
         """The classes of a verdict, the most biased first."""
-        pairs = zip(self.classes.names, self.estimates, strict=True)
-        found = [(abs(estimate.bias), name) for name, estimate in pairs if estimate.verdict == verdict]
-        return [name for _, name in sorted(found, key=lambda pair: -pair[0] if pair[0] == pair[0] else 0.0)]
+        found = [index for index, estimate in enumerate(self.estimates) if estimate.verdict == verdict]
+        bias = [0.0 if math.isnan(estimate.bias) else abs(estimate.bias) for estimate in self.estimates]
+        found.sort(key=self._oddity if self.many_classes else bias.__getitem__, reverse=True)
+        return [self.classes.names[index] for index in found]
 
 
 def scores_of(confusion: ConfusionMatrix) -> Scores:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from blda_cli.reporting.model import Predictions, Report, Scores, Verdict
-from blda_cli.reporting.words import percent, points, score
+from blda_cli.reporting.words import percent, points, score, times
 
 MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.UNKNOWN: "–"}
 
@@ -122,6 +122,9 @@ OVERALL_MEASURES = (
 """What labels tell of all classes together; keys of :class:`Scores`."""
 
 _SHARE = Measure("share", "share", "share", "Share of all pixels predicted as the class, in percent", score)
+_FREQUENCY = Measure(
+    "frequency", "×", "×", "How often it is predicted over how often it should be, as estimated without labels", times
+)
 _CHANGED = Measure("changed", "changed", "changed", "Share of the pixels changed", percent)
 
 
@@ -133,8 +136,10 @@ def class_table(report: Report) -> NumberTable:
         Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "")
         for e in report.estimates
     ]
+    scored = report.before.scores is not None and not report.many_classes  # there is little room
     columns = [
         Column("estimate", "est.", f"Estimated bias, in percentage points, made without labels; {interval}", estimates),
+        *([] if scored else [_FREQUENCY.column([estimate.frequency for estimate in report.estimates])]),
         *(measure.column(*(_of(stage, measure.key) for stage in stages)) for measure in _known(report)),
     ]
     caption = f"→ after {report.runs[0].name}: {report.runs[0].method}" if report.runs else ""

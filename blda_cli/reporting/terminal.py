@@ -43,10 +43,10 @@ def _class_table(report: Report, *, intervals: bool) -> Table:
             fields.append(("90 % interval", [text or "n/a" for text in small]))
     for heading, _ in fields:
         table.add_column(heading, justify="right", no_wrap=True)
-    for index, name in enumerate(content.rows):
+    for index in report.order():
         verdict = report.estimates[index].verdict
         texts = [column[index] for _, column in fields]
-        table.add_row(name, f"{MARKS[verdict]} {verdict}", *texts, style=_STYLES[verdict])
+        table.add_row(content.rows[index], f"{MARKS[verdict]} {verdict}", *texts, style=_STYLES[verdict])
     table.caption, table.caption_justify = content.caption, "left"
     return table
 

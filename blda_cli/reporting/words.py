@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blda_cli.reporting.model import Predictions, Report, Run, Scores, Verdict
+from blda_cli.core.fitting.strength import AT_HOME, FEWEST_IMAGES, DomainGap
+from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
 
 _NAMED = 4
 
@@ -57,11 +58,18 @@ def score(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def times(value: float) -> str:
+    """A ratio, e.g. ``×0.12``; ``n/a`` for NaN."""
+    return "n/a" if math.isnan(value) else f"×{value:.{2 if value < 10 else 0}f}"
+
+
 def summary(report: Report) -> list[str]:
     """The findings, a sentence or two each, in the order in which they are of interest."""
     sentences = [_found(report), _how_sure(report)]
+    if report.gap is not None:
+        sentences.insert(0, found_gap(report.gap, report.images))
     if report.before.scores is not None:
-        sentences.insert(1, _measured(report, report.before.scores))
+        sentences.insert(len(sentences) - 1, _measured(report, report.before.scores))
     sentences += [_changed(report, run) for run in report.runs]
     if len(report.runs) > 1 and report.before.scores is not None:
         sentences.append(_best(report))
@@ -85,11 +93,13 @@ def next_steps(report: Report) -> list[Step]:
             )
         ]
     if not report.runs:
+        at_home = report.gap is not None and report.gap.distance == 0
+        correct = "Correct the predictions with these statistics, then look at what changed."
+        check = "The predictions are best left alone; to be sure, label a few of these images and score them."
         return [
-            Step(
-                "Correct the predictions with these statistics, then look at what changed.",
-                f"blda align {shared} --stats {stats} --output aligned",
-            ),
+            Step(check, f"blda collect-stats {shared} --labels LABELS --output labelled.h5")
+            if at_home
+            else Step(correct, f"blda align {shared} --stats {stats} --output aligned"),
             Step("See what each method would do, on sampled pixels.", f"{report_command} --compare --output compared"),
         ]
     folders = " ".join(f"--aligned {shlex.quote(run.folder)}" for run in report.runs)
@@ -99,7 +109,11 @@ def next_steps(report: Report) -> list[Step]:
                 "Label a few of these images to know whether the correction helps; until then the pictures below and "
                 "the shares are what there is to judge by.",
                 f"{report_command} {folders} --labels LABELS --output scored",
-            )
+            ),
+            Step(
+                "The statistics of 8 labelled images make a stronger correction, without training.",
+                f"blda align {shared} --stats {stats} --method supervised --labelled LABELLED.h5 --output supervised",
+            ),
         ]
     best = max(report.runs, key=_merit)
     if _merit(best) > _merit_of(report.before.scores):
@@ -113,17 +127,35 @@ def next_steps(report: Report) -> list[Step]:
     return [
         Step(
             "No correction helped here: keep the network's own predictions, or try a weaker correction.",
-            f"blda align {shared} --stats {stats} --tau 0.5 --output aligned-weaker",
+            f"blda align {shared} --stats {stats} --tau 0.1 --output aligned-weaker",
         )
     ]
 
 
+def found_gap(gap: DomainGap, images: int) -> str:
+    """Whether the network is at home on these images, and what follows for a correction."""
+    contested = f"{percent(gap.contested)} of the pixels are contested"
+    if gap.norms_shifted:
+        contested += ", and the averages of its batch norms lie far from those of the images"
+    if gap.distance == 0:
+        text = f"The network looks at home on these images ({contested}, up to {percent(AT_HOME)} is usual): leave its "
+        text += "predictions alone."
+    elif gap.distance < 1:
+        text = f"The network is a little away from home on these images ({contested}): correct it gently."
+    else:
+        text = f"The network is away from home on these images ({contested}): a correction is likely to help."
+    return text if images >= FEWEST_IMAGES else f"{text} So few images say little."
+
+
 def _found(report: Report) -> str:
     over, under = report.named(Verdict.OVER), report.named(Verdict.UNDER)
-    bias = {name: estimate.bias for name, estimate in zip(report.classes.names, report.estimates, strict=True)}
+    estimates = dict(zip(report.classes.names, report.estimates, strict=True))
+
+    def size(estimate: Estimate) -> str:
+        return times(estimate.frequency) if report.many_classes else f"{points(estimate.bias)} points"
 
     def listed(names: Sequence[str]) -> str:
-        return _list([f"{name} ({points(bias[name])} points)" for name in names])
+        return _list([f"{name} ({size(estimates[name])})" for name in names])
 
     where = f"On these {report.images:,} images" if report.images > 1 else "On this one image"
     if not over and not under:

@@ -165,7 +165,7 @@ def read_statistics(path: Path) -> StatisticsFile:
             places = file.array("positions", count, *GRID, kind="i", least=0, most=_MOST)
             positions = PositionCounts.from_counts(torch.from_numpy(places))
         keys = [key.decode("utf-8", "surrogateescape") for key in file.texts("progress/images")]
-        if len(keys) != images or len({*keys}) != images:
+        if keys and (len(keys) != images or len({*keys}) != images):  # counted from Python, images may have no names
             raise ValueError(f"progress/images does not name {images} different images")
         stamps = [text.decode() for text in file.texts("progress/stamps")] if "progress/stamps" in file else []
         if stamps and len(stamps) != images:

@@ -32,7 +32,7 @@ import torch
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, with_default_strength
+from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
@@ -239,7 +239,7 @@ def score(segmenter: Any, target: Path) -> dict[str, dict[str, Any]]:
     for batch in kept:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
-    default = with_default_strength(AlignmentSettings())
+    default = AlignmentSettings()
     correction = fit_correction(default, Evidence(counted, counted.cells[LabelSource.PSEUDO]))
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))

@@ -7,6 +7,7 @@ from blda_cli.core.bias import estimated_bias, sampled_bias, win_probabilities
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.sample import PixelSample
+from blda_cli.core.shifts import balanced_centre, two_pass_shifts
 
 C = 4
 
@@ -103,6 +104,28 @@ def test_the_debiased_scores_stand_in_for_labels() -> None:
     assert true.argsort().tolist() == estimate.bias.argsort().tolist()
     assert (estimate.bias - true).abs().sum() < 0.5 * true.abs().sum()
     np.testing.assert_allclose(estimate.bias.sum(), 0, atol=1e-9)
+
+
+def test_the_estimate_by_hand() -> None:
+    logits = biased_scene()[0][:, :, :12_000]
+    sample = sampled(logits, 4)
+    assert len(sample) == 12_000  # the sample holds all pixels
+    pixels, first = sample.logits.double(), sample.predicted
+    means = torch.stack([pixels[first == c].mean(dim=0) for c in range(C)])
+    shifts = two_pass_shifts(pixels, torch.ones(12_000), balanced_centre(means, torch.bincount(first).double()))
+    confusion = np.zeros((C, C))
+    for pixel, predicted in zip(pixels, first.tolist(), strict=True):
+        scores = [float(pixel[c] + shifts[c, c] / 2 - (pixel + shifts[c] / 2).logsumexp(dim=0)) for c in range(C)]
+        confusion[:, predicted] += np.exp(scores) / np.exp(scores).sum()
+    rates = confusion / confusion.sum(axis=1, keepdims=True)
+    trust = [min(1, 2 * rates[c, c]) for c in range(C)]
+    assert min(trust) < 1
+    gained = np.array([sum(trust[c] * rates[c, k] for c in range(C) if c != k) for k in range(C)])
+    missed = 1 - np.diag(rates)
+    expected = 0.75 * (gained * missed.sum() / gained.sum() - missed) / C
+    estimate = sampled_bias(sample)
+    np.testing.assert_allclose(estimate.bias, expected, atol=1e-5)
+    np.testing.assert_allclose(estimate.frequency, confusion.sum(axis=0) / confusion.sum(axis=1), rtol=1e-4)
 
 
 def test_the_interval_narrows_with_images_and_holds_the_estimate() -> None:

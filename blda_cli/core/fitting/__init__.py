@@ -3,18 +3,11 @@
 A new method is one module with a ``fit`` function and one line in :data:`METHODS`.
 """
 
-from blda_cli.core.choices import Method, Shift
+from blda_cli.core.choices import Method
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.fitting.settings import (
-    AlignmentSettings,
-    Evidence,
-    Fit,
-    chosen_settings,
-    default_strength,
-    with_default_strength,
-)
-from blda_cli.core.fitting.strength import bias_strength, label_free_strength
+from blda_cli.core.fitting.settings import AlignmentSettings, Evidence, Fit, chosen_settings
+from blda_cli.core.fitting.strength import label_free_strength
 
 __all__ = [
     "METHODS",
@@ -23,10 +16,8 @@ __all__ = [
     "Fit",
     "Method",
     "chosen_settings",
-    "default_strength",
     "fit_correction",
     "resolve_strength",
-    "with_default_strength",
 ]
 
 METHODS: dict[Method, Fit] = {
@@ -58,10 +49,4 @@ def fit_correction(settings: AlignmentSettings, evidence: Evidence) -> Correctio
 
 def resolve_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
     """The strength itself, found without labels where it is ``"auto"``."""
-    if settings.tau != "auto":
-        return settings.tau
-    sample = evidence.statistics.sample
-    if settings.method is Method.BLDA and settings.shift is not Shift.QUANTILE:
-        return bias_strength(sample)
-    fit, evidence = METHODS[settings.method], evidence.cpu()
-    return label_free_strength(lambda tau: fit(settings, evidence, tau), sample)
+    return label_free_strength(settings, evidence) if settings.tau == "auto" else settings.tau

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
-from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
+from blda_cli.core.choices import Density, Favour, LabelSource, Method, Shift, Tails
 from blda_cli.core.corrections import Correction
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import MixtureFits
@@ -23,29 +23,19 @@ class AlignmentSettings:
         shift: the form of BLDA's shift.
         tau: strength; 0 leaves the argmax, each method scales its own correction by it. ``"auto"`` finds it
             without labels.
+        favour: what ``"auto"`` favours where mIoU and mean accuracy want different strengths.
         label_source: the cells that are used.
         density: for the quantile form.
         tails: for the quantile form.
     """
 
     method: Method = Method.BLDA
-    shift: Shift = Shift.TWO_PASS
-    tau: float | Literal["auto"] = 1.0
+    shift: Shift = Shift.NEGATIVE
+    tau: float | Literal["auto"] = "auto"
+    favour: Favour = Favour.MIOU
     label_source: LabelSource = LabelSource.PSEUDO
     density: Density = Density.EMPIRICAL
     tails: Tails = Tails.CONSTANT
-
-
-def default_strength(method: Method, shift: Shift) -> float | Literal["auto"]:
-    """What the strength is where nobody says it: found without labels where there is a sound way to."""
-    if method is Method.LOGIT_ADJUST or (method is Method.BLDA and shift is not Shift.QUANTILE):
-        return "auto"
-    return 1.0
-
-
-def with_default_strength(settings: AlignmentSettings) -> AlignmentSettings:
-    """The settings at :func:`default_strength`, as ``blda align`` has them where no strength is said."""
-    return replace(settings, tau=default_strength(settings.method, settings.shift))
 
 
 PUBLISHED = AlignmentSettings(shift=Shift.QUANTILE, tau=0.2, density=Density.MIXTURE, tails=Tails.CLAMP)
@@ -56,8 +46,7 @@ def chosen_settings(choices: Mapping[str, Any], preset: str | None = None) -> Al
     """The default settings, or those of a preset, with what was chosen in their place.
 
     Args:
-        choices: values of :class:`AlignmentSettings`, enumerations by name as options and records hold them. Where
-            there is no ``tau`` it is that of the preset, or :func:`default_strength`.
+        choices: values of :class:`AlignmentSettings`, enumerations by name as options and records hold them.
         preset: ``"published"``, the post-hoc alignment as published; None for the defaults.
 
     Raises:
@@ -70,8 +59,7 @@ def chosen_settings(choices: Mapping[str, Any], preset: str | None = None) -> Al
     if unknown:
         raise ValueError(f"there is no setting {min(unknown)!r}; there are {', '.join(types)}")
     named = {key: types[key](value) if isinstance(types[key], EnumType) else value for key, value in choices.items()}
-    settings = replace(PUBLISHED if preset else AlignmentSettings(), **named)
-    return settings if preset or "tau" in choices else with_default_strength(settings)
+    return replace(PUBLISHED if preset else AlignmentSettings(), **named)
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,8 @@ class Evidence:
         mixtures: the fits of the target's cells and of the anchor cells; None computes them when they are needed.
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
         priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
+        norms_shifted: the averages of the images lie far from those of the network's batch norms, see
+            :mod:`blda_cli.core.norms`: it is away from home, whatever its logits say.
     """
 
     statistics: LogitStatistics
@@ -91,6 +81,7 @@ class Evidence:
     mixtures: tuple[MixtureFits, MixtureFits] | None = None
     labelled: LogitStatistics | None = None
     priors: Tensor | None = None
+    norms_shifted: bool = False
 
     def cells(self, source: LabelSource) -> LogitHistogram:
         """The target's cells of a label source.
