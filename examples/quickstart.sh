@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/venv.sh
-install_project report
+install_project
 
 output=quickstart-output
 model=examples/streets/streets.toml
