@@ -1,4 +1,4 @@
-"""The README's options are the commands', and the commands' are in the README."""
+"""The options in the README and docs/ are the commands', and the commands' are there."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,15 @@ import pytest
 from blda_cli.commands import cli
 from blda_cli.core.fitting.settings import AlignmentSettings
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "benchmarks" / "README.md"]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 CODE = re.compile(r"```.*?```|`[^`\n]*`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
 OTHERS = re.compile(r"torchrun|SBATCH|pip |pytest|tests/|\w\.py ")
 """Code that is of other programs."""
 
-SECTIONS = {name: [f"`blda {name}`"] for name in cli.commands} | {"finetune": ["`blda finetune`", "Finetuning"]}
+SECTIONS = {name: [f"`blda {name}`"] for name in cli.commands} | {"finetune": ["`blda finetune`", "Fine-tuning"]}
 
 
 def options(command: click.Command) -> set[str]:
