@@ -1,4 +1,4 @@
-"""What a user can mend: errors that end in one line and exit code 1."""
+"""What a user can fix: errors that end in one line and exit code 1."""
 
 import importlib
 import unicodedata
@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 class BldaError(Exception):
-    """A mistake or a condition the user can mend; the message names the thing and the way out, in one line."""
+    """A mistake or a condition the user can fix; the message names the thing and the way out, in one line."""
 
 
 def printable(text: str) -> str:

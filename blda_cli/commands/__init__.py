@@ -19,7 +19,7 @@ _LONGEST = 900
 
 
 class _Commands(click.Group):
-    """Lists commands in the order of their use; ends what a user can mend in one line and exit code 1."""
+    """Lists commands in the order of their use; ends what a user can fix in one line and exit code 1."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

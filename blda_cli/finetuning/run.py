@@ -51,7 +51,7 @@ def finetune(
         The last validation's scores, if any, and where the model is.
 
     Raises:
-        BldaError: something about the model, the data or the folder has to be mended, or a loss is not finite.
+        BldaError: something about the model, the data or the folder has to be fixed, or a loss is not finite.
         Interrupted: the user asked to stop; a checkpoint is written.
     """
     folder = RunFolder(output)

@@ -59,7 +59,7 @@ class TrainingSettings:
 class HostSettings:
     """``[host]``: the self-training that the methods share (DACS, DAFormer, MIC)."""
 
-    teacher_momentum: float = setting(0.999, "Most the teacher keeps of itself in a step.", at_least=0, at_most=1)
+    teacher_momentum: float = setting(0.999, "EMA momentum of the teacher.", at_least=0, at_most=1)
     confidence: float = setting(
         0.968, "Probability from which a pixel counts towards an image's weight.", at_least=0, at_most=1
     )
@@ -125,7 +125,7 @@ class BldaSettings:
         at_least=0,
     )
     density_weight: float = setting(0.2, "Weight of BLDA's density regression.", at_least=0)
-    momentum: float = setting(0.99, "Of the mixture banks.", at_least=0, at_most=1)
+    momentum: float = setting(0.99, "EMA momentum of the mixtures.", at_least=0, at_most=1)
     warmup: int = setting(
         1500, "Updates until the banks' momentum is reached; at most a tenth of the iterations.", at_least=0
     )

@@ -1,4 +1,4 @@
-"""The teacher: a moving average of the student."""
+"""The teacher: an exponential moving average (EMA) of the student."""
 
 import copy
 

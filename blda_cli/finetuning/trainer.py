@@ -53,7 +53,7 @@ class Trainer:
     Attributes:
         segmenter: prepares images and reads logits; its network is the student's.
         student: the network in training.
-        teacher: its moving average.
+        teacher: its EMA.
         method: how target pixels get labels.
         objective: what labels cost.
         step: optimiser steps made.

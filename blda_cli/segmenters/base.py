@@ -77,7 +77,7 @@ class Segmenter(ABC):
         identity: what makes its logits what they are, as JSON: kind, path or factory, digest of the weights,
             preprocessing, classes' groups. Two segmenters with equal identities give the same logits.
         device: where its logits live.
-        notes: one-line remarks for the user (a fixed input size that was met by resizing, ...).
+        notes: one-line remarks for the user (a fixed input size is handled by resizing, ...).
     """
 
     classes: ClassSet

@@ -19,8 +19,8 @@ from blda_cli.segmenters.spec import SegmenterSpec
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     """Load an exported program and learn from it which inputs it takes.
 
-    Sizes and the batch size that were not exported as dynamic are met by resizing and by running so many images at a
-    time; sizes that must be multiples, by padding; a device written into the program is changed.
+    A size that was not exported as dynamic is handled by resizing, a batch size by running so many images at a time;
+    sides that must be multiples are padded, and a device written into the program is changed. Notes say so.
 
     Args:
         spec: a description with ``path``.

@@ -18,7 +18,7 @@ _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     """Open an ONNX file and learn from it which input it takes.
 
-    A fixed size and a fixed batch are met by resizing and by running so many images at a time.
+    A fixed size is handled by resizing, a fixed batch by running so many images at a time; a note says so.
 
     Args:
         spec: a description with ``path``.

@@ -193,5 +193,5 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
         MemoryError,
         ArithmeticError,
     ) as error:
-        # h5py raises any of these for files that are cut, were never HDF5 or hold one kind of object for another.
-        raise BldaError(f"{path} cannot be read as {what}; it may be cut or no HDF5 file: {error}") from error
+        # h5py raises any of these for files that are truncated, were never HDF5 or hold one kind of object for another.
+        raise BldaError(f"{path} cannot be read as {what}; it may be truncated, or no HDF5 file: {error}") from error

@@ -143,7 +143,7 @@ def read_statistics(path: Path) -> StatisticsFile:
         Its content, tensors on the CPU.
 
     Raises:
-        BldaError: there is no such file, or it is not one of ours, cut, or of a newer format.
+        BldaError: there is no such file, or it is not one of ours, truncated, or of a newer format.
     """
     if not path.is_file():
         raise BldaError(f"{path}: no such statistics file; blda collect-stats makes one")

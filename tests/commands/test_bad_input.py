@@ -240,7 +240,7 @@ def test_statistics_that_are_none(run: Run, refused: Refused, scene: Scene) -> N
     assert "no such statistics file" in refused("align", *scene.options(), "--stats", stats, "--output", output)
     run("collect-stats", *scene.options(), "--output", stats, "--quiet")
     stats.write_bytes(stats.read_bytes()[:-2000])
-    assert "it may be cut" in refused("align", *scene.options(), "--stats", stats, "--output", output)
+    assert "it may be truncated" in refused("align", *scene.options(), "--stats", stats, "--output", output)
     stats.write_text("x")
     assert "no HDF5 file" in refused("align", *scene.options(), "--stats", stats, "--output", output)
     assert "no HDF5 file" in refused("align", *scene.options(), "--output", output, "--stats", stats, "--force")

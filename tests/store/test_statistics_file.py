@@ -171,7 +171,7 @@ def test_statistics_of_nothing(tmp_path: Path) -> None:
 def test_cut_files_are_refused(file: Path, share: float) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(BldaError, match=r"s\.h5 cannot be read as statistics; it may be cut"):
+    with pytest.raises(BldaError, match=r"s\.h5 cannot be read as statistics; it may be truncated"):
         read_statistics(file)
 
 

@@ -34,7 +34,7 @@ class MethodContext:
         settings: of the run.
         num_classes: C.
         device: of the networks.
-        teacher: the moving average of the student.
+        teacher: the EMA of the student.
         objective: what labels cost.
     """
 

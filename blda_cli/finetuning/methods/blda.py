@@ -37,7 +37,7 @@ class Blda(Objective):
     Attributes:
         source: cells of the source in row-major order, then the two anchors: ``[C² + 2, K]``.
         target: cells of the target, ``[C², K]``, of the student's logits under the pseudo-labels.
-        target_pixels: pixels of each pseudo-label a step, as a moving average, ``[C]``.
+        target_pixels: pixels of each pseudo-label a step, as an EMA, ``[C]``.
     """
 
     uses_density = True
