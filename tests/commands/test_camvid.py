@@ -90,5 +90,8 @@ def test_all_frames(aligned: Callable[..., Path], shared_data: Path) -> None:
     for value, before in zip(scored(published / "predictions", labels), argmax, strict=True):
         assert value >= before + 2
     mean_iou, mean_accuracy = scored(aligned("default") / "predictions", labels)
+    assert mean_iou >= argmax[0] + 4
+    assert mean_accuracy >= argmax[1] + 6
+    mean_iou, mean_accuracy = scored(aligned("full", "--shift", "two-pass", "--tau", "1") / "predictions", labels)
     assert mean_iou >= 25.0
     assert mean_accuracy >= 44.5
