@@ -1,10 +1,10 @@
 import tomllib
 from pathlib import Path
 
+import espnet
 import numpy as np
 import pytest
 import torch
-from espnet import espnet
 
 ROOT = Path(__file__).parents[2]
 TOML = tomllib.loads((ROOT / "examples/espnet/espnet.toml").read_text())
@@ -12,7 +12,7 @@ TOML = tomllib.loads((ROOT / "examples/espnet/espnet.toml").read_text())
 
 @pytest.fixture(scope="module")
 def network(shared_data: Path) -> torch.nn.Module:
-    net = espnet(**TOML["segmenter"]["arguments"])
+    net = espnet.espnet(**TOML["segmenter"]["arguments"])
     weights = torch.load(shared_data / "weights/espnet_cityscapes_p2_q8.pth", weights_only=True, map_location="cpu")
     net.load_state_dict(weights, strict=True)
     return net.eval()
@@ -37,11 +37,11 @@ def test_preprocessing_in_the_toml_gives_the_published_input(shared_data: Path) 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (45, 60), (33, 31)])
 def test_any_size_comes_back_at_its_own_size(height: int, width: int) -> None:
-    net = espnet(p=1, q=1).eval()
+    net = espnet.espnet(p=1, q=1).eval()
     with torch.inference_mode():
         assert net(torch.zeros(1, 3, height, width)).shape == (1, 20, height, width)
 
 
 def test_smaller_networks_have_fewer_blocks() -> None:
-    blocks = [name for name, _ in espnet(p=2, q=3).named_modules() if name.startswith("encoder.level3.")]
+    blocks = [name for name, _ in espnet.espnet(p=2, q=3).named_modules() if name.startswith("encoder.level3.")]
     assert {name.split(".")[2] for name in blocks} == {"0", "1", "2"}
