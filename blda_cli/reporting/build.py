@@ -117,7 +117,7 @@ def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimat
     if len(statistics.sample):
         found = sampled_bias(statistics.sample)
         rows = torch.stack([found.bias, found.low, found.high, found.frequency], dim=1)
-    else:  # what fine-tuning counts online holds no sampled pixels
+    else:  # of a shard without an image
         bias = estimated_bias(statistics.cells[source]).cpu()
         rows = torch.stack([bias, *[torch.full_like(bias, torch.nan)] * 3], dim=1)
     return [Estimate(*row) for row in rows.tolist()]
