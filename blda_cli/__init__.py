@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
     from blda_cli.pipelines.report import report
+    from blda_cli.segmenters.norms import ObservedNorms
     from blda_cli.store.statistics import read_statistics
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Alignment",
     "BldaError",
     "LogitStatistics",
+    "ObservedNorms",
     "__version__",
     "read_statistics",
     "report",
@@ -32,6 +34,7 @@ _MODULES = {
     "Alignment": "api",
     "BldaError": "errors",
     "LogitStatistics": "core.statistics",
+    "ObservedNorms": "segmenters.norms",
     "read_statistics": "store.statistics",
     "report": "pipelines.report",
     "write_statistics": "api",

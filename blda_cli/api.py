@@ -15,6 +15,7 @@ from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.align import evidence_from_files, fit
 from blda_cli.store import statistics as store
+from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 
@@ -67,11 +68,14 @@ class Alignment:
         return _fitted(read_statistics(Path(statistics)), others, chosen_settings(choices, preset))
 
     @classmethod
-    def fit(cls, statistics: LogitStatistics, *, preset: str | None = None, **choices: Any) -> "Alignment":
+    def fit(
+        cls, statistics: LogitStatistics, *, norm_shift: float = 0.0, preset: str | None = None, **choices: Any
+    ) -> "Alignment":
         """Fit a correction to statistics that were counted in the same program.
 
         Args:
             statistics: of the images to be corrected or of others like them.
+            norm_shift: see :func:`write_statistics`.
             preset: see :meth:`from_file`.
             **choices: see :meth:`from_file`.
 
@@ -79,7 +83,7 @@ class Alignment:
             BldaError: the statistics lack what the method needs.
             ValueError: there is no such choice.
         """
-        return _fitted(_content(statistics, None), [None] * 3, chosen_settings(choices, preset))
+        return _fitted(_content(statistics, None, norm_shift), [None] * 3, chosen_settings(choices, preset))
 
     def predict(self, logits: Tensor) -> Tensor:
         """The debiased class of every pixel.
@@ -116,6 +120,7 @@ def write_statistics(
     statistics: LogitStatistics,
     classes: str | Sequence[str] | None = None,
     *,
+    norm_shift: float = 0.0,
     model: Mapping[str, Any] | None = None,
 ) -> None:
     """Write statistics that were counted in a person's own loop.
@@ -127,20 +132,21 @@ def write_statistics(
         path: the HDF5 file; one that is there is replaced.
         statistics: what was counted.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
+        norm_shift: :attr:`ObservedNorms.shift` of some images: it tells a network that is sure of what is wrong.
         model: what to note of the network: anything that JSON can hold.
 
     Raises:
         BldaError: the file cannot be written, or the names are not those of as many classes.
     """
-    store.write_statistics(Path(path), replace(_content(statistics, classes), model=dict(model or {})))
+    store.write_statistics(Path(path), replace(_content(statistics, classes, norm_shift), model=dict(model or {})))
 
 
-def _content(statistics: LogitStatistics, classes: str | Sequence[str] | None) -> StatisticsFile:
+def _content(statistics: LogitStatistics, classes: str | Sequence[str] | None, norm_shift: float) -> StatisticsFile:
     count = statistics.num_classes
     names = numbered_classes(count) if classes is None else class_set(classes)
     if len(names) != count:
         raise BldaError(f"{len(names)} classes are named, the statistics are of {count}: give one name per class")
-    return StatisticsFile(statistics, names, model={}, complete=True)
+    return StatisticsFile(statistics, names, model={}, complete=True, provenance=Provenance(norm_shift=norm_shift))
 
 
 def _fitted(target: StatisticsFile, others: Sequence[StatisticsFile | None], settings: AlignmentSettings) -> Alignment:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import blda_cli
 from blda_cli.core.choices import Shift
@@ -67,6 +67,27 @@ def test_it_predicts_what_the_fitted_correction_does(tmp_path: Path, choices: di
     assert again.settings == alignment.settings
     assert isinstance(alignment.settings.tau, float)
     assert alignment.classes.names == ("a", "b", "c", "d")
+
+
+def test_norms_tell_a_network_that_is_sure_of_what_is_wrong(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.Conv2d(5, C, 1)).eval()
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    with torch.no_grad(), blda_cli.ObservedNorms(network) as norms:
+        for image in torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)):
+            network(5 + image[None])
+    assert norms.shift > 0.1
+    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
+    sure = blda_cli.LogitStatistics(C, ["pseudo"])
+    own = logits(0)
+    sure.update(own + 9 * nn.functional.one_hot(own.argmax(dim=1), C).movedim(-1, 1))
+    assert blda_cli.Alignment.fit(sure).settings.tau == 0
+    away = blda_cli.Alignment.fit(sure, norm_shift=norms.shift)
+    assert away.settings.tau != 0
+    blda_cli.write_statistics(tmp_path / "s.h5", sure, norm_shift=norms.shift)
+    assert blda_cli.Alignment.from_file(tmp_path / "s.h5").settings == away.settings
+    with blda_cli.ObservedNorms(nn.Conv2d(3, 5, 1)) as none:
+        pass
+    assert none.shift == 0
 
 
 def test_choices_are_those_of_the_command() -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.distributions import Distributions, Empirical, invert_cdf
-from blda_cli.core.histogram import LogitHistogram
 
 _INVERSE_POINTS = 1 << 14
 _INVERSE_REACH = 6.0
@@ -72,30 +71,32 @@ def fit_mixture(counts: Tensor, edges: Tensor, components: int = 5, iterations: 
     Returns:
         Mixtures ``[..., K]`` in float64.
     """
-    centers = (edges[:-1] + edges[1:]) / 2
-    width = float(edges[1] - edges[0])
+    # In units of half the grid about its middle, where a component's log density is a quadratic of small numbers: one
+    # product with (1, x, x²) gives all densities, another all sums.
+    middle, half = (edges[0] + edges[-1]) / 2, (edges[-1] - edges[0]) / 2
+    centers = ((edges[:-1] + edges[1:]) / 2 - middle) / half
+    floor, width = MINIMUM_VARIANCE / float(half) ** 2, 2 / (len(edges) - 1)
+    powers = torch.stack([torch.ones_like(centers), centers, centers.square()])
     total = counts.sum(dim=-1, keepdim=True)
     levels = (torch.arange(components, dtype=torch.float64, device=counts.device) + 0.5) / components
-    means = Empirical(counts, edges).quantile(levels.expand(*counts.shape[:-1], components))
+    means = (Empirical(counts, edges).quantile(levels.expand(*counts.shape[:-1], components)) - middle) / half
     mean = (counts @ centers).unsqueeze(-1) / total
     variance = (counts * (centers - mean).square()).sum(dim=-1, keepdim=True) / total
-    variances = variance.clamp(min=MINIMUM_VARIANCE).expand_as(means)
+    variances = variance.clamp(min=floor).expand_as(means)
     weights = torch.full_like(means, 1 / components) + 0 * total
     for _ in range(iterations):
-        squares = (centers - means.unsqueeze(-1)).square_()  # [..., K, B]; worked on in place: this is the whole cost
-        peak = weights.log() - 0.5 * variances.log()  # the densities' common factor cancels
-        mass = squares.mul_(-0.5 / variances.unsqueeze(-1)).add_(peak.unsqueeze(-1))
-        mass = mass.sub_(mass.amax(dim=-2, keepdim=True)).exp_()
+        peaks = weights.log() - 0.5 * (variances.log() + means.square() / variances)  # a common factor cancels
+        mass = torch.stack([peaks, means / variances, -0.5 / variances], dim=-1) @ powers  # [..., K, B]
+        mass.sub_(mass.amax(dim=-2, keepdim=True)).exp_()
         mass.mul_((counts / mass.sum(dim=-2)).unsqueeze(-2))
-        share = mass.sum(dim=-1)
+        share, sums, squares = (mass @ powers.T).unbind(dim=-1)
         occupied = share > 0
         safe = torch.where(occupied, share, 1.0)
-        means = torch.where(occupied, (mass @ centers) / safe, means)
-        spread = (centers - means.unsqueeze(-1)).square_().mul_(mass).sum(dim=-1) / safe
-        variances = torch.where(occupied, spread, variances).clamp(min=MINIMUM_VARIANCE)
+        means = torch.where(occupied, sums / safe, means)
+        variances = torch.where(occupied, squares / safe - means.square(), variances).clamp(min=floor)
         weights = (share / total).clamp(min=torch.finfo(torch.float64).tiny)
-    variances = (variances - width**2 / 12).clamp(min=MINIMUM_VARIANCE)
-    return GaussianMixture(weights, means, variances)
+    variances = (variances - width**2 / 12).clamp(min=floor)
+    return GaussianMixture(weights, middle + half * means, half.square() * variances)
 
 
 def fit_quality(counts: Tensor, edges: Tensor, fitted: Distributions) -> Tensor:
@@ -107,69 +108,41 @@ def fit_quality(counts: Tensor, edges: Tensor, fitted: Distributions) -> Tensor:
 COMPONENTS = 5
 """K, as published."""
 
-_CELLS_AT_ONCE = 64  # the temporaries of so many stay in a processor's cache
-_MOST_BINS = 256
+_AT_ONCE = 64  # the temporaries of so many stay in a processor's cache
+_MOST_BINS = 128
 
 
-@dataclass(frozen=True)
-class MixtureFits:
-    """The mixtures of all cells and of the two anchors, with their Kolmogorov-Smirnov distances.
-
-    Attributes:
-        cells: mixtures ``[C, C, K]``; NaN where a cell has no pixel.
-        cell_distance: float64 ``[C, C]``; NaN where a cell has no pixel.
-        anchors: mixtures ``[2, K]``, positive then negative.
-        anchor_distance: float64 ``[2]``.
-    """
-
-    cells: GaussianMixture
-    cell_distance: Tensor
-    anchors: GaussianMixture
-    anchor_distance: Tensor
-
-
-def fit_mixtures(histogram: LogitHistogram, components: int = COMPONENTS) -> MixtureFits:
-    """Fit a mixture to every cell and to the pooled positive and negative cells.
+def fit_mixtures(counts: Tensor, edges: Tensor, components: int = COMPONENTS) -> GaussianMixture:
+    """Fit a mixture to each of many histograms, a few at a time, on no more bins than they need.
 
     Args:
-        histogram: the cells.
+        counts: float64 ``[..., B]``; an empty histogram gives NaN parameters.
+        edges: float64 ``[B + 1]``, evenly spaced.
         components: K.
 
     Returns:
-        The fits, in float64 on the CPU.
+        Mixtures ``[..., K]`` in float64 on the CPU.
     """
-    counts, edges = histogram.counts.cpu(), histogram.edges.cpu()
-    cells, cell_distance = _fit_occupied(counts.flatten(0, 1), edges, components)
-    pooled = torch.stack([histogram.positive(), histogram.negative()]).cpu()
-    anchors, anchor_distance = _fit_occupied(pooled, edges, components)
-    shape = counts.shape[:2]
-    return MixtureFits(
-        cells=GaussianMixture(
-            cells.weights.unflatten(0, shape), cells.means.unflatten(0, shape), cells.variances.unflatten(0, shape)
-        ),
-        cell_distance=cell_distance.unflatten(0, shape),
-        anchors=anchors,
-        anchor_distance=anchor_distance,
-    )
-
-
-def _fit_occupied(counts: Tensor, edges: Tensor, components: int) -> tuple[GaussianMixture, Tensor]:
-    """Fit the histograms ``[M, B]`` that hold anything, a few at a time, on no more bins than they need."""
+    shape, edges = counts.shape[:-1], edges.cpu()
+    counts = counts.cpu().flatten(0, -2)
     parameters = torch.full((3, counts.shape[0], components), torch.nan, dtype=torch.float64)
-    distance = torch.full((counts.shape[0],), torch.nan, dtype=torch.float64)
-    for rows in (counts.sum(dim=1) > 0).nonzero().squeeze(1).split(_CELLS_AT_ONCE):
-        if len(rows) == 0:  # what splitting nothing gives
-            break
-        used = counts[rows].sum(dim=0).nonzero().squeeze(1)
-        merge = -(-int(used[-1] - used[0] + 1) // _MOST_BINS)
-        first = int(used[0]) // merge * merge
-        last = -(-int(used[-1] + 1) // merge) * merge
-        # The number of bins is a power of two, the merge need not be one: pad to a whole number of merged bins.
-        part = torch.nn.functional.pad(counts[rows], (0, max(0, last - counts.shape[1])))[:, first:last]
-        width = float(edges[1] - edges[0])
-        part = part.unflatten(1, (-1, merge)).sum(dim=2)
-        part_edges = edges[0] + width * (first + merge * torch.arange(part.shape[1] + 1, dtype=torch.float64))
+    rows = (counts.sum(dim=1) > 0).nonzero().squeeze(1)
+    rows = rows[counts[rows].argmax(dim=1).argsort()]  # neighbours share their bins
+    for some in rows.split(_AT_ONCE) if len(rows) else ():
+        part, part_edges = _trimmed(counts[some], edges)
         fitted = fit_mixture(part, part_edges, components)
-        parameters[:, rows] = torch.stack([fitted.weights, fitted.means, fitted.variances])
-        distance[rows] = fit_quality(part, part_edges, fitted)
-    return GaussianMixture(*parameters), distance
+        parameters[:, some] = torch.stack([fitted.weights, fitted.means, fitted.variances])
+    return GaussianMixture(*parameters.unflatten(1, shape))
+
+
+def _trimmed(counts: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """The histograms ``[M, B]`` and edges without the bins that are empty in all, neighbouring bins put together."""
+    used = counts.sum(dim=0).nonzero().squeeze(1)
+    merge = -(-int(used[-1] - used[0] + 1) // _MOST_BINS)
+    first = int(used[0]) // merge * merge
+    last = -(-int(used[-1] + 1) // merge) * merge
+    # The number of bins is a power of two, the merge need not be one: pad to a whole number of merged bins.
+    counts = torch.nn.functional.pad(counts, (0, max(0, last - counts.shape[1])))[:, first:last]
+    counts = counts.unflatten(1, (-1, merge)).sum(dim=2)
+    width = float(edges[1] - edges[0])
+    return counts, edges[0] + width * (first + merge * torch.arange(counts.shape[1] + 1, dtype=torch.float64))

@@ -69,9 +69,6 @@ def evidence_from_files(
         if source not in content.statistics.cells:
             others = ", ".join(content.statistics.cells)
             raise BldaError(f"--label-source {source}: the statistics hold only {others}; collect that source too")
-    fits = None
-    if source in target.mixtures and source in anchors.mixtures:
-        fits = (target.mixtures[source], anchors.mixtures[source])
     cells = anchors.statistics.cells[source]
     if priors is not None and priors.classes.names != target.classes.names:
         raise BldaError("the spatial priors are of other classes than the statistics: collect both with the same model")
@@ -84,7 +81,6 @@ def evidence_from_files(
     return Evidence(
         target.statistics,
         cells,
-        fits,
         labelled.statistics if labelled else None,
         places.priors() if places else None,
         norms_shifted=target.norms_shifted,

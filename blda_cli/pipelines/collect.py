@@ -11,7 +11,6 @@ import torch
 
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.histogram import DEFAULT_BINS
-from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.norms import SHIFTED, Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import ImageFile
@@ -193,7 +192,6 @@ def collect_statistics(
         if content.statistics.images == 0 and provenance.shard is None:
             reason = next(iter(content.skipped.values()))
             raise BldaError(f"no image could be read, so there is nothing to count; the first: {reason}")
-        content.mixtures = {source: fit_mixtures(cells) for source, cells in content.statistics.cells.items()}
         write_statistics(output, content)
     wait_for_all(shard)
     part.unlink(missing_ok=True)

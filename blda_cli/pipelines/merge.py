@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blda_cli.core.mixture import fit_mixtures
 from blda_cli.errors import BldaError
 from blda_cli.files import claim
 from blda_cli.store import prediction_folder
@@ -62,7 +61,6 @@ def merge_files(paths: Sequence[Path], output: Path, *, provenance: Provenance, 
     if whole.statistics.images == 0:
         raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
     whole.provenance = replace(provenance, skipped=whole.skipped, merged=whole.provenance.merged)
-    whole.mixtures = {source: fit_mixtures(cells) for source, cells in whole.statistics.cells.items()}
     write_statistics(output, whole)
     return whole
 

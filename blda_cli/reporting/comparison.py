@@ -34,8 +34,7 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     source = estimate_source(statistics)
     settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
     settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
-    mixtures = content.mixtures.get(source)
-    if source is PUBLISHED.label_source and mixtures is not None:
+    if source is PUBLISHED.label_source:
         settings.append(PUBLISHED)
     settings += [
         AlignmentSettings(method=method, label_source=source)
@@ -45,9 +44,7 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     cells = statistics.cells[source]
     sample = statistics.sample
     pixels = sample.logits.T.contiguous().unsqueeze(0)  # one image of many pixels, not many of one
-    evidence = Evidence(
-        statistics, cells, None if mixtures is None else (mixtures, mixtures), norms_shifted=content.norms_shifted
-    )
+    evidence = Evidence(statistics, cells, norms_shifted=content.norms_shifted)
     settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in settings]
     return [
         _candidate(

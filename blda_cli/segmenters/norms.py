@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import ChannelMoments, Norms, blend, hellinger
 from blda_cli.data.images import ImageFile
@@ -67,32 +68,67 @@ def take_norms(
     if not norms:
         segmenter.notes.append("the network has no batch norms that could take averages of the target")
         return None
-    own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in norms.items()}
-    moments = {name: ChannelMoments() for name in norms}
-    hooks = [norm.register_forward_pre_hook(_observer(moments[name])) for name, norm in norms.items()]
     images = 0
-    try:
+    with ObservedNorms(segmenter.module) as observed:
         for batch in segmenter.stream(files, replace(options, batch_size=1), skipped=[]):
             images += len(batch.files)
             advance(len(batch.files))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for name, norm in norms.items():
-            _put(norm, *own[name])
     if images == 0:
         raise BldaError("no image could be read, so there is nothing to average")
     source_images = max(8, images) if keep_source else 0
-    averages, distances = {}, []
-    for name, seen in moments.items():
-        if seen.count < 2:
-            continue
-        source = [values.cpu().double() for values in own[name]]
-        target = [torch.as_tensor(seen.mean), seen.variance]
-        distances.append(hellinger(*source, *target))
-        for kind, one, other in zip(_BUFFERS, source, target, strict=True):
-            averages[f"{name}.{kind}".lstrip(".")] = blend(one, other, source_images, images).float()
-    return Norms(averages, images, source_images, float(torch.cat(distances).mean()) if distances else 0.0)
+    averages = {
+        f"{name}.{kind}".lstrip("."): blend(one, other, source_images, images).float()
+        for name, (source, target) in observed.averages().items()
+        for kind, one, other in zip(_BUFFERS, source, target, strict=True)
+    }
+    return Norms(averages, images, source_images, observed.shift)
+
+
+class ObservedNorms:
+    """Watches what a network's batch norms see; within ``with`` they normalise every batch by its own averages.
+
+    So that those behind a norm see what they will see once all are replaced, images should go through one by one. The
+    network is as before afterwards::
+
+        with ObservedNorms(network) as norms:
+            for image in images:
+                network(image)
+        norms.shift
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._norms = _layers(network)
+        self._own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in self._norms.items()}
+        self._moments = {name: ChannelMoments() for name in self._norms}
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> "ObservedNorms":
+        observed = [(norm, _observer(self._moments[name])) for name, norm in self._norms.items()]
+        self._hooks = [norm.register_forward_pre_hook(observer) for norm, observer in observed]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        for name, norm in self._norms.items():
+            _put(norm, *self._own[name])
+
+    def averages(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        """Means and variances, float64 ``[channels]``, the network's own and those seen, of every norm that saw any."""
+        return {
+            name: (
+                (self._own[name][0].cpu().double(), self._own[name][1].cpu().double()),
+                (torch.as_tensor(seen.mean), seen.variance),
+            )
+            for name, seen in self._moments.items()
+            if seen.count > 1
+        }
+
+    @property
+    def shift(self) -> float:
+        """How far what was seen lies from what the network was trained with, see :attr:`Norms.shift`; 0 of nothing."""
+        distances = [hellinger(*source, *target) for source, target in self.averages().values()]
+        return float(torch.cat(distances).mean()) if distances else 0.0
 
 
 def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
@@ -127,10 +163,14 @@ _BUFFERS = ("running_mean", "running_var")
 
 
 def _norms(segmenter: Segmenter) -> dict[str, Any]:
+    return _layers(segmenter.module)
+
+
+def _layers(network: nn.Module) -> dict[str, Any]:
     """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
     return {
         name: layer
-        for name, layer in segmenter.module.named_modules()
+        for name, layer in network.named_modules()
         if all(isinstance(getattr(layer, kind, None), Tensor) for kind in _BUFFERS)
     }
 

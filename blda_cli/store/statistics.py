@@ -18,7 +18,7 @@ from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.mixture import GaussianMixture, MixtureFits
+from blda_cli.core.mixture import fit_mixtures, fit_quality
 from blda_cli.core.norms import SHIFTED, Norms
 from blda_cli.core.sample import MOST_PRIORITY, PixelSample
 from blda_cli.core.spatial_priors import GRID, PositionCounts
@@ -51,7 +51,6 @@ class StatisticsFile:
         images: keys of the images counted, in order.
         complete: all images that were asked for are counted.
         provenance: how the file came to be.
-        mixtures: Gaussian mixtures fitted to the cells and anchors of each label source, where they are.
         norms: averages that the network's batch norms had in place of its own; None: its own.
         stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
     """
@@ -62,7 +61,6 @@ class StatisticsFile:
     images: list[str] = field(default_factory=list)
     complete: bool = False
     provenance: Provenance = field(default_factory=Provenance)
-    mixtures: dict[LabelSource, MixtureFits] = field(default_factory=dict)
     norms: Norms | None = None
     stamps: dict[str, str] = field(default_factory=dict)
 
@@ -114,9 +112,6 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             file.require_dataset("edges", (cells.bins + 1,), "f8")[...] = cells.edges.cpu().numpy()
             if statistics.pixels:
                 _write_anchors(file.create_group(f"anchors/{source}"), cells, content)
-        for source, fits in content.mixtures.items():
-            _write_mixture(file.create_group(f"mixtures/{source}"), fits.cells, fits.cell_distance)
-            _write_mixture(file.require_group(f"anchors/{source}"), fits.anchors, fits.anchor_distance)
         if content.norms is not None:
             _write_norms(file.create_group("norms"), content.norms)
         if statistics.confusion is not None:
@@ -188,12 +183,6 @@ def read_statistics(path: Path) -> StatisticsFile:
             stamps=dict(zip(keys, stamps, strict=False)),
             complete=file.attribute("complete", bool),
             provenance=Provenance.from_json(json.loads(file.text("provenance"))),
-            mixtures={
-                LabelSource(name): MixtureFits(
-                    *_read_mixture(file, f"mixtures/{name}", count, count), *_read_mixture(file, f"anchors/{name}", 2)
-                )
-                for name in file.names("mixtures")
-            },
             norms=_read_norms(file) if "norms" in file else None,
         )
 
@@ -290,7 +279,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
             two need to be in memory.
 
     Returns:
-        The whole; mixtures are not carried over, as they do not add up.
+        The whole.
 
     Raises:
         BldaError: two files are of different models, classes or ways of counting, or count the same image.
@@ -359,29 +348,17 @@ def _write_anchors(group: h5py.Group, cells: LogitHistogram, content: Statistics
     pooled = torch.stack([cells.positive(), cells.negative()]).cpu()
     if bool((pooled.sum(dim=1) == 0).any()):
         return
-    levels = torch.from_numpy(QUANTILE_LEVELS).expand(2, -1)
+    edges, levels = cells.edges.cpu(), torch.from_numpy(QUANTILE_LEVELS).expand(2, -1)
     group.attrs["rows"] = ["positive", "negative"]
     group.attrs["provenance"] = f"pooled over {content.statistics.images} images of this file"
     group["levels"] = QUANTILE_LEVELS
-    group["quantiles"] = Empirical(pooled, cells.edges.cpu()).quantile(levels).numpy()
+    group["quantiles"] = Empirical(pooled, edges).quantile(levels).numpy()
     group["means"] = ((pooled @ cells.centers.cpu()) / pooled.sum(dim=1)).numpy()
-
-
-def _write_mixture(group: h5py.Group, mixture: GaussianMixture, distance: Tensor) -> None:
-    for name in ("weights", "means", "variances"):
-        _dataset(group, f"mixture_{name}", getattr(mixture, name).numpy())
-    _dataset(group, "mixture_distance", distance.numpy())
-
-
-def _read_mixture(file: CheckedFile, group: str, *shape: int) -> tuple[GaussianMixture, Tensor]:
-    declared = file.shape(f"{group}/mixture_weights")
-    limits = {"weights": (0.0, 1.0 + 1e-6), "means": (-_LONGEST_AXIS, _LONGEST_AXIS), "variances": (1e-12, math.inf)}
-    parameters = [
-        file.array(f"{group}/mixture_{name}", *shape, *declared[-1:], kind="f", least=least, most=most, nan=True)
-        for name, (least, most) in limits.items()
-    ]
-    distance = file.array(f"{group}/mixture_distance", *shape, kind="f", least=0, most=1, nan=True)
-    return GaussianMixture(*map(torch.from_numpy, parameters)), torch.from_numpy(distance)
+    if content.complete:
+        fitted = fit_mixtures(pooled, edges)
+        for name in ("weights", "means", "variances"):
+            group[f"mixture_{name}"] = getattr(fitted, name).numpy()
+        group["mixture_distance"] = fit_quality(pooled, edges, fitted).numpy()
 
 
 def _write_norms(group: h5py.Group, norms: Norms) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blda_cli.core.choices import LabelSource
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 if TYPE_CHECKING:
@@ -84,7 +83,6 @@ def counts(content: StatisticsFile) -> dict[str, np.ndarray]:
         **{str(source): cells.counts.numpy() for source, cells in content.statistics.cells.items()},
         "limit": np.array([cells.limit for cells in content.statistics.cells.values()]),
         "confusion": content.statistics.confusion.counts.numpy(),
-        "means": content.mixtures[LabelSource.SOFT].cells.means.numpy(),
         **{name: getattr(sample, name).numpy() for name in ("seen", "logits", "labels", "images", "priorities")},
     }
 

@@ -14,7 +14,6 @@ from blda_cli.core.fitting import METHODS, fit_correction, resolve_strength, sup
 from blda_cli.core.fitting.settings import PUBLISHED, AlignmentSettings, Evidence
 from blda_cli.core.fitting.strength import DomainGap, domain_gap
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.sample import join
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.core.statistics import LogitStatistics
@@ -177,17 +176,6 @@ def test_anchors_come_from_where_they_are_asked_from(settings: AlignmentSettings
     others = fit_correction(settings, replace(evidence, anchor_cells=source.anchor_cells)).scores(logits)
     odds = (others.exp().logit() - own.exp().logit())[(own > -3) & (own < -0.1)]
     assert float(odds.median()) == pytest.approx(3, abs=0.3)
-
-
-def test_fitted_mixtures_are_used_where_they_are_given() -> None:
-    logits, labels = scene(size=64)
-    evidence = evidence_of(logits, labels)
-    fits = fit_mixtures(evidence.anchor_cells)
-    settings = AlignmentSettings(shift=Shift.QUANTILE, density=Density.MIXTURE, tau=1.0)
-    plain = fit_correction(settings, evidence).scores(logits)
-    assert torch.equal(fit_correction(settings, replace(evidence, mixtures=(fits, fits))).scores(logits), plain)
-    moved = replace(fits, anchors=replace(fits.anchors, means=fits.anchors.means * torch.tensor([[2.0], [1]])))
-    assert not torch.equal(fit_correction(settings, replace(evidence, mixtures=(fits, moved))).scores(logits), plain)
 
 
 @pytest.mark.parametrize("source", LabelSource)

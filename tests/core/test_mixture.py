@@ -108,33 +108,22 @@ def test_all_mass_in_one_bin_keeps_the_variance_at_its_floor() -> None:
     assert float(fitted.quantile(torch.tensor([0.5], dtype=torch.float64))) == pytest.approx(-0.375, abs=1e-3)
 
 
-def test_cells_and_anchors_are_fitted_and_empty_cells_are_nan() -> None:
+def test_many_histograms_are_fitted_on_the_bins_they_need_and_empty_ones_are_nan() -> None:
     random = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (1, 20_000), generator=random)
     logits = torch.randn(1, 3, 20_000, generator=random)
     logits[0, 0] += torch.where(labels[0] == 0, 40, -5)  # far outliers, so that bins must be merged
     histogram = LogitHistogram(3, 4096)
     histogram.update(logits, labels)
-    fits = fit_mixtures(histogram)
-    assert fits.cells.weights.shape == (3, 3, 5)
-    assert fits.anchors.means.shape == (2, 5)
-    for parameter in (fits.cells.weights, fits.cells.means, fits.cells.variances, fits.cell_distance):
+    fitted = fit_mixtures(histogram.counts, histogram.edges)
+    assert fitted.weights.shape == fitted.means.shape == fitted.variances.shape == (3, 3, 5)
+    for parameter in (fitted.weights, fitted.means, fitted.variances):
         assert parameter[2].isnan().all()
         assert parameter[:2].isfinite().all()
-    assert fits.cell_distance[:2].max() < 0.05
-    assert fits.anchor_distance.max() < 0.05
-    mean = (fits.cells.weights * fits.cells.means).sum(dim=-1)
-    torch.testing.assert_close(mean[:2], histogram.means()[:2], rtol=0, atol=0.01)
-    pooled = torch.stack([histogram.positive(), histogram.negative()])
-    exact = (pooled @ histogram.centers) / pooled.sum(dim=1)
-    torch.testing.assert_close((fits.anchors.weights * fits.anchors.means).sum(dim=-1), exact, rtol=0, atol=0.01)
-
-
-def test_permuting_the_classes_permutes_the_fits() -> None:
-    random = torch.Generator().manual_seed(2)
-    counts = torch.randint(0, 30, (3, 3, 64), generator=random).double()
-    order = torch.tensor([2, 0, 1])
-    fits = fit_mixtures(LogitHistogram.from_counts(counts, 4.0))
-    permuted = fit_mixtures(LogitHistogram.from_counts(counts[order][:, order], 4.0))
-    torch.testing.assert_close(permuted.cells.means, fits.cells.means[order][:, order])
-    torch.testing.assert_close(permuted.anchors.means, fits.anchors.means)
+    two = GaussianMixture(fitted.weights[:2], fitted.means[:2], fitted.variances[:2])
+    assert fit_quality(histogram.counts[:2], histogram.edges, two).max() < 0.05
+    mean = (two.weights * two.means).sum(dim=-1)
+    torch.testing.assert_close(mean, histogram.means()[:2], rtol=0, atol=0.01)
+    spread = (two.weights * (two.variances + two.means.square())).sum(dim=-1) - mean.square()
+    torch.testing.assert_close(spread, torch.ones(2, 3, dtype=torch.float64), rtol=0.05, atol=0)
+    assert fit_mixtures(histogram.counts[2], histogram.edges).means.isnan().all()

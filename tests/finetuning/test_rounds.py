@@ -282,7 +282,8 @@ def test_cag_labels_by_anchors_and_by_probability_and_averages_what_they_cost(pr
     generator = torch.Generator().manual_seed(0)
     cag = Cag(MethodContext(settings, 4, torch.device("cpu"), nn.Identity(), Objective()))
     anchors, margin = torch.randn(4, 3, generator=generator), 0.4
-    cag.load_state_dict({"anchors": anchors, "margin": margin, "labeller": {}})
+    known = torch.ones(4, dtype=torch.bool)
+    cag.load_state_dict({"anchors": anchors, "known": known, "margin": margin, "labeller": {}})
     features, logits = torch.randn(2, 3, 4, 5, generator=generator), 2 * torch.randn(2, 4, 8, 10, generator=generator)
     batch = SimpleNamespace(target_images=torch.zeros(2, 3, 8, 10))
     pseudo = cag.label(batch, Outputs(logits, features=features))  # type: ignore[arg-type]

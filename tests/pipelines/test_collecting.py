@@ -50,7 +50,6 @@ def test_what_is_returned_is_what_is_written(collect: Collect, tmp_path: Path) -
     assert content.complete
     assert content.images == list("abcdef")
     assert_same(content, read_statistics(tmp_path / "s.h5"))
-    assert content.mixtures.keys() == content.statistics.cells.keys()
 
 
 @pytest.mark.parametrize("batches", [1, 3, 6])

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from blda_cli.core.choices import Density, LabelSource, LogitSpace, Shift
+from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.fitting.settings import AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
@@ -27,14 +26,6 @@ PATH = Path("s.h5")
 @pytest.fixture
 def content(collect: Callable[..., StatisticsFile], tmp_path: Path) -> StatisticsFile:
     return collect(tmp_path / "s.h5")
-
-
-def test_stored_mixtures_give_what_fitting_anew_gives(content: StatisticsFile) -> None:
-    settings = AlignmentSettings(shift=Shift.QUANTILE, density=Density.MIXTURE)
-    stored = fit_from_files(settings, content, content)
-    anew = fit_from_files(settings, replace(content, mixtures={}), content)
-    logits = torch.randn(1, 3, 200)
-    torch.testing.assert_close(stored.scores(logits), anew.scores(logits))
 
 
 def test_what_does_not_fit_together_is_refused(content: StatisticsFile) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
-from blda_cli.core.mixture import MixtureFits, fit_mixtures
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
@@ -39,8 +38,7 @@ def counted(*keys: str, seed: int = 0, scale: float = 3.0) -> StatisticsFile:
         logits = torch.randn(1, 3, 20, 30, generator=generator) * scale
         labels = torch.randint(0, 3, (1, 20, 30), generator=generator)
         statistics.update(logits, labels, [key])
-    mixtures = {source: fit_mixtures(cells) for source, cells in statistics.cells.items()}
-    return StatisticsFile(statistics, CLASSES, MODEL, list(keys), True, Provenance("blda x"), mixtures)
+    return StatisticsFile(statistics, CLASSES, MODEL, list(keys), True, Provenance("blda x"))
 
 
 def tensors(content: StatisticsFile) -> Iterator[tuple[str, Tensor]]:
@@ -86,12 +84,6 @@ def test_what_is_read_is_what_was_written(file: Path, content: StatisticsFile) -
     assert_equal(read, content)
     for name in ("classes", "model", "images", "complete", "provenance"):
         assert getattr(read, name) == getattr(content, name), name
-    for source, fits in content.mixtures.items():
-        for part in ("cells", "anchors"):
-            for name in ("weights", "means", "variances"):
-                one, other = (getattr(getattr(each, part), name) for each in (fits, read.mixtures[source]))
-                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(fits.cell_distance, read.mixtures[source].cell_distance, equal_nan=True)
 
 
 def test_readable_with_h5py_alone(file: Path, content: StatisticsFile) -> None:
@@ -133,7 +125,7 @@ def test_files_of_the_first_version_are_read(file: Path, content: StatisticsFile
     assert torch.equal(read_statistics(file).statistics.sample.labels, expected)
 
 
-def test_anchors_and_mixtures_come_with_their_fit_quality(file: Path, content: StatisticsFile) -> None:
+def test_anchors_come_with_their_mixtures_and_how_well_these_fit(file: Path, content: StatisticsFile) -> None:
     cells = content.statistics.cells[LabelSource.GROUND_TRUTH]
     with h5py.File(file) as h5:
         anchors = h5["anchors/ground_truth"]
@@ -143,13 +135,14 @@ def test_anchors_and_mixtures_come_with_their_fit_quality(file: Path, content: S
         positive = float((cells.positive() * cells.centers).sum() / cells.positive().sum())
         assert anchors["means"][0] == pytest.approx(positive)
         assert "3 images" in anchors.attrs["provenance"]
-        for group, shape in ((anchors, (2,)), (h5["mixtures/ground_truth"], (3, 3))):
-            np.testing.assert_allclose(group["mixture_weights"][:].sum(axis=-1), 1)
-            assert group["mixture_means"].shape == (*shape, 5)
-            distance = group["mixture_distance"][:]
-            assert distance.shape == shape
-            assert (distance > 0).all()
-            assert (distance < 0.1).all()
+        np.testing.assert_allclose(anchors["mixture_weights"][:].sum(axis=-1), 1)
+        assert anchors["mixture_means"].shape == anchors["mixture_variances"].shape == (2, 5)
+        mean = (anchors["mixture_weights"][:] * anchors["mixture_means"][:]).sum(axis=-1)
+        np.testing.assert_allclose(mean, anchors["means"], atol=0.02)
+        distance = anchors["mixture_distance"][:]
+        assert distance.shape == (2,)
+        assert (distance > 0).all()
+        assert (distance < 0.1).all()
 
 
 def test_long_provenance_fits(tmp_path: Path, content: StatisticsFile) -> None:
@@ -245,7 +238,6 @@ def put(name: str, value: object) -> Callable[[h5py.File], None]:
     [
         remove("edges"),
         remove("sample"),
-        remove("anchors/pseudo/mixture_means"),
         put("cells", 3),
         put("cells/pseudo/counts", np.zeros((3, 3, 32))),
         put("cells/pseudo/counts", np.full((3, 3, 64), np.nan)),
@@ -261,7 +253,6 @@ def put(name: str, value: object) -> Callable[[h5py.File], None]:
         put("sample/positions", np.zeros((1800, 3))),
         remove("sample/positions"),
         put("positions", np.zeros((3, 2, 2))),
-        put("mixtures/soft/mixture_weights", np.zeros((3, 5))),
         put("progress/images", 5),
         put("provenance", "{"),
         lambda h5: h5.attrs.__setitem__("model", "{"),
@@ -328,7 +319,6 @@ def test_parts_add_up_to_the_whole_bit_for_bit(tmp_path: Path) -> None:
     assert merged.images == names
     assert merged.complete
     assert len(merged.provenance.merged) == 4
-    assert merged.mixtures == {}
 
 
 def test_parts_of_different_ranges_add_up(tmp_path: Path) -> None:
@@ -372,9 +362,3 @@ def test_difference_is_named_by_its_path() -> None:
     found = difference_of({"a": "y" * 200}, {"a": None})
     assert found is not None
     assert len(found) < 100
-
-
-def test_mixtures_are_optional(tmp_path: Path, content: StatisticsFile) -> None:
-    write_statistics(tmp_path / "s.h5", replace(content, mixtures={}))
-    mixtures: dict[LabelSource, MixtureFits] = read_statistics(tmp_path / "s.h5").mixtures
-    assert mixtures == {}

@@ -73,13 +73,13 @@ def negative(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Off
 
 
 def _quantile(settings: AlignmentSettings, evidence: Evidence, tau: float) -> QuantileCorrection:
-    cells = evidence.cells(settings.label_source)
+    cells, pool = evidence.cells(settings.label_source), evidence.anchor_cells
     if settings.density is Density.MIXTURE:
-        target, anchor = evidence.mixtures or (fit_mixtures(cells), fit_mixtures(evidence.anchor_cells))
-        anchors = Anchors(anchor.anchors[0], anchor.anchors[1])
-        shifts = quantile_shifts(target.cells, anchors, occupied(cells), cells.centers, settings.tails)
+        labels = occupied(cells)
+        pooled = fit_mixtures(torch.stack([pool.positive(), pool.negative()]), pool.edges)
+        cellwise = fit_mixtures(cells.counts * labels[:, None, None], cells.edges)  # others are not shifted
+        shifts = quantile_shifts(cellwise, Anchors(pooled[0], pooled[1]), labels, cells.centers, settings.tails)
     else:
-        pool = evidence.anchor_cells
         anchors = Anchors(Empirical(pool.positive(), pool.edges), Empirical(pool.negative(), pool.edges))
         own = Empirical(cells.counts, cells.edges)
         shifts = quantile_shifts(own, anchors, occupied(cells), cells.centers, settings.tails)

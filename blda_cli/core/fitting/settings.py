@@ -10,7 +10,6 @@ from torch import Tensor
 from blda_cli.core.choices import Density, Favour, LabelSource, Method, Shift, Tails
 from blda_cli.core.corrections import Correction
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.mixture import MixtureFits
 from blda_cli.core.statistics import LogitStatistics
 
 
@@ -69,7 +68,6 @@ class Evidence:
     Attributes:
         statistics: of the images to be corrected.
         anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
-        mixtures: the fits of the target's cells and of the anchor cells; None computes them when they are needed.
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
         priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
         norms_shifted: the averages of the images lie far from those of the network's batch norms, see
@@ -78,7 +76,6 @@ class Evidence:
 
     statistics: LogitStatistics
     anchor_cells: LogitHistogram
-    mixtures: tuple[MixtureFits, MixtureFits] | None = None
     labelled: LogitStatistics | None = None
     priors: Tensor | None = None
     norms_shifted: bool = False

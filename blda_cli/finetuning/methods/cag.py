@@ -37,7 +37,7 @@ class Cag(TrainingMethod):
         self.stages = context.settings.rounds.rounds
         self.num_classes = context.num_classes
         self._device = context.device
-        self._anchors = torch.zeros(0, device=context.device)
+        self._anchors = torch.zeros(0, 0, device=context.device)
         self._margin = 0.0
         self._frozen: dict[str, Tensor] = {}
 
@@ -107,11 +107,17 @@ class Cag(TrainingMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """The stage's labeller and anchors."""
-        return {"anchors": self._anchors, "margin": self._margin, "labeller": self._frozen}
+        known = self._anchors.isfinite().all(dim=1)
+        anchors = self._anchors.masked_fill(~known[:, None], 0.0)  # checkpoints hold finite numbers
+        return {"anchors": anchors, "known": known, "margin": self._margin, "labeller": self._frozen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`TrainingMethod`."""
-        self._anchors, self._margin = state["anchors"].to(self._device), state["margin"]
+        anchors, known = state["anchors"], state["known"]
+        if anchors.numel() and (anchors.dim() != 2 or len(anchors) != self.num_classes):
+            raise ValueError(f"anchors of shape {list(anchors.shape)} are not those of {self.num_classes} classes")
+        self._anchors = anchors.masked_fill(~known[:, None], torch.inf).to(self._device)
+        self._margin = state["margin"]
         self._frozen = state["labeller"]
 
     def _sum_features(self, stage: Stage) -> AnchorSums:
