@@ -27,6 +27,7 @@ from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
+    difference_of_kind,
     merge_statistics,
     read_statistics,
     write_statistics,
@@ -276,12 +277,7 @@ def _being_replaced(output: Path, shard: Shard) -> bool:
 def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], output: Path) -> StatisticsFile:
     """What an earlier call kept, if it is of the same model and counts the same."""
     kept = read_statistics(part)
-    one, other = kept.statistics, fresh.statistics
-    difference = difference_of(kept.model, fresh.model)
-    if kept.classes != fresh.classes:
-        difference = difference or "the classes"
-    if list(one.cells) != list(other.cells) or one.space != other.space or _bins(one) != _bins(other):
-        difference = difference or "what is counted"
+    difference = difference_of_kind(kept, fresh)
     for name in ("source", "labels", "norms", "shard"):
         difference = difference or difference_of(getattr(kept.provenance, name), getattr(fresh.provenance, name), name)
     if not set(kept.images) <= {file.key for file in files}:
@@ -291,8 +287,8 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
             f"{part} keeps what an earlier run for {output.name} counted, but it differs in {difference}: "
             "--overwrite starts anew"
         )
-    for source, cells in one.cells.items():
-        cells.counts = cells.counts.to(other.cells[source].counts.device)
+    for source, cells in kept.statistics.cells.items():
+        cells.counts = cells.counts.to(fresh.statistics.cells[source].counts.device)
     return replace(kept, provenance=fresh.provenance, complete=False)
 
 
@@ -304,7 +300,3 @@ def _whole(merged: StatisticsFile, provenance: Provenance, files: Sequence[Image
         images=sorted(merged.images, key=lambda key: order[key]),
         provenance=replace(provenance, skipped=merged.skipped),
     )
-
-
-def _bins(statistics: LogitStatistics) -> list[int]:
-    return [cells.bins for cells in statistics.cells.values()]

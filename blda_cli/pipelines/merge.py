@@ -26,6 +26,7 @@ from blda_cli.store.statistics import (
     StatisticsFile,
     difference_of,
     merge_statistics,
+    of_one_kind,
     read_statistics,
     write_statistics,
 )
@@ -84,11 +85,7 @@ def merge_folders(paths: Sequence[Path], output: Path, *, provenance: Provenance
     _refuse_twice([*paths, output])
     records = [read_record(path / RECORD) for path in paths]
     owners: dict[str, Path] = {}
-    for path, record in zip(paths, records, strict=True):
-        for name in ("classes", "palette", "ids", "model", "settings", "statistics"):
-            difference = difference_of(getattr(records[0], name), getattr(record, name), name)
-            if difference:
-                raise BldaError(f"{paths[0]} and {path} do not go together: they differ in {difference}")
+    for path, record in of_one_kind(zip(paths, records, strict=True), _difference):
         for key in record.images:
             if owners.setdefault(key, path) != path:
                 raise BldaError(f"{owners[key]} and {path} both hold image {key}: merge folders of different images")
@@ -112,6 +109,14 @@ def merge_folders(paths: Sequence[Path], output: Path, *, provenance: Provenance
         raise
     prediction_folder.finish(output)
     return whole
+
+
+def _difference(one: RunRecord, other: RunRecord) -> str | None:
+    return difference_of(_made_alike(one), _made_alike(other))
+
+
+def _made_alike(record: RunRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in ("classes", "palette", "ids", "model", "settings", "statistics")}
 
 
 def _copy(origin: Path, place: Path) -> None:

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -28,6 +28,8 @@ from blda_cli.errors import BldaError
 from blda_cli.store.hdf5 import CheckedFile, reading, writing
 from blda_cli.store.provenance import Provenance
 from blda_cli.typed import check_type
+
+T = TypeVar("T")
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 2
@@ -284,24 +286,16 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
     Raises:
         BldaError: two files are of different models, classes or ways of counting, or count the same image.
     """
-    remaining = iter(parts)
+    remaining = of_one_kind(parts, difference_of_kind)
     first_path, first = next(remaining)
     statistics, complete, provenances = first.statistics, first.complete, [first.provenance]
     owners = dict.fromkeys(first.images, first_path)
     stamps, skipped = dict(first.stamps), dict(first.skipped)
     for path, other in remaining:
-        difference = difference_of(first.model, other.model)
-        if first.classes != other.classes:
-            difference = difference or "the classes"
-        if difference:
-            raise BldaError(f"{first_path} and {path} do not add up: they differ in {difference}")
         twice = next((key for key in other.images if key in owners), None)
         if twice is not None:
             raise BldaError(f"{owners[twice]} and {path} both count image {twice}: merge files of different images")
-        try:
-            statistics = statistics + other.statistics
-        except ValueError as error:
-            raise BldaError(f"{first_path} and {path} do not add up: {error}") from error
+        statistics = statistics + other.statistics
         complete = complete and other.complete
         provenances.append(other.provenance)
         owners.update(dict.fromkeys(other.images, path))
@@ -317,6 +311,47 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         complete=complete,
         provenance=Provenance(skipped=skipped, merged=tuple(provenances)),
     )
+
+
+def of_one_kind(parts: Iterable[tuple[Path, T]], difference: Callable[[T, T], str | None]) -> Iterator[tuple[Path, T]]:
+    """Pass on what is to be put together, as long as it is of the first one's kind.
+
+    Args:
+        parts: at least one, each with the name to call it in messages.
+        difference: names what two of them differ in; None where they do not.
+
+    Yields:
+        The parts.
+
+    Raises:
+        BldaError: one differs from the others; the message begins with it.
+    """
+    remaining = iter(parts)
+    first_path, first = next(remaining)
+    yield first_path, first
+    for place, (path, part) in enumerate(remaining):
+        found = difference(first, part)
+        if found is None:
+            yield path, part
+            continue
+        third = next(remaining, None) if place == 0 else None
+        odd, other = path, first_path
+        if third is not None and difference(part, third[1]) is None:
+            odd, other = other, odd
+        raise BldaError(f"{odd} does not go with {other}: they differ in {found}")
+
+
+def difference_of_kind(one: StatisticsFile, other: StatisticsFile) -> str | None:
+    """Name what keeps two statistics from being added up; None where nothing does."""
+    difference = difference_of(one.model, other.model)
+    if one.classes != other.classes:
+        difference = difference or "the classes"
+    return difference or difference_of(_counted(one.statistics), _counted(other.statistics))
+
+
+def _counted(statistics: LogitStatistics) -> dict[str, Any]:
+    bins = next(iter(statistics.cells.values())).bins
+    return {"label sources": sorted(statistics.cells), "bins": bins, "logit space": statistics.space}
 
 
 def difference_of(one: Any, other: Any, name: str = "") -> str | None:

@@ -183,9 +183,9 @@ def test_a_run_goes_on_after_an_image_that_could_not_be_read(
     [
         (["--ignore-label", "3"], "labels.ignore (null and 3)"),
         (["--flip"], "inference.flip"),
-        (["--bins", "64"], "what is counted"),
-        (["--logit-space", "centred"], "what is counted"),
-        (["--label-source", "pseudo"], "what is counted"),
+        (["--bins", "64"], "bins"),
+        (["--logit-space", "centred"], "logit space"),
+        (["--label-source", "pseudo"], "label sources"),
     ],
 )
 def test_what_was_counted_otherwise_is_not_gone_on_with(

@@ -57,7 +57,7 @@ def test_statistics_of_other_models_or_classes_are_refused(
         model = scene.describe(f"{name}.toml", arguments=arguments, names=classes)
         run("collect-stats", *scene.options(model=model), "--labels", scene.labels, "--output", other)
         message = refused("merge", halves[0], other, "--output", output)
-        assert f"{halves[0]} and {other} do not add up: they differ in {difference}" in message
+        assert f"{other} does not go with {halves[0]}: they differ in {difference}" in message
     assert not output.exists()
 
 

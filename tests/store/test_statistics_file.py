@@ -335,8 +335,8 @@ def test_parts_of_different_ranges_add_up(tmp_path: Path) -> None:
         ({"model": {**MODEL, "weights": "sha256:2"}}, 'differ in weights ("sha256:1" and "sha256:2")'),
         ({"classes": class_set(["road", "tree", "sky"])}, "differ in the classes"),
         ({"images": ["c", "a"]}, "both count image a"),
-        ({"statistics": LogitStatistics(3, [LabelSource.PSEUDO])}, "different label sources"),
-        ({"statistics": LogitStatistics(3, list(LabelSource), bins=128)}, "[3, 3, 64]"),
+        ({"statistics": LogitStatistics(3, [LabelSource.PSEUDO])}, "label sources"),
+        ({"statistics": LogitStatistics(3, list(LabelSource), bins=128)}, "bins (64 and 128)"),
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(

@@ -73,6 +73,23 @@ def statistics_of_images_as_they_were(world: World) -> list[str]:
     return world.align(stats=None)
 
 
+def odd_one(place: int, command: str) -> Case:
+    """One of three parts, at a place among them, that does not go with the others."""
+
+    suffix = ".h5" if command == "collect" else ""
+
+    def act(world: World) -> list[str]:
+        parts = []
+        for number, name in enumerate(("east/1", "east/3", "west/0")):
+            parts.append(str(world.root / f"part{number}{suffix}"))
+            options = (["--flip"] if command == "collect" else ["--tau", "0.3"]) if number == place else []
+            making = getattr(world, command)(*options, images=world.images / f"{name}.png", output=parts[-1])
+            assert invoke(making).exit_code == 0
+        return ["merge", *parts, "--output", str(world.root / "new")]
+
+    return case(f"merge of what {command} made, number {place} odd", act, f"part{place}{suffix} does not go with")
+
+
 def holding(*names: str, command: str) -> Case:
     """A command into a folder that holds files of others."""
 
@@ -125,6 +142,7 @@ CASES: list[Case] = [
         lambda w: w.align(images=w.root / "ima*" / "*" / "*.png", output="out"),
         code=0,
     ),
+    *(odd_one(place, command) for place in range(3) for command in ("collect", "align")),
     holding("notes.txt", command="align"),
     holding("predictions/mine.png", command="align"),
     holding("config.toml", command="finetune"),
