@@ -5,6 +5,7 @@ Code from a model's repository is never run (``trust_remote_code``).
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from blda_cli.segmenters.weights import load_weights, state_digest
 _SQUARE = ("dpt", "eomt")
 # Models that drop what is left of the image after the last whole patch.
 _PATCHED = ("beit", "data2vec-vision")
+
+_PATIENCE = 5.0
+"""Seconds that the hub has to answer in."""
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
@@ -98,14 +102,38 @@ class SemanticOneFormer(nn.Module):
 def _fetch(auto: Any, path: str, **arguments: Any) -> Any:
     """``from_pretrained``, its failures in one line."""
     try:
-        return auto.from_pretrained(path, trust_remote_code=False, **arguments)
+        return _from_pretrained(auto, path, **arguments)
     except Exception as error:  # OSError mostly, but also the hub client's and the parsers' own
         if Path(path).is_dir():
             raise BldaError(f"{path}: transformers cannot load it: {reason(error)}") from error
+        if not _hub_answers():
+            raise BldaError(
+                f"{path} is no folder here, the Hugging Face hub cannot be reached, and no earlier download of it is "
+                "kept: give a folder that save_pretrained wrote, or go online"
+            ) from error
         raise BldaError(
             f"{path} is no folder here and cannot be had from the Hugging Face hub (offline? misspelt?): "
             f"{reason(error)}"
         ) from error
+
+
+def _from_pretrained(auto: Any, path: str, **arguments: Any) -> Any:
+    """``from_pretrained``; of a name on the hub only what is kept of it where the hub does not answer."""
+    local = not Path(path).is_dir() and not _hub_answers()
+    return auto.from_pretrained(path, trust_remote_code=False, local_files_only=local, **arguments)
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached, asked once: its own client tries for half a minute, file by file."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(ENDPOINT, timeout=_PATIENCE)
+    except Exception:  # of whichever library it speaks HTTP with
+        return False
+    return True
 
 
 def _is_mask_classification(config: Any, path: str) -> bool:
@@ -135,7 +163,7 @@ def _preprocessing(
     transformers: Any, section: PreprocessingSection, path: str, config: Any
 ) -> tuple[PreprocessingSection, list[str]]:
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        processor = _from_pretrained(transformers.AutoImageProcessor, path)
     except Exception as error:  # as for the model
         if section.mean is None or section.std is None:
             raise BldaError(

@@ -278,6 +278,8 @@ def test_models_that_will_not_do_are_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_hub_name_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blda_cli.segmenters.huggingface._hub_answers", lambda: True)
+
     def offline(*_: Any, **__: Any) -> None:
         raise OSError("We couldn't connect to the hub\nand more lines")
 
