@@ -66,12 +66,13 @@ def command(
     from rich.console import Console
 
     from blda_cli.commands.console import monitored
+    from blda_cli.files import locked
     from blda_cli.pipelines.report import report
     from blda_cli.reporting.data_files import to_json
     from blda_cli.reporting.terminal import print_report
 
     refuse_alone("--labels", labels, {"--label-encoding": label_encoding, "--ignore-label": ignore_label})
-    with monitored(quiet=quiet, resumable=False) as monitor:
+    with monitored(quiet=quiet, resumable=False) as monitor, locked(output):
         made = report(
             stats,
             aligned,

@@ -83,6 +83,9 @@ def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correc
             [(centers, counts[label, label]), (centers, counts[:, label].sum(axis=0) - counts[label, label])]
         )
         low, high = min(low, reach[0]), max(high, reach[1])
+    if not low < high:  # all logits are one value, or no class has enough of them
+        middle, width = (low, centers[1] - centers[0]) if np.isfinite(low) else (0.0, 1.0)
+        low, high = middle - width, middle + width
     edges = np.linspace(low, high, BINS + 1)
 
     def pair(channel: int, moved: bool) -> Pair:

@@ -13,6 +13,7 @@ from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.outputs import log_probabilities
+from blda_cli.segmenters.reasons import reason
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ def calibrated(segmenter: Segmenter, path: Path) -> CalibratedSegmenter:
     try:
         calibrator = fiducio.load_calibrator(path, map_location=segmenter.device)
     except Exception as error:  # torch and fiducio each raise their own
-        raise BldaError(f"{path} cannot be read as a calibrator of fiducio: {error}") from error
+        raise BldaError(f"{path} cannot be read as a calibrator of fiducio: {reason(error)}") from error
     if calibrator.num_classes not in (None, len(segmenter.classes)):
         raise BldaError(
             f"{path} calibrates {calibrator.num_classes} classes, the model has {len(segmenter.classes)}: "

@@ -1,5 +1,6 @@
 """Kind ``exported``: a ``.pt2`` file of ``torch.export.save``. Loading it can run code: use files you trust."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
 def _read(path: Path) -> ExportedProgram:
     if not path.is_file():
         raise BldaError(f"{path}: no such file")
+    logging.disable(logging.WARNING)  # of a damaged archive it logs a traceback, and then raises
     try:
         return torch.export.load(path)
     except Exception as error:  # a damaged archive fails in many ways
@@ -72,6 +74,8 @@ def _read(path: Path) -> ExportedProgram:
                 "through torch.export.passes.move_to_device_pass(program, 'cpu') there"
             ) from error
         raise BldaError(f"{path}: not a file of torch.export.save, or of another version: {reason(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _image_input(program: ExportedProgram, path: Path) -> torch.Tensor:

@@ -1,8 +1,13 @@
 """What an exception of somebody else's code says, in one line."""
 
+import re
+
 import torch
 
 LESS_MEMORY = "--slide, a smaller --batch-size or --amp takes less"
+
+# What PyTorch says of a damaged file goes on with guesses, and with things to do that are none of ours.
+_ADVICE = re.compile(r"(?<=\.) (This is an internal miniz|Please check the warnings|In PyTorch 2\.6).*")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -20,4 +25,4 @@ def reason(error: BaseException) -> str:
     # TorchScript begins with a trace and ends with the type and message of what happened.
     if lines[0].startswith("The following operation failed in the TorchScript interpreter"):
         return lines[-1]
-    return f"{type(error).__name__}: {lines[0]}"
+    return f"{type(error).__name__}: {_ADVICE.sub('', lines[0])}"

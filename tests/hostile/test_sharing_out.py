@@ -105,7 +105,7 @@ def test_two_processes_do_not_write_one_output(world: World) -> None:
         "import sys, time; from pathlib import Path; from blda_cli.files import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    for command in (world.collect(), world.align(), world.finetune()):
+    for command in (world.collect(), world.align(), world.finetune(), world.report()):
         output = Path(command[command.index("--output") + 1])
         with subprocess.Popen([sys.executable, "-c", other, str(output)], stdout=subprocess.PIPE, text=True) as held:
             assert held.stdout is not None

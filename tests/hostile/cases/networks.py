@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.hostile.world import Case, World, case
+from tests.hostile.world import Case, World, case, invoke
 
 
 def odd(code: str, *options: str) -> Callable[[World], list[str]]:
@@ -55,6 +55,18 @@ def _hugging_face(**processor: Any) -> Callable[[World], list[str]]:
     return act
 
 
+def _constant(world: World) -> list[str]:
+    model = world.describe(factory="odd", arguments='code = "scores * 0 + 1"')
+    for command in (world.collect(model=model), world.align(model=model, stats="new.h5")):
+        assert invoke(command).exit_code == 0
+    return world.report("--compare", stats="new.h5", aligned="new")
+
+
+def _calibrator(world: World) -> list[str]:
+    torch.save({"f": json.loads}, world.root / "calibrator.pth")
+    return world.collect("--calibrator", world.root / "calibrator.pth")
+
+
 WEIGHT, BIAS = torch.zeros(3, 3, 1, 1), torch.zeros(3)
 
 CASES: list[Case] = [
@@ -77,6 +89,8 @@ CASES: list[Case] = [
     case("quantised scores", odd("torch.quantize_per_tensor(scores, 0.1, 0, torch.qint8)"), "the model gives"),
     case("double scores", odd("scores.double()"), "4 images", code=0),
     case("channels last", odd("scores.permute(0, 2, 3, 1)"), "[N, H, W, C]", "permute(0, 3, 1, 2)"),
+    case("one value everywhere", _constant, "report.html", code=0),
+    case("a calibrator of code", _calibrator, "calibrator.pth"),
     case("class ids", odd("scores.argmax(dim=1)"), "class ids"),
     case("a network that leaves", odd("sys.exit(3)"), "sys.exit"),
     case("a network that fails", odd("1 / 0"), "ZeroDivisionError"),
