@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source .ci/venv.sh
-install_project report
+install_project
 
 .venv/bin/python examples/streets/draw.py quickstart-output/streets
 .venv/bin/python examples/streets/train.py examples/streets/streetnet.pth
