@@ -1,13 +1,15 @@
 """What ``blda collect-stats`` and ``blda align`` cost over the network itself.
 
-    python tests/benchmarks/commands.py [--device cuda] [--images DIR] [--weights FILE] [--json FILE]
+    python tests/benchmarks/commands.py [--device cuda] [--model FILE.toml] [--images DIR] [--weights FILE]
+    python tests/benchmarks/commands.py --small --count 10000
 
 The bare loop reads the same images with the same loader, runs the same network and takes its argmax; it writes nothing.
-On the CPU: ESPNet, on the frames of ``--images`` if given. On a GPU: SegFormers of B0's and B5's size with random
-weights on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what
-else the machine does falls on all alike; each loads its network anew. Wall times are medians; processor times (of all
-threads) tell more where others use the machine. The last columns leave out what does not grow with the images (loading,
-fitting mixtures): a run on all less a run on one image.
+On the CPU: ESPNet, or the network of ``--model``, on the frames of ``--images`` if given; with ``--small`` a network of
+two layers on images of 64x96. On a GPU: SegFormers of B0's and B5's size with random weights on drawn images of
+1024x2048, in mixed precision. Commands and loop take turns in one process, so that what else the machine does falls on
+all alike; each loads its network anew. Wall times are medians; processor times (of all threads) tell more where others
+use the machine. The last columns leave out what does not grow with the images (loading, fitting anchors): a run on all
+less a run on one image. Before all that, how many images a second one thread reads and how many PNGs of ids it writes.
 """
 
 import json
@@ -29,7 +31,9 @@ from PIL import Image
 
 from blda_cli.commands import cli
 from blda_cli.commands.options import load_subject
-from blda_cli.data.images import find_images, read_image
+from blda_cli.data.classes import class_set
+from blda_cli.data.images import ImageFile, find_images, read_image
+from blda_cli.data.label_files import write_label_png
 from blda_cli.data.loader import load_batches
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.inference import upload
@@ -62,16 +66,35 @@ class Case:
     amp: bool
 
 
-def espnet(weights: Path | None, images: Path | None, count: int, folder: Path) -> Case:
-    """ESPNet on frames, or on drawn ones of CamVid's size."""
+def given(model: Path, weights: Path | None, images: Path | None, count: int, folder: Path) -> Case:
+    """A network on frames, or on drawn ones of CamVid's size."""
     frames = folder / "frames"
     if images is None:
         draw(frames, count, (360, 480), "png")
-        return Case("espnet, drawn 360x480 png", ESPNET, weights, frames, False)
+        return Case(f"{model.stem}, drawn 360x480 png", model, weights, frames, False)
     frames.mkdir()
     for file in find_images(images)[:count]:
         shutil.copy(file.path, frames)
-    return Case(f"espnet, {images.parent.name}", ESPNET, weights, frames, False)
+    return Case(f"{model.stem}, {images.parent.name}", model, weights, frames, False)
+
+
+TINY = """import torch
+from torch import nn
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 19, 3, 2, 1), nn.Upsample(scale_factor=4))
+"""
+
+
+def small(count: int, folder: Path) -> Case:
+    """Many small images, for a network that costs next to nothing."""
+    draw(folder / "small", count, (64, 96), "png")
+    (folder / "tiny.py").write_text(TINY)
+    model = folder / "tiny.toml"
+    model.write_text('[segmenter]\nkind = "python"\nfactory = "tiny.py:tiny"\n\n[classes]\nnames = "cityscapes"\n')
+    return Case("two layers, drawn 64x96 png", model, None, folder / "small", False)
 
 
 def segformer(size: str, suffix: str, count: int, folder: Path) -> Case:
@@ -149,6 +172,28 @@ def measure(case: Case, device: str, workers: int, repeats: int, folder: Path) -
     }
 
 
+def files_a_second(folder: Path) -> tuple[float, float]:
+    """How many of a folder's images one thread reads in a second, and how many PNGs of ids of their size it writes."""
+    files = find_images(folder)[:8]
+    height, width, _ = read_image(files[0].path).shape
+    scores = torch.randn(1, 19, -(-height // 32), -(-width // 32), generator=torch.Generator().manual_seed(0))
+    ids = torch.nn.functional.interpolate(scores, (height, width), mode="bilinear").argmax(dim=1)[0].numpy()
+    classes = class_set("cityscapes")
+
+    def rate(work: Callable[[ImageFile], object]) -> float:
+        rounds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            for file in files:
+                work(file)
+            rounds.append(len(files) / (time.perf_counter() - start))
+        return statistics.median(rounds)
+
+    with tempfile.TemporaryDirectory() as written:
+        path = Path(written) / "ids.png"
+        return rate(lambda file: read_image(file.path)), rate(lambda _: write_label_png(path, ids, classes))
+
+
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -190,16 +235,20 @@ def blda(*arguments: Any) -> None:
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--images", type=click.Path(path_type=Path), help="Frames for ESPNet.  [default: drawn ones]")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights for ESPNet.  [default: random ones]")
+@click.option("--model", type=click.Path(path_type=Path), default=ESPNET, help="The network.  [default: ESPNet]")
+@click.option("--images", type=click.Path(path_type=Path), help="Frames.  [default: drawn ones]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Its weights, where the file names none.")
+@click.option("--small", "many_small", is_flag=True, help="Small images, a network of two layers.")
 @click.option("--count", default=16, show_default=True, help="Images of a run.")
 @click.option("--repeats", default=5, show_default=True, help="Runs that count.")
 @click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
 def main(
     device: str,
+    model: Path,
     images: Path | None,
     weights: Path | None,
+    many_small: bool,
     count: int,
     repeats: int,
     workers: int | None,
@@ -213,8 +262,11 @@ def main(
         cases = (
             [segformer(size, suffix, count, folder) for size in SEGFORMERS for suffix in ("jpg", "png")]
             if cuda
-            else [espnet(weights, images, count, folder)]
+            else [small(count, folder) if many_small else given(model, weights, images, count, folder)]
         )
+        for case in cases:
+            read, written = files_a_second(case.images)
+            print(f"{case.name}: one thread reads {read:.0f} images a second, writes {written:.0f} PNGs")
         results = [measure(case, device, workers, repeats, folder) for case in cases]
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers\n")

@@ -48,7 +48,7 @@ def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
     num_classes = logits.shape[1]
     share = -(-num_classes // torch.get_num_threads())
     # Rows of a multiple of 8 add up without a remainder.
-    weights = np.zeros((_SOFT_CHUNK, -(-num_classes // 8) * 8), np.uint32)
+    weights = np.zeros((min(_SOFT_CHUNK, logits.shape[2]), -(-num_classes // 8) * 8), np.uint32)
     for _, _, values in _rows(logits):
         for start in range(0, values.shape[1], _SOFT_CHUNK):
             size = min(_SOFT_CHUNK, values.shape[1] - start)
@@ -114,18 +114,20 @@ def _count_soft(
     sums = np.zeros((bins, width), np.uint32)
     index = np.empty(_BLOCK, np.int32)
     for channel in range(first, last):
+        lowest, highest = bins, 0
         for start in range(0, pixels, _BLOCK):
             size = min(_BLOCK, pixels - start)
             _bin(logits[channel, offset + start : offset + start + size], scale, bins, index)
             for j in range(size):
+                lowest, highest = min(lowest, index[j]), max(highest, index[j])
                 into, weight = sums[index[j]], weights[start + j]
                 for label in range(width):
                     into[label] += weight[label]
-        for b in range(bins):
-            for label in range(num_classes):
-                if sums[b, label]:
-                    counts[label, channel, b] += sums[b, label] * SOFT_UNIT
-                    sums[b, label] = 0
+        for label in range(num_classes):
+            row = counts[label, channel]
+            for b in range(lowest, highest + 1):
+                row[b] += sums[b, label] * SOFT_UNIT
+        sums[lowest : highest + 1] = 0
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})  # type: ignore[untyped-decorator]
