@@ -113,6 +113,27 @@ class PixelSample:
         """The sample of both data sets."""
         return join([self, other])
 
+    def among(self, wanted: Tensor) -> "PixelSample":
+        """The sample of some of the pixels, e.g. those with a label.
+
+        Args:
+            wanted: bool ``[S]``.
+        """
+        predicted = self.predicted[wanted]
+        left = torch.bincount(predicted, minlength=len(self.seen)) / torch.bincount(
+            self.predicted, minlength=len(self.seen)
+        ).clamp(min=1)
+        return PixelSample(
+            capacity=self.capacity,
+            seen=(self.seen.double() * left).round().long(),
+            logits=self.logits[wanted],
+            predicted=predicted,
+            labels=self.labels[wanted],
+            images=self.images[wanted],
+            positions=self.positions[wanted],
+            priorities=self.priorities[wanted],
+        )
+
     def weights(self) -> Tensor:
         """Pixels each kept one stands for, float64 ``[S]``."""
         kept = torch.bincount(self.predicted, minlength=len(self.seen))

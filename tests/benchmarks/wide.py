@@ -338,26 +338,27 @@ def labelled_scores(pairs: Sequence[Pair], count: int) -> dict[str, dict[str, li
                 "the default, no labels": rest.confusion(default),
                 "supervised": rest.confusion(AlignmentSettings(method=Method.SUPERVISED), truth),
             }
-            for tau in (0.2, 0.4, 0.6):
-                matrices[f"matrix scaling, logit adjustment τ {tau}"] = matrix_scaled(rest, few, tau)
+            for tau, matrix in matrix_scaled(rest, few, (0.2, 0.4, 0.6)).items():
+                matrices[f"matrix scaling, logit adjustment τ {tau}"] = matrix
             for name, matrix in matrices.items():
                 found.setdefault(name, []).append([100 * matrix.mean_iou(), 100 * matrix.mean_accuracy()])
         scores[pair.name] = {name: np.mean(values, axis=0).tolist() for name, values in found.items()}
     return scores
 
 
-def matrix_scaled(rest: Pair, few: Pair, tau: float) -> ConfusionMatrix:
+def matrix_scaled(rest: Pair, few: Pair, taus: Iterable[float]) -> dict[float, ConfusionMatrix]:
     """Matrix scaling (fiducio) fitted to the labelled images, then logit adjustment by their labels' shares."""
     import fiducio
 
     num_classes = len(few.classes)
     kept = few.labels != IGNORE_INDEX
     calibrator = fiducio.MatrixScaling().fit(few.logits[kept], few.labels[kept])
-    probabilities = calibrator.transform(rest.logits)
+    logs = calibrator.transform(rest.logits).clamp(min=1e-12).log()
     shares = torch.bincount(few.labels[kept], minlength=num_classes).clamp(min=1) / int(kept.sum())
-    matrix = ConfusionMatrix(num_classes)
-    matrix.update(rest.labels, (probabilities.clamp(min=1e-12).log() - tau * shares.log()).argmax(dim=1))
-    return matrix
+    matrices = {tau: ConfusionMatrix(num_classes) for tau in taus}
+    for tau, matrix in matrices.items():
+        matrix.update(rest.labels, (logs - tau * shares.log()).argmax(dim=1))
+    return matrices
 
 
 def labelled_table(scores: dict[str, dict[str, list[float]]], count: int) -> str:

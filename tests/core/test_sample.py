@@ -49,6 +49,19 @@ def test_shards_in_any_order_add_up_bit_for_bit(order: list[int], cuts: set[int]
     assert_same(total, sampled(logits, labels, KEYS))
 
 
+def test_some_of_the_pixels_stand_for_as_many_as_before() -> None:
+    logits, labels = images(size=200)
+    sample = sampled(logits, labels, KEYS)
+    wanted = torch.rand(len(sample), generator=torch.Generator().manual_seed(1)) < 0.4
+    part = sample.among(wanted)
+    assert torch.equal(part.logits, sample.logits[wanted])
+    assert torch.equal(part.labels, sample.labels[wanted])
+    assert torch.equal(part.images, sample.images[wanted])
+    torch.testing.assert_close(part.weights(), sample.weights()[wanted], rtol=1e-2, atol=0)
+    assert part.weights().max() > 20
+    assert len(sample.among(torch.zeros(len(sample), dtype=torch.bool))) == 0
+
+
 def test_pixels_know_where_they_lie() -> None:
     logits, labels = images()
     logits = logits[..., :15]  # not square
