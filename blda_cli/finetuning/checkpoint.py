@@ -1,5 +1,6 @@
 """A checkpoint held against the run that is to go on from it, before anything in it is used."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 
 
 def check_tensors(value: Any, where: str) -> None:
-    """Refuse tensors that are sparse, without values, or not finite.
+    """Refuse tensors that are sparse, without values, or not finite, and numbers that are not.
 
     Args:
-        value: a tensor, or mappings and lists of some.
+        value: a tensor or a number, or mappings and lists of some.
         where: what to call it.
 
     Raises:
@@ -23,6 +24,8 @@ def check_tensors(value: Any, where: str) -> None:
         )
         if not plain or not bool(torch.isfinite(value).all()):
             raise ValueError(f"{where} is not a tensor of finite numbers")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             check_tensors(item, f"{where}.{key}")
@@ -66,7 +69,7 @@ def check_alike(saved: Any, own: Any, where: str) -> None:
 
 
 def check_optimizer(saved: Any, parameters: list[nn.Parameter], where: str) -> None:
-    """Refuse an optimiser's state that is not of these parameters.
+    """Refuse an AdamW's state that is not of these parameters.
 
     Raises:
         ValueError: it is not.
@@ -74,6 +77,5 @@ def check_optimizer(saved: Any, parameters: list[nn.Parameter], where: str) -> N
     if not isinstance(saved, Mapping) or not saved.keys() <= {*range(len(parameters))}:
         raise ValueError(f"{where} is not of the network's {len(parameters)} parameters")
     for index, state in saved.items():
-        for name, value in state.items() if isinstance(state, Mapping) else [("", state)]:
-            if not isinstance(value, Tensor) or (value.ndim and value.shape != parameters[index].shape):
-                raise ValueError(f"{where}.{index}.{name} is not of its parameter's shape")
+        own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
+        check_alike(state, own, f"{where}.{index}")

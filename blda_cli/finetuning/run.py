@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def finetune(
     """
     folder = RunFolder(output)
     first = current_shard().first
-    state = _resumed_state(folder, settings) if resume else None
+    state = resumed_state(folder, settings) if resume else None
     if state is None:
         folder.check_free()
         if resume:
@@ -88,12 +89,7 @@ def finetune(
         check_crop(target, settings.training.crop)
 
     if state is not None:
-        if state["model"] != initial:
-            raise BldaError(f"{folder.checkpoint} belongs to a run from other weights: give the same --weights")
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
-            raise BldaError(f"{folder.checkpoint} is not of a run like this one: {reason(error)}") from error
+        go_on_from(state, folder, trainer, initial)
     keys = [file.key for file in source]
     read = [*(file.path for file in (*source, *target)), *(source_labels.paths[key] for key in keys)]
     stamps = {os.path.abspath(path): stamp([path]) for path in read}  # noqa: PTH100  # links are followed by the stamp
@@ -147,8 +143,12 @@ def _labelled(
     return files, reader
 
 
-def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:
-    """The checkpoint, if there is one; it has to be of a run with these settings."""
+def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:
+    """The checkpoint, if there is one.
+
+    Raises:
+        BldaError: it is damaged, or of a run with other settings.
+    """
     state = folder.load_checkpoint()
     if state is None:
         return None
@@ -163,6 +163,26 @@ def _resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | No
                     "goes on with the settings it was started with"
                 )
     return state
+
+
+def go_on_from(state: Mapping[str, Any], folder: RunFolder, trainer: Trainer, initial: Mapping[str, Any]) -> None:
+    """Bring a trainer to where a checkpoint is.
+
+    Args:
+        state: of :func:`resumed_state`.
+        folder: where it lies.
+        trainer: as a run begins.
+        initial: identity of the segmenter that the run begins with.
+
+    Raises:
+        BldaError: the checkpoint is of another network, or damaged.
+    """
+    if state["model"] != initial:
+        raise BldaError(f"{folder.checkpoint} belongs to a run from other weights: give the same --weights")
+    try:
+        trainer.load_state_dict(state["trainer"])
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise BldaError(f"{folder.checkpoint} is not of a run like this one: {reason(error)}") from error
 
 
 def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> None:

@@ -6,24 +6,35 @@ be read is put to use: statistics are fitted and added up, records described and
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from blda_cli.core.fitting import AlignmentSettings
-from blda_cli.data.images import image_size, read_image
+from blda_cli.data.images import find_images, image_size, read_image
 from blda_cli.data.label_files import read_label_file
+from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.run import go_on_from, resumed_state
+from blda_cli.finetuning.run_folder import RunFolder
+from blda_cli.finetuning.samples import Sampler, collate
+from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.align import fit_from_files
 from blda_cli.reporting.build import describe
+from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.logits import read_array
+from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model, to_toml
 from blda_cli.store.predictions import merge_records, read_record, write_record
 from blda_cli.store.statistics import merge_statistics, read_statistics
@@ -54,17 +65,17 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def edited(value: Any, draw: random.Random) -> Any:
-    """JSON with one value of another type, missing or added."""
+def edited(value: Any, draw: random.Random, odd: Sequence[Any] = ODD) -> Any:
+    """JSON, or a checkpoint, with one value of another type, missing or added."""
     if isinstance(value, dict) and value and draw.random() < 0.85:
         key = draw.choice(list(value))
         if draw.random() < 0.15:
             return {name: item for name, item in value.items() if name != key}
-        return {**value, key: edited(value[key], draw)}
+        return {**value, key: edited(value[key], draw, odd)}
     if isinstance(value, list) and value and draw.random() < 0.7:
         place = draw.randrange(len(value))
-        return [*value[:place], edited(value[place], draw), *value[place + 1 :]]
-    return draw.choice(ODD)
+        return [*value[:place], edited(value[place], draw, odd), *value[place + 1 :]]
+    return draw.choice(odd)
 
 
 def survives(use: Callable[[], Any]) -> bool:
@@ -102,26 +113,94 @@ def use_picture(path: Path) -> None:
     read_image(path)
 
 
+class Training:
+    """A run after its first of three steps, and going on with it."""
+
+    def __init__(self, world: World) -> None:
+        given = {
+            "data.model": str(world.toml),
+            "data.source_images": str(world.images),
+            "data.source_labels": str(world.labels),
+            "data.target_images": str(world.images),
+            "training.crop": (8, 8),
+            "training.iterations": 3,
+        }
+        self.settings = Settings().with_values(given, "test").resolved()
+        segmenter = load_segmenter(parse_model(str(world.toml)), torch.device("cpu"))
+        assert isinstance(segmenter, NetworkSegmenter)
+        files = find_images(world.images)
+        labels = label_reader(files, str(world.labels), segmenter.classes, encoding="ids")
+        sampler = Sampler(files, labels, files, np.ones((len(files), 3), np.int64), self.settings, wholes=False)
+        self.batch = collate([sampler.draw(0)]).to(torch.device("cpu"))
+        self.initial = segmenter.identity
+        self.trainer = Trainer(segmenter, self.settings)
+        self.trainer.train_step([self.batch])
+        self.state = copy.deepcopy(
+            {"settings": self.settings.to_toml(), "model": self.initial, "trainer": self.trainer.state_dict()}
+        )
+        self.folder = RunFolder(world.root / "run")
+        self.folder.save_checkpoint(self.state)
+
+    def go_on(self, _: Path) -> None:
+        """What ``--resume`` does with a checkpoint, and the next step."""
+        state = resumed_state(self.folder, self.settings)
+        assert state is not None
+        go_on_from(state, self.folder, self.trainer, self.initial)
+        if self.trainer.step < self.settings.training.iterations:
+            self.trainer.train_step([self.batch])
+        self.trainer.exported()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "use", "count"),
     [
-        ("images/east/1.png", use_picture, 14_000),
-        ("logits/east/1.npy", read_array, 34_000),
-        ("tiny.toml", use_description, 14_000),
-        ("aligned/run.json", use_record, 14_000),
+        ("images/east/1.png", use_picture, 6_000),
+        ("images/east/1.bmp", use_picture, 4_000),
+        ("images/east/1.tif", use_picture, 4_000),
+        ("logits/east/1.npy", read_array, 25_000),
+        ("tiny.toml", use_description, 12_000),
+        ("aligned/run.json", use_record, 12_000),
         ("stats.h5", use_statistics, 2_000),
     ],
 )
 def test_mutated_bytes(world: World, name: str, use: Callable[[Path], Any], count: int) -> None:
     path = world.root / name
-    data, draw = path.read_bytes(), random.Random(name)
+    if not path.exists():
+        Image.open(world.first).save(path)
+    mutate_bytes(path, use, count)
+
+
+def mutate_bytes(path: Path, use: Callable[[Path], Any], count: int) -> None:
+    """Mutate a file so often, using what comes of it."""
+    data, draw = path.read_bytes(), random.Random(path.name)
     good = 0
     for _ in range(count):
         path.write_bytes(mutated(data, draw))
         good += survives(lambda: use(path))
-    print(f"{name}: {count} mutated, {good} of them worked")
+    print(f"{path.name}: {count} mutated, {good} of them worked")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_checkpoints(world: World) -> None:
+    training = Training(world)
+    training.go_on(training.folder.checkpoint)
+    mutate_bytes(training.folder.checkpoint, training.go_on, 8_000)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_fields_of_a_checkpoint(world: World) -> None:
+    training, draw = Training(world), random.Random(4)
+    tensors = [torch.tensor(torch.nan), torch.zeros(0), torch.full((3,), torch.inf), torch.ones(3).to_sparse()]
+    tensors += [torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta"), torch.full((3, 3, 1, 1), 1e30)]
+    good = 0
+    for _ in range(5_000):
+        torch.save(edited(training.state, draw, [*ODD, *tensors]), training.folder.checkpoint)
+        good += survives(lambda: training.go_on(training.folder.checkpoint))
+    print(f"{good} of them worked")
 
 
 @pytest.mark.slow
