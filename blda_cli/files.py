@@ -41,15 +41,26 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> BldaError:
+    """The error for an output that cannot be written, in one line that says why."""
+    in_the_way = isinstance(error, FileExistsError) and error.filename
+    return BldaError(
+        f"{path} cannot be written: {f'{error.filename} is no folder' if in_the_way else error.strerror or error}"
+    )
+
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def claim(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before long work, a file that could not be written after it.
+    """Refuse, before long work, an HDF5 file that could not be written after it.
 
     Args:
         path: the file to be; its folder is made.
-        overwrite: a file that is there may be replaced.
+        overwrite: an HDF5 file that is there may be replaced.
 
     Raises:
         BldaError: it exists, or it cannot be written.
@@ -59,17 +70,26 @@ def claim(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise BldaError(f"{path} exists already: --overwrite replaces it")
     try:
+        if path.exists() and path.stat().st_size:
+            with path.open("rb") as stream:
+                if stream.read(len(_HDF5)) != _HDF5:
+                    raise BldaError(f"{path} is no statistics file, and --overwrite replaces no other: choose a name")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise BldaError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as ``"sha256:..."`` in hexadecimal."""
     with path.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def real(path: Path) -> Path:
+    """A path without links; unlike ``Path.resolve`` it takes links that go round in a circle as they are."""
+    return Path(os.path.realpath(path))
 
 
 def check_regular(path: Path) -> None:
@@ -108,7 +128,7 @@ def locked(path: Path) -> Iterator[None]:
         BldaError: another process is writing there; the message names it.
     """
     made = _make_folders(path.parent)
-    lock = path.parent / f".{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}.lock"
+    lock = path.absolute().parent / f".{hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()}.lock"
     try:
         descriptor = _lock(lock, path)
         try:
@@ -131,7 +151,7 @@ def _lock(lock: Path, path: Path) -> int | None:
         return None
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError:
             return None
         try:

@@ -210,7 +210,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         BldaError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise BldaError(f"{file}: no such file") from error
     except OSError as error:

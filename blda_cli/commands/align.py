@@ -161,7 +161,7 @@ def command(
     from blda_cli.core.fitting import chosen_settings, resolve_strength
     from blda_cli.core.fitting.strength import domain_gap
     from blda_cli.data.images import refuse_among
-    from blda_cli.files import file_digest, locked
+    from blda_cli.files import file_digest, locked, real
     from blda_cli.pipelines.align import align, check_statistics, evidence_from_files, fit
     from blda_cli.reporting.words import found_gap
     from blda_cli.runtime.process_group import process_group
@@ -201,7 +201,9 @@ def command(
     # Files are looked at before the network is loaded: a slip of the pen is answered at once.
     check_folder(output, overwrite)
     refuse_among(output, images, [])
-    held = {path: read_statistics(path) for path in (stats, anchors, labelled, spatial_priors) if path is not None}
+    given_files = [path for path in (stats, anchors, labelled, spatial_priors) if path is not None]
+    digests = {path: file_digest(path) for path in given_files if path.is_file()}
+    held = {path: read_statistics(path) for path in given_files}
     subject = load_subject(model, weights, images, device, calibrator)
     refuse_among(output, images, subject.files)
     files, part = shared_out(subject.files, array_shard, shard)
@@ -209,9 +211,10 @@ def command(
     lock = locked(output) if shard.first else nullcontext()
     with process_group(), monitored(quiet=quiet or not shard.first) as monitor, lock:
         if stats is None:
-            stats = Path(f"{output if output.name else output.resolve()}.h5")
+            stats = Path(f"{output if output.name else real(output)}.h5")
             with locked(stats) if shard.first else nullcontext():
                 held[stats] = _collected(subject, stats, settings, how, images, norms, overwrite, monitor, shard)
+                digests[stats] = file_digest(stats)
         use_norms(subject.segmenter, held[stats].norms)
         for path, content in held.items():
             check_statistics(subject.segmenter, how, content, path, force=force)
@@ -245,13 +248,13 @@ def command(
             settings=settings,
             statistics={
                 "file": str(stats),
-                "sha256": file_digest(stats),
+                "sha256": digests[stats],
                 "anchors": str(anchors) if anchors else None,
-                "anchors_sha256": file_digest(anchors) if anchors else None,
+                "anchors_sha256": digests[anchors] if anchors else None,
                 "labelled": str(labelled) if labelled else None,
-                "labelled_sha256": file_digest(labelled) if labelled else None,
+                "labelled_sha256": digests[labelled] if labelled else None,
                 "spatial_priors": str(spatial_priors) if spatial_priors else None,
-                "spatial_priors_sha256": file_digest(spatial_priors) if spatial_priors else None,
+                "spatial_priors_sha256": digests[spatial_priors] if spatial_priors else None,
             },
             inference=how,
             original_ids=original_ids,

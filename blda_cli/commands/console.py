@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -96,6 +96,8 @@ class ConsoleMonitor:
 def monitored(*, quiet: bool, resumable: bool = True) -> Iterator[ConsoleMonitor]:
     """Run a pipeline under a :class:`ConsoleMonitor`; an interruption ends in one line and exit code 130.
 
+    What a network prints goes to stderr: stdout is the result's.
+
     Args:
         quiet: say nothing but errors.
         resumable: what was done is kept when the user stops it.
@@ -103,7 +105,8 @@ def monitored(*, quiet: bool, resumable: bool = True) -> Iterator[ConsoleMonitor
     monitor = ConsoleMonitor(quiet=quiet)
     before = signal.signal(signal.SIGINT, monitor.ask)
     try:
-        yield monitor
+        with redirect_stdout(sys.stderr):
+            yield monitor
     except Interrupted:
         monitor.stop()
         kept = "what was done is kept: the same command, without --overwrite, goes on from there"

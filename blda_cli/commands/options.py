@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -313,6 +314,7 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
         BldaError: one of them cannot be.
     """
     from blda_cli.data.images import find_images
+    from blda_cli.files import real
     from blda_cli.runtime.device import choose_device
     from blda_cli.segmenters import load_segmenter
     from blda_cli.segmenters.calibrated import calibrated
@@ -321,11 +323,10 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
 
     spec = parse_model(model, weights)
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
-    own_folder = (
-        array_folder is not None and Path(images).is_dir() and Path(images).resolve() == Path(array_folder).resolve()
-    )
+    own_folder = array_folder is not None and Path(images).is_dir() and real(Path(images)) == real(Path(array_folder))
     files = find_logits(images) if own_folder else find_images(images)
-    segmenter = load_segmenter(spec, choose_device(device))
+    with redirect_stdout(sys.stderr):  # a factory may print, and the result may be wanted as JSON
+        segmenter = load_segmenter(spec, choose_device(device))
     if calibrator is not None:
         segmenter = calibrated(segmenter, calibrator)
     return Subject(spec, segmenter, files)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from blda_cli.errors import BldaError
-from blda_cli.files import check_regular
+from blda_cli.files import check_regular, real
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"})
 
@@ -115,8 +115,8 @@ def refuse_among(output: Path, source: str | Path, files: Sequence[ImageFile]) -
     Raises:
         BldaError: the folder lies within one of the images' folders, or where ``source`` looks for images.
     """
-    place = output.resolve()
-    folders = {file.path.parent.resolve() for file in files}
+    place = real(output)
+    folders = {real(file.path.parent) for file in files}
     within = any(place.is_relative_to(folder) for folder in folders)
     if not within and glob.has_magic(str(source)) and not Path(source).exists():
         parts = Path(os.path.normpath(Path(source).absolute())).parts[:-1]
@@ -124,7 +124,7 @@ def refuse_among(output: Path, source: str | Path, files: Sequence[ImageFile]) -
         agreeing = list(takewhile(lambda pair: "**" not in pair[0] and fnmatch(pair[1], pair[0]), pairs))
         within = len(agreeing) == len(parts) or "**" in parts[len(agreeing)]
     elif not within and Path(source).is_dir():
-        within = place.is_relative_to(Path(source).resolve())
+        within = place.is_relative_to(real(Path(source)))
     if within:
         raise BldaError(f"{output} lies in {source}, where its pictures would be taken for images: give another folder")
 

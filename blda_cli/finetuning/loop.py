@@ -8,11 +8,12 @@ import torch
 
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.errors import BldaError
 from blda_cli.files import without_nan
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Batch, Sampler
-from blda_cli.finetuning.trainer import Trainer
+from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.training_log import EventLog, LossWatch, StepLog
 from blda_cli.finetuning.validation import validate
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -21,6 +22,7 @@ from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.reasons import is_out_of_memory
 
 _INTERRUPT_STEPS = 10
 """Steps between asking the other processes whether one was interrupted."""
@@ -136,7 +138,7 @@ class TrainingLoop:
             while trainer.step < end:
                 group = [next(batches) for _ in range(training.accumulate)]
                 learning_rate = trainer.learning_rate
-                report = trainer.train_step(group)
+                report = self._step(group)
                 self._watch.see(trainer.step, [name for batch in group for name in batch.files], report)
                 self._log.add(report)
                 self.monitor.advance(1)
@@ -153,6 +155,17 @@ class TrainingLoop:
                 self._check_interrupt()
         finally:
             batches.close()
+
+    def _step(self, group: Sequence[Batch]) -> StepReport:
+        try:
+            return self.trainer.train_step(group)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BldaError(
+                "the memory does not suffice for a step: a smaller --crop or --batch-size, --amp or "
+                "--activation-checkpointing takes less"
+            ) from error
 
     def _numbers(self, end: int) -> Iterator[list[int]]:
         """The samples of this process' batches until a step: those of all processes together are consecutive."""

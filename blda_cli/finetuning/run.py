@@ -152,6 +152,11 @@ def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | Non
     state = folder.load_checkpoint()
     if state is None:
         return None
+    if folder.record() is None:
+        raise BldaError(
+            f"{folder.path / 'run.json'} is missing or damaged, so it cannot be told whether the run would go on with "
+            "the data it began with: start anew in another folder"
+        )
     kept = tomllib.loads(state["settings"])
     now = tomllib.loads(settings.to_toml())
     for section, table in now.items():

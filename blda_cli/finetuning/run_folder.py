@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
 from blda_cli.errors import BldaError
-from blda_cli.files import replacing, to_json
+from blda_cli.files import replacing, to_json, unwritable
 from blda_cli.finetuning.learning_curves import learning_curves
 from blda_cli.finetuning.settings import Settings
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
@@ -89,10 +89,12 @@ class RunFolder:
     def record(self) -> dict[str, Any] | None:
         """What :meth:`start` wrote down; None where no run did."""
         try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
+            check_type(record, dict[str, Any], "record")
+            check_type(record.get("data"), Mapping[str, str], "data")
         except (OSError, ValueError, RecursionError):
             return None
-        return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+        return record if record.get("format") == FORMAT else None
 
     def changed(self, data: Mapping[str, str]) -> str | None:
         """A file that is not as it was when the run that is here began, or is new, or gone; None where all are.
@@ -100,8 +102,7 @@ class RunFolder:
         Args:
             data: the state of every file, by its path, see :func:`blda_cli.files.stamp`.
         """
-        known = (self.record() or {}).get("data")
-        known = known if isinstance(known, dict) else {}
+        known = (self.record() or {}).get("data", {})
         return next((path for path in sorted({*known, *data}) if known.get(path) != data.get(path)), None)
 
     def start(self, settings: Settings, record: dict[str, Any]) -> None:
@@ -194,7 +195,7 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise BldaError(f"{self.metrics} cannot be written: {error.strerror or error}") from error
+            raise unwritable(self.metrics, error) from error
 
     def plot_metrics(self, classes: ClassSet) -> None:
         """Draw ``metrics.svg`` from what was logged so far.

@@ -39,8 +39,10 @@ class TrainingSettings:
     )
     iterations: int = setting(40_000, "Optimiser steps.", at_least=1)
     crop: tuple[int, int] = setting((512, 512), "Size of the training crops.", at_least=8, form="[height, width]")
-    batch_size: int = setting(2, "Source crops, and as many target crops, a step and process.", at_least=1)
-    accumulate: int = setting(1, "Batches whose gradients are averaged in one step.", at_least=1)
+    batch_size: int = setting(
+        2, "Source crops, and as many target crops, a step and process.", at_least=1, at_most=1 << 16
+    )
+    accumulate: int = setting(1, "Batches whose gradients are averaged in one step.", at_least=1, at_most=1 << 16)
     learning_rate: float = setting(6e-5, "The encoder's learning rate, of AdamW.", at_least=0)
     head_factor: float = setting(10.0, "The other layers' learning rate over the encoder's.", at_least=0)
     weight_decay: float = setting(0.01, "Of AdamW.", at_least=0)

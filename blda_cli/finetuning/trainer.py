@@ -72,6 +72,8 @@ class Trainer:
         self.step = 0
         self.stage = -1
         self._device = segmenter.device
+        if not any(one.requires_grad for one in segmenter.module.parameters()):
+            raise BldaError("the network has no parameter that requires gradients, so there is nothing to train")
         self._classes = len(segmenter.classes)
         self.objective = Objective()
         if training.method is Training.BLDA or training.correction is LossCorrection.BLDA:
@@ -235,7 +237,10 @@ class Trainer:
 
     def _run(self, images: Tensor) -> Outputs:
         with self._autocast():
-            return run_student(self.segmenter, self.student, self._forward, images)
+            outputs = run_student(self.segmenter, self.student, self._forward, images)
+        if not outputs.logits.requires_grad:
+            raise BldaError("the network's output has no gradient: it is detached, or made under torch.no_grad")
+        return outputs
 
     def _run_labelling(self, batch: Batch) -> Outputs:
         """Outputs of the network that labels for the target crops: cut from those of whole images, or of the crops.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blda_cli.errors import BldaError
-from blda_cli.files import claim
+from blda_cli.files import claim, real
 from blda_cli.store import prediction_folder
 from blda_cli.store.predictions import (
     ARGMAX,
@@ -128,7 +128,7 @@ def _copy(origin: Path, place: Path) -> None:
 
 
 def _refuse_twice(paths: Sequence[Path]) -> None:
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({real(path) for path in paths}) < len(paths):
         raise BldaError("a file or folder is named twice: every image would count twice")
 
 

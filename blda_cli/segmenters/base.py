@@ -129,6 +129,7 @@ class Segmenter(ABC):
             on_error=options.on_error,
             skipped=skipped,
         )
+        dimensions = 0
         for batch_files, arrays, batch_labels in upload(batches, self.device):
             names = [str(self.origin(file)) for file in batch_files]
             try:
@@ -140,6 +141,10 @@ class Segmenter(ABC):
                     raise
                 raise BldaError(f"{names[0]}: the memory does not suffice: {LESS_MEMORY}") from error
             check_range(logits, names)
+            if dimensions not in (0, logits.ndim):
+                kind = "of a whole image" if logits.ndim == 2 else "per pixel"
+                raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
+            dimensions = logits.ndim
             yield LogitBatch(batch_files, logits, batch_labels)
 
     @abstractmethod

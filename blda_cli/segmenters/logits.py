@@ -1,5 +1,6 @@
 """Kind ``logits``: ready-made logits on disk, from any framework."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ SUFFIXES = (".npy", ".npz")
 
 _FIRST_ARRAYS = 3
 
+_MOST_PER_PIXEL = 64
+"""Scores per class that an archive may declare for a pixel of its image."""
+
 
 @dataclass(kw_only=True)
 class StoredSegmenter(Segmenter):
@@ -50,15 +54,16 @@ class StoredSegmenter(Segmenter):
     def read(self, file: ImageFile) -> np.ndarray:
         """See `Segmenter.read`: float32 ``[C, H, W]`` or ``[C]``; a map is resized to its image, if the file is one."""
         path = self.origin(file)
-        scores = torch.from_numpy(read_array(path))[None]
+        size = image_size(file.path) if file.path.suffix.lower() in IMAGE_SUFFIXES else None
+        scores = torch.from_numpy(read_array(path, size and _MOST_PER_PIXEL * size[0] * size[1]))[None]
         try:
             check_scores(scores, 1, self.outputs, self.cut)
             scores = scores[:, : self.outputs].float()
             check_meaning(scores, self.probabilities)
         except BldaError as error:
             raise BldaError(f"{path}: {error}") from error
-        if scores.ndim == 4 and file.path.suffix.lower() in IMAGE_SUFFIXES:
-            scores = self._fit(scores, image_size(file.path))
+        if scores.ndim == 4 and size is not None:
+            scores = self._fit(scores, size)
         return np.asarray(scores[0].numpy())
 
     def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:  # noqa: ARG002  # used as they are
@@ -194,11 +199,12 @@ def find_logits(folder: str | Path) -> list[ImageFile]:
     return [found[key] for key in sorted(found)]
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: Path, most: int | None = None) -> np.ndarray:
     """Read one image's scores, without unpickling.
 
     Args:
         path: ``.npy``, or ``.npz`` with one array or one called ``logits``.
+        most: scores of a class; an archive that declares more is refused before it is unpacked. None: any number.
 
     Returns:
         ``[C, H, W]`` or ``[C]``, float32 (int64 where it holds integers), a leading axis of length 1 dropped.
@@ -213,7 +219,9 @@ def read_array(path: Path) -> np.ndarray:
             with loaded as archive:
                 if len(archive.files) != 1 and "logits" not in archive.files:
                     raise BldaError(f"{path} holds {', '.join(archive.files) or 'no array'}: call the one meant logits")
-                array = archive["logits" if "logits" in archive.files else archive.files[0]]
+                name = "logits" if "logits" in archive.files else archive.files[0]
+                _check_declared(archive, name, most)
+                array = archive[name]
         else:
             array = loaded
     except BldaError:
@@ -233,3 +241,20 @@ def read_array(path: Path) -> np.ndarray:
     # In this machine's byte order, and a type that PyTorch has; integers are refused later, as class ids.
     with np.errstate(over="ignore"):  # infinities are refused later, too
         return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)
+
+
+def _check_declared(archive: np.lib.npyio.NpzFile, name: str, most: int | None) -> None:
+    """Refuse an array that is far larger than its image: what is packed well may take all memory.
+
+    Raises:
+        ValueError: it is; or no plain array.
+    """
+    assert archive.zip is not None
+    with archive.zip.open(f"{name}.npy") as stream:
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[np.lib.format.read_magic(stream)]
+        shape = read(stream)[0]
+    if most is not None and math.prod(shape[-2:]) > most:
+        raise ValueError(f"it declares shape {list(shape)}, far larger than the image")

@@ -170,9 +170,9 @@ def to_toml(spec: SegmenterSpec, folder: Path) -> str:
 def _short_form(model: str) -> NetworkSection:
     """The section that a short form stands for."""
     scheme, colon, rest = model.partition(":")
-    if colon and scheme == "hf":
+    if rest and scheme == "hf":
         return NetworkSection("huggingface", path=rest)
-    if colon and scheme == "logits":
+    if rest and scheme == "logits":
         return NetworkSection("logits", path=rest)
     path = Path(model)
     if path.is_dir():

@@ -24,7 +24,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
     Args:
         network: takes the weights.
-        path: ``.safetensors``, or a file of ``torch.save``, read with ``weights_only`` to the CPU.
+        path: a safetensors file, or one of ``torch.save``, read with ``weights_only`` to the CPU.
 
     Raises:
         BldaError: the file cannot be read, holds more than tensors, or does not fit; missing and unexpected keys and
@@ -73,7 +73,9 @@ def state_digest(network: nn.Module) -> str:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise BldaError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # its header's size, then JSON
+    if is_safetensors or path.suffix == ".safetensors":
         safetensors = require_extra("safetensors.torch", "safetensors", "to read .safetensors files")
         try:
             return safetensors.load_file(path, device="cpu")

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from blda_cli.errors import BldaError
+from blda_cli.files import unwritable
 from blda_cli.store.predictions import ARGMAX, CLASSIFICATIONS, PREDICTIONS, RECORD, SCORES
 
 _UNFINISHED = ".partial"
@@ -69,7 +70,7 @@ def begin(folder: Path, overwrite: bool) -> Path:
         for path in work.rglob(".*.part"):  # of a process that was killed while it wrote them
             path.unlink()
     except OSError as error:
-        raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
     return work
 
 
@@ -89,7 +90,7 @@ def finish(folder: Path) -> None:
         shutil.rmtree(work)
         shutil.rmtree(replaced)
     except OSError as error:
-        raise BldaError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
 
 
 def leave(folder: Path) -> None:

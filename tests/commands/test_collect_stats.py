@@ -115,7 +115,11 @@ def test_existing_output_is_kept_without_overwrite(run: Run, refused: Refused, s
     output.write_text("precious")
     arguments = ["collect-stats", *scene.options(), "--output", output]
     assert refused(*arguments) == f"{output} exists already: --overwrite replaces it"
+    assert "no statistics file" in refused(*arguments, "--overwrite")
     assert output.read_text() == "precious"
+    output.unlink()
+    run(*arguments)
+    assert refused(*arguments) == f"{output} exists already: --overwrite replaces it"
     run(*arguments, "--overwrite")
     assert arrays(output)["@images"] == 6
 

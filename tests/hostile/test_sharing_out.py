@@ -117,6 +117,17 @@ def test_two_processes_do_not_write_one_output(world: World) -> None:
             pass
 
 
+def test_a_lock_that_is_a_link_is_not_followed(world: World) -> None:
+    from blda_cli.files import locked
+
+    with locked(world.root / "new.h5"):
+        lock = next(world.root.glob(".*.lock"))
+    (world.root / "precious").write_text("precious")
+    lock.symlink_to("precious")
+    ok(world.collect())
+    assert (world.root / "precious").read_text() == "precious"
+
+
 def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "blda_cli"]
     return subprocess.run(

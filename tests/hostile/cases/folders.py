@@ -1,7 +1,11 @@
 """Outputs that are somebody else's, or the input itself; inputs that change between two runs."""
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -104,7 +108,101 @@ def holding(*names: str, command: str) -> Case:
     return case(f"{command} into a folder with {', '.join(names)}", act, "new", "holds")
 
 
+def over(name: str, command: str = "collect") -> Case:
+    """``--overwrite`` of a file that holds something else."""
+
+    def act(world: World) -> list[str]:
+        if command == "merge":
+            return ["merge", str(world.stats), "--output", str(world.root / name), "--overwrite"]
+        return world.collect("--overwrite", output=name)
+
+    return case(f"{command} over {name}", act, f"{name} is no statistics file")
+
+
+def linked(target: str, command: str) -> Case:
+    """An output behind a link."""
+
+    def act(world: World) -> list[str]:
+        (world.root / "away").symlink_to(target)
+        arguments: list[str] = getattr(world, command)(output="away/x")
+        return arguments
+
+    return case(f"{command} behind a link to {target}", act, "away/x")
+
+
+def without(path: str, *says: str, command: Callable[[World], list[str]]) -> Case:
+    """Something is missing from the predictions."""
+
+    def act(world: World) -> list[str]:
+        lost = world.root / path
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        return command(world)
+
+    return case(f"without {path}", act, *says)
+
+
+def below(command: str) -> Case:
+    """An output below a file."""
+
+    def act(world: World) -> list[str]:
+        arguments: list[str] = getattr(world, command)(output="stats.h5/x")
+        return arguments
+
+    return case(f"{command} below a file", act, "stats.h5/x")
+
+
+def _vanishing(path: str, *options: str) -> Callable[[World], list[str]]:
+    """The network takes images away while it runs."""
+
+    def act(world: World) -> list[str]:
+        origin, place = str(world.root / path), str(world.root / "taken")
+        code = f"(__import__('subprocess').run(['mv', '-n', '-T', {origin!r}, {place!r}]), scores)[1]"
+        world.describe(factory="odd", arguments=f"code = {json.dumps(code)}")
+        return world.collect("--workers", 1, *options)
+
+    return act
+
+
+def _merging(*parts: str, output: str = "new") -> Callable[[World], list[str]]:
+    return lambda world: ["merge", *(str(world.root / part) for part in parts), "--output", str(world.root / output)]
+
+
+def _same_name(kind: Callable[..., Any], name: str) -> Callable[[World], list[str]]:
+    """The same statistics under two names."""
+
+    def act(world: World) -> list[str]:
+        kind(world.stats, world.root / name)
+        return _merging("stats.h5", name)(world)
+
+    return act
+
+
 CASES: list[Case] = [
+    *(over(name) for name in ("tiny.toml", "images/east/1.png", "tiny.py")),
+    over("tiny.toml", "merge"),
+    *(linked("away", command) for command in ("collect", "align", "report", "finetune")),
+    *(linked("nowhere/at/all", command) for command in ("collect", "align", "report")),
+    *(below(command) for command in ("collect", "align", "report", "finetune")),
+    case("statistics in a name of 300 letters", lambda w: w.collect(output="n" * 300), "too long"),
+    case("predictions in a name of 254 letters", lambda w: w.align(stats=None, output="n" * 254), "too long"),
+    case("predictions into the statistics", lambda w: w.align(output="stats.h5"), "stats.h5 is no folder"),
+    case("statistics into a device", lambda w: w.collect(output="/dev/null"), "/dev/null"),
+    case("a report into a device", lambda w: w.report(output="/dev/null"), "/dev/null"),
+    case("a report of statistics that are a picture", lambda w: w.report(stats="images/east/1.png"), "1.png"),
+    case("a report of images", lambda w: w.report(aligned="images"), "images holds no run.json"),
+    case("labels without predictions", lambda w: w.report("--labels", w.labels, aligned=None), "--aligned"),
+    without("aligned/argmax", "argmax", "1.png", command=lambda w: w.report("--labels", w.labels)),
+    without("aligned/predictions", "predictions", "1.png", command=lambda w: w.report("--labels", w.labels)),
+    without("aligned/predictions/east/1.png", "1.png", command=_merging("aligned")),
+    case("merge of statistics and predictions", _merging("stats.h5", "aligned"), "aligned"),
+    case("merge of nothing there", _merging("no.h5"), "no.h5"),
+    case("merge of images", _merging("images"), "images holds no run.json"),
+    case("merge into a part", _merging("aligned", output="aligned"), "aligned holds predictions already"),
+    case("merge of predictions into a file", _merging("aligned", output="stats.h5"), "stats.h5"),
+    case("merge of statistics into a folder", _merging("stats.h5", output="aligned"), "aligned"),
+    case("merge with a link to a part", _same_name(lambda old, new: new.symlink_to(old), "link.h5"), "twice"),
+    case("merge with a second name of a part", _same_name(os.link, "second.h5"), "second.h5", "east/1"),
+    case("a folder of images that vanishes", _vanishing("images/west", "--on-error", "skip"), "2 skipped", code=0),
     case("another image on resume", another_image_on_resume, "1.png", "--overwrite starts anew"),
     case("another label on resume", another_label_on_resume, "1.png", "--overwrite starts anew"),
     case("another image on resumed align", another_image_on_resumed_align, "1.png", "--overwrite starts anew"),

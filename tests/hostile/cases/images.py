@@ -4,9 +4,10 @@ import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.hostile.world import SIZE, Case, World, case
 
@@ -114,6 +115,51 @@ def _label(array: np.ndarray, encoding: str = "auto") -> Callable[[World], list[
     return act
 
 
+def _label_file(name: str, array: np.ndarray, **how: Any) -> Callable[[World], list[str]]:
+    """Another file in the place of the first label."""
+
+    def act(world: World) -> list[str]:
+        (world.labels / "east" / "1.png").unlink()
+        Image.fromarray(array).save(world.labels / "east" / name, **how)
+        return world.collect("--labels", world.labels)
+
+    return act
+
+
+def _turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+def _image_file(name: str, mode: str, size: tuple[int, int] = SIZE, **how: Any) -> Callable[[World], list[str]]:
+    """One image more, of a kind."""
+
+    def act(world: World) -> list[str]:
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+        Image.fromarray(pixels).convert(mode).save(world.images / name, **how)
+        return world.align()
+
+    return act
+
+
+def _frames(name: str) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        first, second = (Image.open(world.images / "east" / f"{number}.png") for number in (1, 3))
+        first.save(world.images / name, save_all=True, append_images=[second])
+        return world.align()
+
+    return act
+
+
+def _no_label(world: World) -> list[str]:
+    (world.labels / "east" / "1.png").unlink()
+    return world.collect("--labels", world.labels)
+
+
+IDS = np.arange(SIZE[0], dtype=np.uint8)[:, None].repeat(SIZE[1], axis=1) % 3
+
+
 def _list(text: str | bytes) -> Callable[[World], list[str]]:
     def act(world: World) -> list[str]:
         data = text.replace("ROOT", str(world.root)).encode() if isinstance(text, str) else text
@@ -179,6 +225,26 @@ CASES: list[Case] = [
     case("a label of a strange value", _label(np.full(SIZE, 77, np.uint8), "ids"), "1.png", "77", "[labels.mapping]"),
     case("a strange value in one label of several", _label(np.full(SIZE, 77, np.uint8)), "77 only in", "1.png"),
     case("a label of a huge value", _label(np.full(SIZE, 60000, np.uint16)), "1.png", "60000"),
+    case("a label of RGBA", _label_file("1.png", np.stack([IDS] * 3 + [IDS * 0], axis=-1)), "4 images", code=0),
+    case("a label of 16 bits", _label_file("1.png", IDS.astype(np.uint16)), "4 images", code=0),
+    case("a label of floats that are ids", _label_file("1.tif", IDS.astype(np.float32)), "4 images", code=0),
+    case("a label of halves", _label_file("1.tif", IDS + np.float32(0.5)), "1.tif", "whole numbers"),
+    case("a label of NaN", _label_file("1.tif", IDS * np.float32(np.nan)), "1.tif", "whole numbers"),
+    case("a label below nothing", _label_file("1.tif", IDS.astype(np.int32) - 5), "1.tif", "whole numbers"),
+    case("a label as JPEG", _label_file("1.jpg", IDS), "no label found for", "1.png"),
+    case("a JPEG called PNG for a label", _label_file("1.png", IDS * 100, format="JPEG"), "1.png"),
+    case("a label that is turned", _label_file("1.png", IDS.T.copy(), exif=_turned()), "4 images", code=0),
+    case("a label in two colours", _label_file("1.png", np.stack([IDS, IDS * 3, IDS], axis=-1)), "1.png", "colour"),
+    case("no label for one", _no_label, "no label found for", "1.png"),
+    case("the images for labels", lambda w: w.collect("--labels", w.images), "no label found for"),
+    case("an image for print", _image_file("z.jpg", "CMYK"), "5 images", code=0),
+    case("a grey image with alpha", _image_file("z.png", "LA"), "5 images", code=0),
+    case("an image that is turned", _image_file("z.jpg", "RGB", exif=_turned()), "5 images", code=0),
+    case("an image of one pixel", _image_file("z.png", "RGB", (1, 1)), "5 images", code=0),
+    case("an image of one row", _image_file("z.png", "RGB", (1, 5000)), "5 images", code=0),
+    case("an image of floats", _image_file("z.tif", "F"), "z.tif", "floating-point"),
+    case("an image of several frames", _frames("z.tif"), "5 images", code=0),
+    case("an image that moves", _frames("z.webp"), "5 images", code=0),
     case("a list of nothing", _list("# nothing\n"), "list.txt"),
     case("a list of what is not there", _list("images/none.png\n"), "list.txt", "line 1"),
     case("a list with a NUL", _list("images/a\0b.png\n"), "list.txt", "line 1"),

@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from tests.hostile.world import Case, World, case, invoke
 
@@ -62,10 +64,61 @@ def _constant(world: World) -> list[str]:
     return world.report("--compare", stats="new.h5", aligned="new")
 
 
+def _stored(change: Callable[[World], Any]) -> Callable[[World], list[str]]:
+    """Ready-made logits after a change."""
+
+    def act(world: World) -> list[str]:
+        change(world)
+        return world.collect(model=f"logits:{world.logits}")
+
+    return act
+
+
+def _archive(*shape: int, **more: Any) -> Callable[[World], Any]:
+    """An archive in the place of the first array."""
+
+    def change(world: World) -> None:
+        (world.logits / "east" / "1.npy").unlink()
+        np.savez_compressed(world.logits / "east" / "1.npz", scores=np.zeros(shape, np.float32), **more)
+
+    return change
+
+
+def _toml(text: Callable[[bytes], bytes]) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        world.toml.write_bytes(text(world.toml.read_bytes()))
+        return world.collect()
+
+    return act
+
+
+def _module(text: str) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        (world.root / "tiny.py").write_text(text)
+        return world.collect()
+
+    return act
+
+
+def _called(model: str) -> Callable[[World], list[str]]:
+    return lambda world: world.collect(model=model)
+
+
+def _named_pth(world: World) -> list[str]:
+    save_file({"head.weight": WEIGHT, "head.bias": BIAS}, world.root / "w.pth")
+    return world.collect("--weights", world.root / "w.pth")
+
+
 def _calibrator(world: World) -> list[str]:
     torch.save({"f": json.loads}, world.root / "calibrator.pth")
     return world.collect("--calibrator", world.root / "calibrator.pth")
 
+
+HEADER = {
+    "head.weight": {"dtype": "F32", "shape": [3, 3, 1, 1], "data_offsets": [0, 36]},
+    "head.bias": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]},
+}
+OVERLAPPING = len(json.dumps(HEADER)).to_bytes(8, "little") + json.dumps(HEADER).encode() + bytes(36)
 
 WEIGHT, BIAS = torch.zeros(3, 3, 1, 1), torch.zeros(3)
 
@@ -90,6 +143,27 @@ CASES: list[Case] = [
     case("double scores", odd("scores.double()"), "4 images", code=0),
     case("channels last", odd("scores.permute(0, 2, 3, 1)"), "[N, H, W, C]", "permute(0, 3, 1, 2)"),
     case("one value everywhere", _constant, "report.html", code=0),
+    case("a tensor of inference mode", odd("torch.inference_mode()(self.head)(images)", "--flip"), code=0),
+    case("an archive far larger than its image", _stored(_archive(3, 200, 200)), "1.npz", "[3, 200, 200]"),
+    case("an archive of two arrays", _stored(_archive(3, 16, 20, other=np.zeros(3))), "1.npz", "logits"),
+    case("an array of a vector among maps", _stored(_archive(3)), "per pixel"),
+    case("an archive of no pixels", _stored(_archive(3, 0, 20)), "1.npz"),
+    case("a description with a mark of Windows", _toml(lambda text: b"\xef\xbb\xbf" + text), "4 images", code=0),
+    case("a description with lines of Windows", _toml(lambda text: text.replace(b"\n", b"\r\n")), code=0),
+    case("a description in UTF-16", _toml(lambda text: text.decode().encode("utf-16")), "tiny.toml"),
+    case("a description of nothing", _toml(lambda text: b""), "tiny.toml", "segmenter.kind"),
+    case("a module that does not parse", _module("def (:"), "tiny", "SyntaxError"),
+    case("a module of NUL", _module("\0"), "tiny"),
+    case("a module without the factory", _module("x = 1"), "tiny", "'make'"),
+    *(
+        case(f"a model called {name}", _called(name), name)
+        for name in ("hf:", "logits:", "tiny:", ":make", "tiny.make", "json:loads", "os:getcwd", "-")
+    ),
+    case("safetensors called .pth", _named_pth, "4 images", code=0),
+    case("safetensors cut short", weights(b"\x10", "w.safetensors"), "w.safetensors"),
+    case("safetensors of a huge header", weights(b"\0" * 7 + b"\x10{}", "w.safetensors"), "w.safetensors"),
+    case("safetensors that overlap", weights(OVERLAPPING, "w.safetensors"), "w.safetensors"),
+    case("torch weights called .safetensors", weights({"head.weight": WEIGHT}, "w.safetensors"), "w.safetensors"),
     case("a calibrator of code", _calibrator, "calibrator.pth"),
     case("class ids", odd("scores.argmax(dim=1)"), "class ids"),
     case("a network that leaves", odd("sys.exit(3)"), "sys.exit"),

@@ -1,14 +1,17 @@
 """Checkpoints and metrics with one thing edited, then ``--resume``."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from tests.hostile.world import Case, World, case, copy, invoke
+from tests.hostile.world import SIZE, Case, World, case, copy, invoke
 
 _PLACE = tempfile.TemporaryDirectory()
 
@@ -75,6 +78,67 @@ def _other_source(world: World) -> list[str]:
     return world.finetune("--resume")
 
 
+def _without(name: str) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        command = _resuming(world)
+        (world.root / "new" / name).unlink()
+        return command
+
+    return act
+
+
+def _set(old: str, new: str) -> Callable[[World], list[str]]:
+    """``config.toml`` edited by hand before the run is to go on."""
+
+    def act(world: World) -> list[str]:
+        _resuming(world)
+        path = world.root / "new" / "config.toml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return ["finetune", "--resume", "--output", str(path.parent), "--device", "cpu", "--quiet"]
+
+    return act
+
+
+def _net(code: str, *options: str) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        world.describe(factory="odd", arguments=f"code = {json.dumps(code)}")
+        return world.finetune(*options)
+
+    return act
+
+
+def _frozen(world: World) -> list[str]:
+    path = world.root / "tiny.py"
+    path.write_text(path.read_text().replace("Nearest(**arguments)", "Nearest(**arguments).requires_grad_(False)"))
+    return world.finetune()
+
+
+def _void(world: World) -> list[str]:
+    for path in world.labels.rglob("*.png"):
+        Image.fromarray(np.full(SIZE, 255, np.uint8)).save(path)
+    return world.finetune()
+
+
+def _another_label(world: World) -> list[str]:
+    assert invoke(world.finetune()).exit_code == 0
+    shutil.copy(world.labels / "east" / "3.png", world.labels / "east" / "1.png")
+    return world.finetune("--resume")
+
+
+def _one_image_more(world: World) -> list[str]:
+    assert invoke(world.finetune()).exit_code == 0
+    for folder in (world.images, world.labels):
+        shutil.copy(folder / "east" / "3.png", folder / "east" / "5.png")
+    return world.finetune("--resume")
+
+
+def _cut_image(world: World) -> list[str]:
+    world.first.write_bytes(world.first.read_bytes()[:300])
+    return world.finetune("--iterations", 8)
+
+
 LINES = (
     b'\xff\n[]\n{"iteration": "x"}\n{"iteration": 1, "losses": 7}\n{"iteration": 1, "validation": {"iou": 3}}\n'
     + b"[" * 9999
@@ -107,4 +171,33 @@ CASES: list[Case] = [
     case("class pixels of noise", _bytes("source_classes.npz", b"PK" + bytes(99)), "new/model.toml", code=0),
     case("a config of noise", _bytes("config.toml", b"\xff\xfe"), "config.toml"),
     case("another image", _other_source, "1.png", "began"),
+    case("another label", _another_label, "1.png", "began"),
+    case("one image more", _one_image_more, "5.png", "began"),
+    case("a record of nothing", _bytes("run.json", b""), "run.json is missing or damaged"),
+    case("a record of odd data", _bytes("run.json", b'{"format": "blda-run", "data": 7}'), "run.json"),
+    case("no record", _without("run.json"), "run.json is missing or damaged"),
+    *(
+        case(f"no {name}", _without(name), "new/model.toml", code=0)
+        for name in ("config.toml", "metrics.jsonl", "checkpoint.pth", "source_classes.npz", "model.toml")
+    ),
+    case("iterations in config.toml", _set("iterations = 2", "iterations = 4"), "training.iterations is 2, here 4"),
+    case("a word in config.toml", _set("iterations = 2", 'iterations = "two"'), "config.toml", "training.iterations"),
+    case("another key in config.toml", _set("iterations = 2", "iteration = 2"), "config.toml", "iteration"),
+    case("an infinite rate in config.toml", _set("learning_rate = ", "learning_rate = inf #"), "learning_rate"),
+    case("lines at other steps", _set("log_every = ", "log_every = 7 #"), "new/model.toml", code=0),
+    case("a batch of 10^11", lambda w: w.finetune("--batch-size", 10**11), "--batch-size", code=2),
+    case("10^12 batches a step", lambda w: w.finetune("--accumulate", 10**12), "--accumulate", code=2),
+    case("a crop larger than an image", lambda w: w.finetune("--crop", 999), "1.png", "--crop 16"),
+    case("a rate that breaks down", lambda w: w.finetune("--learning-rate", "1e30", "--iterations", 6), "loss is"),
+    case("a network that is detached", _net("scores.detach()"), "no gradient"),
+    case("a network that is detached, with DACS", _net("scores.detach()", "--method", "dacs"), "no gradient"),
+    case("a network in inference mode", _net("torch.inference_mode()(self.head)(images)"), "no gradient"),
+    case("a network of NaN", _net("scores * float('nan')"), "loss is nan"),
+    case("a network that leaves", _net("sys.exit(3)"), "sys.exit"),
+    case("a network that is frozen", _frozen, "nothing to train"),
+    case("labels of no class", _void, "labels", "--source-encoding"),
+    case("an image cut short", _cut_image, "1.png"),
+    case("validation without labels", lambda w: w.finetune("--val-images", w.images), "--val-labels"),
+    case("a model that cannot be trained", lambda w: w.finetune("--model", f"logits:{w.logits}"), "logits"),
+    case("settings that are a folder", lambda w: w.finetune("--config", w.images), "images"),
 ]
