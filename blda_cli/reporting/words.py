@@ -137,7 +137,10 @@ def found_gap(gap: DomainGap, images: int) -> str:
     contested = f"{percent(gap.contested)} of the pixels are contested"
     if gap.norms_shifted:
         contested += ", and the averages of its batch norms lie far from those of the images"
-    if gap.distance == 0:
+    if gap.classes < 3:
+        text = "Whether the network is at home on these images cannot be told from fewer than three predicted classes: "
+        text += "its predictions are left alone."
+    elif gap.distance == 0:
         text = f"The network looks at home on these images ({contested}, up to {percent(AT_HOME)} is usual): leave its "
         text += "predictions alone."
     elif gap.distance < 1:

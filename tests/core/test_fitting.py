@@ -308,7 +308,7 @@ def test_the_regression_is_converged() -> None:
     assert isinstance(correction, LinearCorrection)
     label_free = fit_correction(AlignmentSettings(), evidence)
     assert isinstance(label_free, OffsetCorrection)
-    assert label_free.offsets.abs().max() > 0.1
+    assert label_free.offsets.abs().max() > 0.05
     sample = evidence.statistics.sample
     labelled = sample.among(sample.labels != IGNORE_INDEX)
     few, many = (join([replace(part, capacity=size // C)]) for part, size in ((labelled, 16_000), (sample, 4_000)))
@@ -435,7 +435,7 @@ def slow_strength(logits: Tensor) -> tuple[float, float, float]:
     left = [means[c, k] - rows[c] - levels[k] for c in range(C) for k in range(C) if c != k]
     rho = float(np.var(left) / np.var(levels) * C / (C - 2))
     distance = min(max((contested - 0.05) / 0.015, 0), 1)
-    return contested, rho, 0.75 / (1 + rho / 3) * distance
+    return contested, rho, 0.75 / (1 + rho / 3) * distance * (C - 2) / 8
 
 
 @pytest.mark.parametrize("ahead", [0.3, 1.0])
@@ -453,16 +453,40 @@ def test_the_gap_and_the_strength_by_hand(ahead: float) -> None:
 
 
 def test_the_distance_rises_from_home_to_away() -> None:
-    assert [DomainGap(share, 1.0).distance for share in (0.0, 0.05, 0.065, 0.2)] == [0, 0, 1, 1]
-    assert DomainGap(0.0575, 1.0).distance == pytest.approx(0.5)
-    assert DomainGap(0.0, 1.0, norms_shifted=True).distance == 1
+    assert [DomainGap(share, 1.0, 11).distance for share in (0.0, 0.05, 0.065, 0.2)] == [0, 0, 1, 1]
+    assert DomainGap(0.0575, 1.0, 11).distance == pytest.approx(0.5)
+    assert DomainGap(0.0, 1.0, 11, norms_shifted=True).distance == 1
+
+
+def test_few_classes_support_little_correction() -> None:
+    assert [DomainGap(0.2, 1.0, classes).support for classes in (0, 2, 4, 10, 150)] == [0, 0, 0.25, 1, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 150])
+def test_any_number_of_classes_has_a_default(classes: int) -> None:
+    """Random logits, a class that is never predicted among them: finite offsets, none of them for two classes."""
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4, classes, 192, 192, generator=random) + torch.linspace(0, 1.5, classes).view(-1, 1, 1)
+    logits[:, 0] -= 40 if classes > 2 else 0
+    statistics = LogitStatistics(classes, [LabelSource.PSEUDO])
+    statistics.update(logits)
+    evidence = Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
+    gap = domain_gap(statistics.sample)
+    assert gap.classes == (classes - 1 if classes > 2 else 2) or classes == 150
+    for settings in (AlignmentSettings(), AlignmentSettings(tau=1.0)):
+        correction = fit_correction(settings, evidence)
+        assert isinstance(correction, OffsetCorrection)
+        assert bool(correction.offsets.isfinite().all())
+        assert bool((correction.offsets == 0).all()) == (
+            gap.classes < 3 or (settings.tau == "auto" and gap.distance == 0)
+        )
 
 
 def test_batch_norms_tell_that_a_network_is_away() -> None:
     evidence = evidence_of(*scene())
     assert resolve_strength(AlignmentSettings(), evidence) == 0
     gap = domain_gap(evidence.statistics.sample)
-    expected = 0.75 / (1 + gap.disagreement / 3)
+    expected = 0.75 / (1 + gap.disagreement / 3) * gap.support
     assert resolve_strength(AlignmentSettings(), replace(evidence, norms_shifted=True)) == pytest.approx(
         expected, abs=1e-3
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from blda_cli.core.choices import MODERATED, Favour, LabelSource, Method, Shift
 from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.shifts import disagreement, negative_centre
+from blda_cli.core.shifts import MINIMUM_PIXELS, disagreement, negative_centre
 
 AT_HOME, AWAY = 0.05, 0.065
 """Contested shares up to which nothing is corrected, and from which the full moderate strength holds."""
@@ -25,6 +25,7 @@ _PROBE = 0.4
 _MODERATE = {Shift.QUANTILE: 0.2, Shift.LOCATION: 0.4, Shift.BALANCED: 0.4, Shift.TWO_PASS: 0.3}
 _NEGATIVE = 0.75
 _DISAGREEMENT = 3.0
+_ENOUGH_CLASSES = 10
 _FAVOUR_ACCURACY = 1.3
 
 
@@ -36,11 +37,13 @@ class DomainGap:
         contested: share of the pixels that the *opposite* of the negative form, ``f + 0.4 b``, would relabel: pixels
             that under-predicted classes hold by a narrow margin. At home few pixels lie near any border.
         disagreement: see :func:`blda_cli.core.shifts.disagreement`.
+        classes: those predicted often enough for cells of their own.
         norms_shifted: see :class:`Evidence`.
     """
 
     contested: float
     disagreement: float
+    classes: int
     norms_shifted: bool = False
 
     @property
@@ -51,6 +54,11 @@ class DomainGap:
         """
         return 1.0 if self.norms_shifted else min(max((self.contested - AT_HOME) / (AWAY - AT_HOME), 0.0), 1.0)
 
+    @property
+    def support(self) -> float:
+        """1 with ten classes and more, 0 with two: few cells tell a channel's level from what its class is like."""
+        return min(max(self.classes - 2, 0) / (_ENOUGH_CLASSES - 2), 1.0)
+
 
 def domain_gap(sample: PixelSample, norms_shifted: bool = False) -> DomainGap:
     """Tell home from away.
@@ -60,14 +68,15 @@ def domain_gap(sample: PixelSample, norms_shifted: bool = False) -> DomainGap:
         norms_shifted: see :class:`Evidence`; false where nothing is known of batch norms.
 
     Returns:
-        The gap; contested 0 where fewer than two classes are predicted often enough.
+        The gap; contested 0 where fewer than three classes are predicted often enough.
     """
     means, pixels = predicted_means(sample)
     probe = sample.logits + _PROBE * negative_centre(means, pixels).float()
     relabelled = probe.argmax(dim=1) != sample.logits.argmax(dim=1)
     weights = sample.weights()
     contested = float(weights[relabelled].sum() / weights.sum())
-    return DomainGap(contested, disagreement(means, pixels), norms_shifted)
+    classes = int((pixels >= MINIMUM_PIXELS).sum())
+    return DomainGap(contested, disagreement(means, pixels), classes, norms_shifted)
 
 
 def predicted_means(sample: PixelSample) -> tuple[Tensor, Tensor]:
@@ -84,7 +93,8 @@ def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> floa
 
     BLDA's forms and logit adjustment are measured to help at a moderate strength away from home and to harm at home, so
     theirs is a moderate one times :attr:`DomainGap.distance`; that of the negative form falls with the disagreement of
-    the cells about what to correct: ``τ = 0.75 / (1 + ρ / 3) · distance``. The other methods set their own size: 1.
+    the cells about what to correct, and with fewer than ten classes: ``τ = 0.75 / (1 + ρ / 3) · support · distance``.
+    The other methods set their own size: 1.
 
     Raises:
         ValueError: the statistics hold no sampled pixels.
@@ -98,7 +108,7 @@ def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> floa
     if settings.method is Method.LOGIT_ADJUST:
         moderate = 0.3 if settings.label_source is LabelSource.SOFT else 0.2
     elif settings.shift is Shift.NEGATIVE:
-        moderate = _NEGATIVE / (1 + gap.disagreement / _DISAGREEMENT)
+        moderate = gap.support * _NEGATIVE / (1 + gap.disagreement / _DISAGREEMENT)
     else:
         moderate = _MODERATE[settings.shift]
     if settings.favour is Favour.ACCURACY:
