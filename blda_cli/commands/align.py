@@ -1,5 +1,6 @@
 """``blda align``."""
 
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -163,7 +164,7 @@ def command(
     from blda_cli.data.images import refuse_among
     from blda_cli.files import file_digest, locked, real
     from blda_cli.pipelines.align import align, check_statistics, evidence_from_files, fit
-    from blda_cli.reporting.words import found_gap
+    from blda_cli.reporting.words import found_gap, norms_step
     from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
     from blda_cli.segmenters.norms import use_norms
@@ -265,11 +266,16 @@ def command(
             shard=shard,
         )
         if found:
-            monitor.say(found_gap(domain_gap(target.statistics.sample, target.norms_shifted), target.statistics.images))
+            gap = domain_gap(target.statistics.sample, target.norms_shifted)
+            monitor.say(found_gap(gap, target.statistics.images))
+            if gap.distance > 0 and not target.norms_shifted:
+                command = ["blda", "report", "--stats", stats, "--aligned", output, "--output", "report"]
+                more = "labels of a few images, views or training may bring more: the report says how"
+                monitor.say(f"{more}: {shlex.join(map(str, command))}")
         for note in subject.segmenter.notes:
             monitor.say(note)
         if target.norms_shifted:
-            monitor.say(NORMS_HINT)
+            monitor.say(f"{NORMS_HINT}: {norms_step(target.provenance).command}")
         if shard.first:
             monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     if shard.first:

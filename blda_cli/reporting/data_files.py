@@ -6,8 +6,8 @@
   encoding and the share of pixels without a class.
 - ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
   the ``sample`` of pixels or the cells of a label source.
-- ``domain_gap``: ``{"contested", "disagreement", "classes", "norms_shifted", "distance", "support"}``, how far from home
-  the network is, distance 0 to 1; null where no pixels were sampled.
+- ``domain_gap``: ``{"contested", "disagreement", "classes", "norms_shifted", "distance", "support"}``, how far from
+  home the network is, distance 0 to 1; null where no pixels were sampled.
 - ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
 - ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "frequency",
   "verdict"}, "before": VALUES,

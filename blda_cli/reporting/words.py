@@ -9,6 +9,7 @@ from typing import Any
 
 from blda_cli.core.fitting.strength import AT_HOME, FEWEST_IMAGES, DomainGap
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
+from blda_cli.store.provenance import Provenance
 
 _NAMED = 4
 
@@ -79,19 +80,11 @@ def summary(report: Report) -> list[str]:
 def next_steps(report: Report) -> list[Step]:
     """What to do with these findings, the command for it included."""
     made = report.made["statistics"]
-    options = {"--model": "MODEL", "--images": report.provenance.source or "DIR"}
-    options |= report.provenance.common_options()
-    shared = shlex.join(word for name in _SHARED_OPTIONS for word in _words(name, options.get(name)))
+    shared = _shared(report.provenance)
     stats = shlex.quote(str(made["file"]))
     report_command = f"blda report --stats {stats}"
     if made.get("norms_shifted"):
-        return [
-            Step(
-                "The averages of these images lie far from those of the network's batch norms: give it theirs first, "
-                "which may bring more than any correction, and go on with these statistics.",
-                f"blda collect-stats {shared} --norms target --output target-norms.h5",
-            )
-        ]
+        return [norms_step(report.provenance)]
     if not report.runs:
         at_home = report.gap is not None and report.gap.distance == 0
         correct = "Correct the predictions with these statistics, then look at what changed."
@@ -114,22 +107,59 @@ def next_steps(report: Report) -> list[Step]:
                 "The statistics of 8 labelled images make a stronger correction, without training.",
                 f"blda align {shared} --stats {stats} --method supervised --labelled LABELLED.h5 --output supervised",
             ),
+            *_views_step(report),
         ]
     best = max(report.runs, key=_merit)
     if _merit(best) > _merit_of(report.before.scores):
         text = (
             f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train on such labels."
         )
+        options = _options(report.provenance)
         model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
         target = shlex.quote(options["--images"])
         command = f"blda finetune {model} --source-images DIR --source-labels DIR --target-images {target} --output run"
-        return [Step(text, command)]
+        return [Step(text, command), *_views_step(report)]
     return [
         Step(
             "No correction helped here: keep the network's own predictions, or try a weaker correction.",
             f"blda align {shared} --stats {stats} --tau 0.1 --output aligned-weaker",
         )
     ]
+
+
+def norms_step(provenance: Provenance) -> Step:
+    """What to do where the averages of the images lie far from those of the network's batch norms."""
+    return Step(
+        "The averages of these images lie far from those of the network's batch norms: give it theirs first, "
+        "which may bring more than any correction, and go on with these statistics.",
+        f"blda collect-stats {_shared(provenance)} --norms target --output target-norms.h5",
+    )
+
+
+def _views_step(report: Report) -> list[Step]:
+    """Averaged views, where the network can have them and had none."""
+    options = _options(report.provenance)
+    ready_made = report.made["statistics"].get("model", {}).get("kind") == "logits"
+    if ready_made or "--flip" in options or "--scales" in options:
+        return []
+    norms = "" if report.provenance.norms == "source" else f" --norms {shlex.quote(report.provenance.norms)}"
+    return [
+        Step(
+            "Average over views before the correction, which may add to it, at some four times the time.",
+            f"blda align {_shared(report.provenance)}{norms} --flip --scales 0.75,1.0 --output aligned-views",
+        )
+    ]
+
+
+def _options(provenance: Provenance) -> dict[str, Any]:
+    """What the network was run with."""
+    return {"--model": "MODEL", "--images": provenance.source or "DIR"} | provenance.common_options()
+
+
+def _shared(provenance: Provenance) -> str:
+    """The options that a command has in common with the one that counted."""
+    options = _options(provenance)
+    return shlex.join(word for name in _SHARED_OPTIONS for word in _words(name, options.get(name)))
 
 
 def found_gap(gap: DomainGap, images: int) -> str:

@@ -129,7 +129,9 @@ def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats:
 
 def test_what_is_said(run: Run, scene: Scene, stats: Path) -> None:
     result = run("align", *scene.options(), "--stats", stats, "--output", scene.root / "a")
-    assert re.fullmatch(r"The network is away from home .* of the pixels are contested\): .*\n", result.stderr)
+    gap, more = result.stderr.splitlines()
+    assert re.fullmatch(r"The network is away from home .* of the pixels are contested\): .*", gap)
+    assert more.endswith(f"blda report --stats {stats} --aligned {scene.root / 'a'} --output report")
     said = record(scene.root / "a")
     for name, before, after in zip(said["classes"], said["pixels_before"], said["pixels_after"], strict=True):
         line = next(line for line in result.stdout.splitlines() if name in line)

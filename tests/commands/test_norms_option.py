@@ -185,6 +185,7 @@ def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
     assert "statistics collected with --norms target may bring more" in said
     said = run("align", *scene.options(model=normed), "--stats", source, "--output", scene.root / "a").stderr
     assert "statistics collected with --norms target may bring more" in said
+    assert "--norms target --output target-norms.h5" in said
     step = json.loads(run("report", "--stats", source, "--json", "--output", scene.root / "r").stdout)["next_steps"][0]
     model = f"--model {normed} --images {scene.images} --device cpu"
     assert step["command"] == f"blda collect-stats {model} --norms target --output target-norms.h5"

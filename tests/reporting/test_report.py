@@ -19,10 +19,11 @@ from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting import AlignmentSettings
 from blda_cli.core.fitting.settings import PUBLISHED
+from blda_cli.core.fitting.strength import DomainGap
 from blda_cli.data.classes import class_set
-from blda_cli.reporting.model import Estimate, Report, Scores, Verdict, scores_of
+from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
-from blda_cli.reporting.words import next_steps, percent, points, score, summary
+from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, summary
 from blda_cli.store.provenance import Provenance
 
 MakeDomain = Callable[..., Any]
@@ -349,8 +350,6 @@ def test_numbers() -> None:
 
 
 def made_up(before: Scores | None) -> Report:
-    from blda_cli.reporting.model import Predictions
-
     return Report(
         classes=class_set(["road", "bus", "bike"]),
         images=4,
@@ -379,6 +378,31 @@ def test_words() -> None:
     assert next_steps(made_up(None))[0].command == (
         "blda align --model MODEL --images 'some frames' --stats 'my stats.h5' --output aligned"
     )
+
+
+def test_few_classes_are_no_evidence_of_being_at_home() -> None:
+    assert "cannot be told" in found_gap(DomainGap(0.0, 2.0, 2), 20)
+    assert "at home" in found_gap(DomainGap(0.0, 2.0, 11), 20)
+    assert "likely to help" in found_gap(DomainGap(0.1, 2.0, 11), 20)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_views_are_pointed_to_where_there_were_none(scored: bool) -> None:
+    better = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.9, mean_accuracy=0.9)
+
+    def commands(kind: str = "network", **provenance: Any) -> list[str]:
+        before = replace(better, mean_iou=0.1) if scored else None
+        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], better if scored else None), {})
+        found = replace(made_up(before), runs=[aligned], provenance=Provenance(source="some frames", **provenance))
+        found = replace(found, made={"statistics": {"file": "s.h5", "model": {"kind": kind}}})
+        return [step.command for step in next_steps(found) if "views" in step.command]
+
+    assert commands(norms="target", options={"--model": "net.toml"}) == [
+        "blda align --model net.toml --images 'some frames' --norms target --flip --scales 0.75,1.0 "
+        "--output aligned-views"
+    ]
+    assert commands()[0].startswith("blda align --model MODEL --images 'some frames' --flip")
+    assert commands(options={"--flip": True}) == commands(options={"--scales": "0.5,1.0"}) == commands("logits") == []
 
 
 def test_labels_without_any_class_are_said() -> None:
