@@ -85,9 +85,8 @@ class TrainingLoop:
         """The network as it would be written now, were ``images`` the target."""
         segmenter = self.trainer.exported()
         if self._settings.run.target_norms and images:
-            # Training leaves averages of source and mixed crops, which are nothing to hold on to.
             options = InferenceOptions(workers=self.machine.workers)
-            use_norms(segmenter, take_norms(segmenter, enough_for_norms(images), options, keep_source=False))
+            use_norms(segmenter, take_norms(segmenter, enough_for_norms(images), options))
         return segmenter
 
     def train(self, sampler: Sampler) -> None:

@@ -189,7 +189,7 @@ class RunSettings:
     export: Literal["teacher", "student"] = setting("teacher", "The network to write.")
     target_norms: bool = setting(
         True,
-        "Give the written network's batch norms the statistics of the target images (goes beyond the paper).",
+        "Blend the averages of the written network's batch norms with the target images' (goes beyond the paper).",
     )
 
 

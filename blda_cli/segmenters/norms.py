@@ -41,10 +41,12 @@ def take_norms(
     files: Sequence[ImageFile],
     options: InferenceOptions,
     *,
-    keep_source: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Norms | None:
-    """Take averages for a network's batch norms from images.
+    """Take averages for a network's batch norms from images, and blend them with the network's own.
+
+    Those count as as many images as there are, and as eight where there are fewer: mixed evenly, scores rose furthest
+    and fell least, of networks from elsewhere and of those that training leaves alike.
 
     The images go through one by one, as they will be run later. While they do, every norm normalises by the image's
     own averages, so that those behind it see what they will see once all are replaced. A norm that the images
@@ -54,8 +56,6 @@ def take_norms(
         segmenter: its network is as before afterwards.
         files: the images; :func:`enough_for_norms` chooses some of many.
         options: how they are run.
-        keep_source: blend with the network's own averages, which count as as many images as there are, and as eight
-            where there are fewer: mixed evenly, scores rose furthest and fell least.
         advance: called after every image.
 
     Returns:
@@ -75,7 +75,7 @@ def take_norms(
             advance(len(batch.files))
     if images == 0:
         raise BldaError("no image could be read, so there is nothing to average")
-    source_images = max(8, images) if keep_source else 0
+    source_images = max(8, images)
     averages = {
         f"{name}.{kind}".lstrip("."): blend(one, other, source_images, images).float()
         for name, (source, target) in observed.averages().items()

@@ -5,10 +5,10 @@
     python tests/benchmarks/finetune_quality.py --model ../shared/data/nets/dabnet/dabnet.toml ...
 
 Trains every variant with every seed and scores the teacher on all target images, before and after what ``blda align``
-does unless told otherwise; once with the batch norms' averages of the target images, as it is exported, once with those
-that training left. Prints a Markdown table (means over the seeds, ± their standard deviation) and writes everything,
-with the classes' scores, as JSON. Runs that are in the JSON file already are not made again, so a benchmark that was
-stopped goes on.
+does unless told otherwise; once with the batch norms' averages blended with those of the target images, as it is
+exported, once with those that training left. Prints a Markdown table (means over the seeds, ± their standard deviation)
+and writes everything, with the classes' scores, as JSON. Runs that are in the JSON file already are not made again, so
+a benchmark that was stopped goes on.
 
 Tried on the streets (600 steps, one seed, ``--host dacs``, target norms from pairs of images; mIoU / mean accuracy):
 labels of crops, τ 0.1 54.1 / 65.2, τ 1 55.7 / 67.8; labels of whole images, τ 1 56.7 / 67.9 (DACS 53.7 / 64.0); τ 1 on
@@ -224,7 +224,7 @@ def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, A
     assert isinstance(segmenter, NetworkSegmenter)
     as_trained = score(segmenter, target)
     files = find_images(target / "images")
-    use_norms(segmenter, take_norms(segmenter, enough_for_norms(files), InferenceOptions(), keep_source=False))
+    use_norms(segmenter, take_norms(segmenter, enough_for_norms(files), InferenceOptions()))
     return dict(zip(NORMS, (score(segmenter, target), as_trained), strict=True))
 
 

@@ -48,7 +48,7 @@ def make(outputs=4, dropout=0.0, seed=0):
 TOML = """
 [segmenter]
 kind = "python"
-factory = "tiny:make"
+factory = "studentnet:make"
 arguments = {{dropout = {dropout}}}
 
 [classes]
@@ -122,7 +122,7 @@ class Project:
 
 
 def make_project(folder: Path, dropout: float = 0.1) -> Project:
-    (folder / "tiny.py").write_text(NETWORK)
+    (folder / "studentnet.py").write_text(NETWORK)
     (folder / "tiny.toml").write_text(TOML.format(dropout=dropout))
     draw(folder / "day", 6, 1.0, seed=0)
     draw(folder / "dusk", 5, 0.6, seed=1)

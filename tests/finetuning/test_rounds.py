@@ -178,7 +178,7 @@ def test_methods_in_rounds_leave_images_as_they_are_unless_told(project: Any) ->
 
 
 BIASED = """
-from tiny import make
+from studentnet import make
 
 
 def biased(**arguments):
@@ -193,9 +193,9 @@ def biased(project: Any, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     """Settings of a run whose network never predicts some classes."""
 
     def settings(never: str) -> dict[str, Any]:
-        (tmp_path / "tiny.py").write_text((project.folder / "tiny.py").read_text())
+        (tmp_path / "studentnet.py").write_text((project.folder / "studentnet.py").read_text())
         (tmp_path / "biased.py").write_text(BIASED.format(never=never))
-        (tmp_path / "net.toml").write_text(Path(project.model).read_text().replace("tiny:make", "biased:biased"))
+        (tmp_path / "net.toml").write_text(Path(project.model).read_text().replace("studentnet:make", "biased:biased"))
         return {"data__model": str(tmp_path / "net.toml"), "training__iterations": 1, "rounds__rounds": 1}
 
     return settings

@@ -273,7 +273,7 @@ def test_a_class_that_the_labels_never_hold_is_said(project: Any, tmp_path: Path
 
 
 def test_crops_of_a_network_that_resizes_are_warned_of(project: Any, tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text((project.folder / "tiny.py").read_text())
+    (tmp_path / "studentnet.py").write_text((project.folder / "studentnet.py").read_text())
     (tmp_path / "tiny.toml").write_text(Path(project.model).read_text() + "[preprocessing]\nsize = [80, 112]\n")
     for crop, warned in (((32, 40), True), ((40, 56), False)):
         monitor = StopAt(1)

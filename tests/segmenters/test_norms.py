@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from blda_cli.data.images import ImageFile
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
-from blda_cli.segmenters.norms import IMAGES, enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.norms import IMAGES, ObservedNorms, enough_for_norms, take_norms, use_norms
 from blda_cli.segmenters.spec import parse_model
 
 
@@ -31,8 +32,11 @@ def two_norms() -> nn.Sequential:
     return network.eval()
 
 
-def reference(network: nn.Sequential, files: list[ImageFile], share: float) -> dict[str, np.ndarray]:
-    """Float64, one image after another: what the norms see, each image normalised by its own averages on the way."""
+def reference(network: nn.Sequential, files: list[ImageFile]) -> dict[str, np.ndarray]:
+    """Float64, one image after another: what the norms see, each image normalised by its own averages on the way.
+
+    The network's own averages count as eight images, the three of the test as three.
+    """
     seen: dict[int, list[np.ndarray]] = {1: [], 4: []}
     layers: list[Any] = [layer.double() for layer in network]
     for file in files:
@@ -52,25 +56,22 @@ def reference(network: nn.Sequential, files: list[ImageFile], share: float) -> d
         together = np.concatenate(parts, axis=1)
         for name, target in (("running_mean", together.mean(axis=1)), ("running_var", together.var(axis=1, ddof=1))):
             source = getattr(network[number], name).numpy()
-            expected[f"{number}.{name}"] = share * source + (1 - share) * target
+            expected[f"{number}.{name}"] = (8 * source + 3 * target) / 11
     return expected
 
 
-@pytest.mark.parametrize(("keep_source", "share"), [(False, 0.0), (True, 8 / 11)])
-def test_averages_are_those_of_all_pixels_of_all_images(
-    images: list[ImageFile], keep_source: bool, share: float
-) -> None:
+def test_averages_are_those_of_all_pixels_of_all_images(images: list[ImageFile]) -> None:
     network = two_norms()
     segmenter = segmenter_of(network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    norms = take_norms(segmenter, images, InferenceOptions(batch_size=2), keep_source=keep_source)
+    norms = take_norms(segmenter, images, InferenceOptions(batch_size=2))
     assert norms is not None
-    assert (norms.images, norms.source_images) == (3, 8 * keep_source)
+    assert (norms.images, norms.source_images) == (3, 8)
     # Taking them leaves the network and its identity as they are.
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert "norms" not in segmenter.identity
     assert not any(layer._forward_pre_hooks for layer in network)
-    expected = reference(network, images, share)
+    expected = reference(network, images)
     assert norms.averages.keys() == expected.keys()
     for name, values in norms.averages.items():
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -128,16 +129,18 @@ class Pooled(nn.Module):
 
 def test_norms_of_every_sort(images: list[ImageFile]) -> None:
     segmenter = segmenter_of(Pooled().eval())
-    norms = take_norms(segmenter, images, InferenceOptions(), keep_source=False)
+    norms = take_norms(segmenter, images, InferenceOptions())
     assert norms is not None
+    with ObservedNorms(segmenter.module) as observed:
+        for _ in segmenter.stream(images, InferenceOptions()):
+            pass
+    averages = {name: target for name, (_, target) in observed.averages().items()}
     means = np.stack([np.array(Image.open(file.path)).mean(axis=(0, 1)) / 255 for file in images])
     # Behind the pooling every image counts once, whatever its size.
-    np.testing.assert_allclose(norms.averages["pool.1.running_mean"], means.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(norms.averages["pool.1.running_var"], means.var(axis=0, ddof=1), rtol=1e-3)
+    np.testing.assert_allclose(averages["pool.1"][0], means.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(averages["pool.1"][1], means.var(axis=0, ddof=1), rtol=1e-3)
     weights = [np.array(Image.open(file.path)).size for file in images]
-    np.testing.assert_allclose(
-        norms.averages["frozen.running_mean"], np.average(means, axis=0, weights=weights), rtol=1e-5
-    )
+    np.testing.assert_allclose(averages["frozen"][0], np.average(means, axis=0, weights=weights), rtol=1e-5)
     assert not any(name.startswith("unused") for name in norms.averages)
     # One image is one value there: the norm keeps its own.
     alone = take_norms(segmenter, images[:1], InferenceOptions())
@@ -210,16 +213,17 @@ def test_distance_of_two_normal_distributions() -> None:
 
 def test_the_shift_is_the_mean_over_all_channels(images: list[ImageFile]) -> None:
     network = two_norms()
-    norms = take_norms(segmenter_of(network), images, InferenceOptions(), keep_source=False)
+    norms = take_norms(segmenter_of(network), images, InferenceOptions())
     assert norms is not None
-    own = network.state_dict()
+    own, share = network.state_dict(), norms.source_images / (norms.source_images + norms.images)
+    seen = {name: (values - share * own[name]) / (1 - share) for name, values in norms.averages.items()}
     distances = [
-        hellinger(*(values[f"{layer}.running_{kind}"] for values in (own, norms.averages) for kind in ("mean", "var")))
+        hellinger(*(values[f"{layer}.running_{kind}"] for values in (own, seen) for kind in ("mean", "var")))
         for layer in (1, 4)
     ]
     assert norms.shift == pytest.approx(torch.cat(distances).mean().item(), rel=1e-4)
     again = segmenter_of(network)
-    use_norms(again, norms)
+    use_norms(again, replace(norms, averages=seen))
     settled = take_norms(again, images, InferenceOptions())
     assert settled is not None
     assert settled.shift < 1e-6 < norms.shift
