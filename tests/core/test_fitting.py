@@ -466,9 +466,9 @@ def test_few_classes_support_little_correction() -> None:
 def test_any_number_of_classes_has_a_default(classes: int) -> None:
     """Random logits, a class that is never predicted among them: finite offsets, none of them for two classes."""
     random = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(4, classes, 192, 192, generator=random) + torch.linspace(0, 1.5, classes).view(-1, 1, 1)
+    logits = 2 * torch.randn(4, classes, 128, 128, generator=random) + torch.linspace(0, 1.5, classes).view(-1, 1, 1)
     logits[:, 0] -= 40 if classes > 2 else 0
-    statistics = LogitStatistics(classes, [LabelSource.PSEUDO])
+    statistics = LogitStatistics(classes, [LabelSource.PSEUDO], bins=64)
     statistics.update(logits)
     evidence = Evidence(statistics, statistics.cells[LabelSource.PSEUDO])
     gap = domain_gap(statistics.sample)
