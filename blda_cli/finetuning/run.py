@@ -193,7 +193,8 @@ def go_on_from(state: Mapping[str, Any], folder: RunFolder, trainer: Trainer, in
 def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> None:
     """Write the model and the statistics of its logits on the target."""
     folder = loop.folder
-    trained = folder.export(spec, loop.exported(loop.target).module)
+    segmenter = loop.exported(loop.target)
+    trained = folder.export(spec, segmenter.module, adapted_norms="norms" in segmenter.identity)
     if not loop.target:
         return
     # Loaded as any other model, so that the statistics are those of what was written.

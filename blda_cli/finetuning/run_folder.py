@@ -222,8 +222,13 @@ class RunFolder:
         with replacing(self.path / "pictures" / f"{step:06}.png") as temporary:
             Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
 
-    def export(self, spec: SegmenterSpec, network: nn.Module) -> SegmenterSpec:
+    def export(self, spec: SegmenterSpec, network: nn.Module, *, adapted_norms: bool) -> SegmenterSpec:
         """Write the model: ``weights.safetensors``, or ``weights.pth`` where safetensors is not installed.
+
+        Args:
+            spec: how the network came to be described.
+            network: what is written.
+            adapted_norms: whether its batch norms hold averages of the target images.
 
         Returns:
             The description written to ``model.toml``.
@@ -239,7 +244,7 @@ class RunFolder:
             weights = self.path / "weights.safetensors"
             with replacing(weights) as temporary:
                 save_file(state, temporary)
-        trained = replace(spec, segmenter=replace(spec.segmenter, weights=weights))
+        trained = replace(spec, segmenter=replace(spec.segmenter, weights=weights, adapted_norms=adapted_norms))
         _write_text(self.model, to_toml(trained, self.path))
         return trained
 

@@ -154,7 +154,7 @@ def collect_statistics(
         part.unlink(missing_ok=True)
     if isinstance(norms, Norms):
         content.norms = norms
-    elif norms is NormSource.TARGET or (files and has_norms(segmenter)):
+    elif norms is NormSource.TARGET or (files and has_norms(segmenter) and not segmenter.adapted_norms):
         first_part = shard.path(output, 0)
         if shard.first and not part.exists():
             write_statistics(part, _with_norms(content, norms, segmenter, files, inference, monitor))

@@ -78,12 +78,14 @@ class Segmenter(ABC):
             preprocessing, classes' groups. Two segmenters with equal identities give the same logits.
         device: where its logits live.
         notes: one-line remarks for the user (a fixed input size is handled by resizing, ...).
+        adapted_norms: batch norms hold averages of the target images already.
     """
 
     classes: ClassSet
     identity: dict[str, Any]
     device: torch.device
     notes: list[str] = field(default_factory=list)
+    adapted_norms: bool = False
 
     @property
     def module(self) -> nn.Module:

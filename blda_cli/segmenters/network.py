@@ -213,6 +213,7 @@ def network_segmenter(
         identity={"kind": spec.segmenter.kind},
         device=device,
         notes=list(notes),
+        adapted_norms=spec.segmenter.adapted_norms,
         network=network,
         preprocessor=Preprocessor(preprocessing, device),
         outputs=0,

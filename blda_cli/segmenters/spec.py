@@ -32,6 +32,11 @@ class NetworkSection:
     arguments: Mapping[str, Any] = setting({}, "Keyword arguments of the factory.")
     weights: Path | None = setting(None, "`.safetensors`, or `.pth` read with weights_only.")
     channels: int | None = setting(None, "Keep the first so many outputs.", at_least=1, at_most=1 << 16)
+    adapted_norms: bool = setting(
+        False,
+        "Batch norms hold averages of the target images already, as `finetune` writes them: how far they lie from "
+        "those of the images is then no sign of another domain.",
+    )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ import torch
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.norms import SHIFTED
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
@@ -222,13 +223,13 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
 def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Scores with the batch norms' averages as they are, and as the target's images give them."""
     assert isinstance(segmenter, NetworkSegmenter)
-    as_trained = score(segmenter, target)
-    files = find_images(target / "images")
-    use_norms(segmenter, take_norms(segmenter, enough_for_norms(files), InferenceOptions()))
-    return dict(zip(NORMS, (score(segmenter, target), as_trained), strict=True))
+    norms = take_norms(segmenter, enough_for_norms(find_images(target / "images")), InferenceOptions())
+    as_trained = score(segmenter, target, norms is not None and norms.shift >= SHIFTED)
+    use_norms(segmenter, norms)
+    return dict(zip(NORMS, (score(segmenter, target, False), as_trained), strict=True))
 
 
-def score(segmenter: Any, target: Path) -> dict[str, dict[str, Any]]:
+def score(segmenter: Any, target: Path, norms_shifted: bool) -> dict[str, dict[str, Any]]:
     """Scores on all target images by argmax, and after the default alignment with the frames' own statistics."""
     files = find_images(target / "images")
     labels = label_reader(files, target / "labels", segmenter.classes)
@@ -240,7 +241,9 @@ def score(segmenter: Any, target: Path) -> dict[str, dict[str, Any]]:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
     default = AlignmentSettings()
-    correction = fit_correction(default, Evidence(counted, counted.cells[LabelSource.PSEUDO]))
+    correction = fit_correction(
+        default, Evidence(counted, counted.cells[LabelSource.PSEUDO], norms_shifted=norms_shifted)
+    )
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))
     return {name: summary(one, segmenter.classes.names) for name, one in (("argmax", argmax), ("aligned", aligned))}

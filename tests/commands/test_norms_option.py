@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -216,3 +217,19 @@ def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene
     for norms in ("source", "auto"):
         arguments = scene.options("--norms", norms, model=str(scene.root / "net.ts"))
         run("collect-stats", *arguments, "--output", output, "--overwrite")
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_norms_that_training_adapted_are_no_sign_of_another_domain(
+    run: Run, scene: Scene, normed: str, tmp_path: Path, adapted: bool
+) -> None:
+    run(
+        *("finetune", "--model", normed, "--method", "source", "--iterations", 1, "--crop", 32, "--batch-size", 1),
+        *("--source-images", scene.root / "images", "--source-labels", scene.root / "labels"),
+        *("--target-images", scene.root / "images", "--output", tmp_path / "run", "--learning-rate", "1e-9"),
+        *(() if adapted else ("--no-target-norms",)),
+    )
+    model = tmp_path / "run" / "model.toml"
+    assert tomllib.loads(model.read_text())["segmenter"].get("adapted_norms", False) is adapted
+    run("collect-stats", *scene.options(model=str(model)), "--output", tmp_path / "s.h5")
+    assert read_statistics(tmp_path / "s.h5").norms_shifted is not adapted
