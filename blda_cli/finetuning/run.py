@@ -193,8 +193,8 @@ def go_on_from(state: Mapping[str, Any], folder: RunFolder, trainer: Trainer, in
 def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> None:
     """Write the model and the statistics of its logits on the target."""
     folder = loop.folder
-    segmenter = loop.exported(loop.target)
-    trained = folder.export(spec, segmenter.module, adapted_norms="norms" in segmenter.identity)
+    exported = loop.exported(loop.target)
+    trained = folder.export(spec, exported.module, adapted_norms="norms" in exported.identity)
     if not loop.target:
         return
     # Loaded as any other model, so that the statistics are those of what was written.

@@ -240,10 +240,8 @@ def score(segmenter: Any, target: Path, norms_shifted: bool) -> dict[str, dict[s
     for batch in kept:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
-    default = AlignmentSettings()
-    correction = fit_correction(
-        default, Evidence(counted, counted.cells[LabelSource.PSEUDO], norms_shifted=norms_shifted)
-    )
+    evidence = Evidence(counted, counted.cells[LabelSource.PSEUDO], norms_shifted=norms_shifted)
+    correction = fit_correction(AlignmentSettings(), evidence)
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))
     return {name: summary(one, segmenter.classes.names) for name, one in (("argmax", argmax), ("aligned", aligned))}
