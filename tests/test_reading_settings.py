@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blda_cli.errors import BldaError
@@ -87,6 +87,7 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)  # folders are made
 @given(
     share=st.floats(0, 1),
     names=st.none() | TEXT | st.lists(TEXT, min_size=1, unique=True).map(tuple),

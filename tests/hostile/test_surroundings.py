@@ -109,7 +109,7 @@ def test_a_full_disk_is_called_that(world: World, small_disk: Path, command: str
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_no_traceback(world: World) -> None:
     moments = random.Random(0)
-    for number in range(24):
+    for number in range(16):
         command = (world.collect, world.align, world.report, world.finetune)[number % 4]()
         with subprocess.Popen(
             [sys.executable, "-m", "blda_cli", *command],
