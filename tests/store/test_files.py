@@ -49,11 +49,15 @@ def test_errors_of_the_disk_name_the_file(tmp_path: Path) -> None:
 def test_claim_refuses_what_could_not_be_written_later(tmp_path: Path) -> None:
     claim(tmp_path / "deep" / "file.h5", overwrite=False)
     assert list((tmp_path / "deep").iterdir()) == []
-    (tmp_path / "file.h5").write_text("old")
+    old = b"\x89HDF\r\n\x1a\n and more"
+    (tmp_path / "file.h5").write_bytes(old)
     with pytest.raises(BldaError, match=r"file\.h5 exists already: --overwrite replaces it"):
         claim(tmp_path / "file.h5", overwrite=False)
     claim(tmp_path / "file.h5", overwrite=True)
-    assert (tmp_path / "file.h5").read_text() == "old"
+    assert (tmp_path / "file.h5").read_bytes() == old
+    (tmp_path / "notes.h5").write_text("another's")
+    with pytest.raises(BldaError, match="is no statistics file, and --overwrite replaces no other"):
+        claim(tmp_path / "notes.h5", overwrite=True)
     for place in (tmp_path, Path(), Path("/dev/null")):
         with pytest.raises(BldaError, match="give the name of a file to write"):
             claim(place, overwrite=True)
