@@ -26,7 +26,7 @@ FEW_IMAGES = 8
 def has_norms(segmenter: Segmenter) -> bool:
     """Whether averages can be taken for a segmenter at all."""
     try:
-        return bool(_norms(segmenter))
+        return bool(_norms(segmenter.module))
     except BldaError:
         return False
 
@@ -64,8 +64,7 @@ def take_norms(
     Raises:
         BldaError: the network's norms cannot be changed, or an image cannot be read.
     """
-    norms = _norms(segmenter)
-    if not norms:
+    if not _norms(segmenter.module):
         segmenter.notes.append("the network has no batch norms that could take averages of the target")
         return None
     images = 0
@@ -97,7 +96,7 @@ class ObservedNorms:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = _layers(network)
+        self._norms = _norms(network)
         self._own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in self._norms.items()}
         self._moments = {name: ChannelMoments() for name in self._norms}
         self._hooks: list[RemovableHandle] = []
@@ -145,7 +144,7 @@ def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
         return
     own = {
         f"{name}.{kind}".lstrip("."): getattr(norm, kind)
-        for name, norm in _norms(segmenter).items()
+        for name, norm in _norms(segmenter.module).items()
         for kind in _BUFFERS
     }
     foreign = [name for name, values in norms.averages.items() if name not in own or own[name].shape != values.shape]
@@ -162,11 +161,7 @@ def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
 _BUFFERS = ("running_mean", "running_var")
 
 
-def _norms(segmenter: Segmenter) -> dict[str, Any]:
-    return _layers(segmenter.module)
-
-
-def _layers(network: nn.Module) -> dict[str, Any]:
+def _norms(network: nn.Module) -> dict[str, Any]:
     """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
     return {
         name: layer
