@@ -79,3 +79,5 @@ def check_optimizer(saved: Any, parameters: list[nn.Parameter], where: str) -> N
     for index, state in saved.items():
         own = {"step": torch.zeros(()), "exp_avg": parameters[index], "exp_avg_sq": parameters[index]}
         check_alike(state, own, f"{where}.{index}")
+        if state["step"] < 0 or bool((state["exp_avg_sq"] < 0).any()):
+            raise ValueError(f"{where}.{index} counts or squares to less than zero")

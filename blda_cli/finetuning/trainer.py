@@ -177,13 +177,15 @@ class Trainer:
         check_alike(state, {**own, "optimizer": {**own["optimizer"], "state": {}}}, "trainer")
         check_tensors(state, "trainer")
         parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
-        check_optimizer(state["optimizer"]["state"], parameters, "trainer.optimizer.state")
+        moments = state["optimizer"]["state"]
+        check_optimizer(moments, parameters, "trainer.optimizer.state")
         if not 0 <= state["step"] <= self.settings.training.iterations:
             raise ValueError(f"trainer.step is {state['step']}, of {self.settings.training.iterations} iterations")
         self.step, self.stage = state["step"], state["stage"]
         self.student.load_state_dict(state["student"])
         self.teacher.network.load_state_dict(state["teacher"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # The settings say what the groups are: those of a damaged file could hand one parameter another's averages.
+        self._optimizer.load_state_dict({**own["optimizer"], "state": moments})
         self._scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.objective.load_state_dict(state["objective"])

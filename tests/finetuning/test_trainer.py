@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -76,6 +77,32 @@ def test_a_trainer_goes_on_bit_for_bit(project: Any, batches: Callable[..., Any]
     assert all(
         torch.equal(value, banks[1]["target"][name]) for name, value in banks[0]["target"].items() if name != "step"
     )
+
+
+def test_a_damaged_optimizer_cannot_mix_up_parameters(project: Any, batches: Callable[..., Any]) -> None:
+    first, second, third = batches(project, [[0, 1], [2, 3], [4, 5]], training__method="dacs")
+    trained, resumed = (project.trainer(training__method="dacs") for _ in range(2))
+    trained.train_step([first])
+    state = copy.deepcopy(trained.state_dict())
+    for group in state["optimizer"]["param_groups"]:
+        group["params"] = group["params"][::-1]
+        group["lr"], group["betas"] = 1e6, (0.0, 0.0)
+    resumed.load_state_dict(state)
+    for batch in (second, third):
+        trained.train_step([batch])
+        resumed.train_step([batch])
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(trained).items())
+
+
+@pytest.mark.parametrize("name", ["step", "exp_avg_sq"])
+def test_an_optimizer_below_zero_is_refused(project: Any, batches: Callable[..., Any], name: str) -> None:
+    (batch,) = batches(project, [[0, 1]], training__method="dacs")
+    trainer = project.trainer(training__method="dacs")
+    trainer.train_step([batch])
+    state = copy.deepcopy(trainer.state_dict())
+    state["optimizer"]["state"][0][name] -= 2
+    with pytest.raises(ValueError, match=r"state\.0"):
+        trainer.load_state_dict(state)
 
 
 def test_accumulated_batches_are_one_large_batch(still_project: Any, batches: Callable[..., Any]) -> None:
