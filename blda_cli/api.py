@@ -132,7 +132,7 @@ def write_statistics(
         path: the HDF5 file; one that is there is replaced.
         statistics: what was counted.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
-        norm_shift: :attr:`ObservedNorms.shift` of some images: it tells a network that is sure of what is wrong.
+        norm_shift: :attr:`ObservedNorms.shift` of the pass: it tells a network that is sure of what is wrong.
         model: what to note of the network: anything that JSON can hold.
 
     Raises:

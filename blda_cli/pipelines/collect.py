@@ -1,9 +1,9 @@
 """``blda collect-stats``: one pass over images, counting logits."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
-from blda_cli.segmenters.norms import FEW_IMAGES, IMAGES, enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
@@ -152,16 +152,17 @@ def collect_statistics(
     wait_for_all(shard)  # nobody writes before everybody has looked
     if overwrite:
         part.unlink(missing_ok=True)
+    may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms
     if isinstance(norms, Norms):
         content.norms = norms
-    elif norms is NormSource.TARGET or (files and has_norms(segmenter) and not segmenter.adapted_norms):
+    elif norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
         first_part = shard.path(output, 0)
         if shard.first and not part.exists():
             write_statistics(part, _with_norms(content, norms, segmenter, files, inference, monitor))
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
-        provenance = content.provenance = replace(provenance, norm_shift=kept.provenance.norm_shift)
+        content.provenance = replace(provenance, norm_shift=kept.provenance.norm_shift)
     use_norms(segmenter, content.norms)
     content.model = model_identity(segmenter, inference)
     if part.exists():
@@ -178,17 +179,29 @@ def collect_statistics(
     done = set(content.images)
     remaining = [file for file in mine if file.key not in done]
     monitor.start("counting", len(mine), len(mine) - len(remaining))
-    skipped: list[SkippedFile] = []
-    _count(segmenter, remaining, content, part, inference, labels, monitor, skipped)
-    if skipped:
-        content.provenance = replace(provenance, skipped={entry.file.key: entry.reason for entry in skipped})
+    pass_over = _Pass(segmenter, inference, labels, content, part, monitor)
+    if norms is NormSource.SOURCE and shard.first and may_be_away and not content.provenance.norm_shift:
+        # Some images come first, while the norms are watched; what was counted before a stop is run again for that.
+        chosen = enough_for_norms(mine, FEW_IMAGES)
+        with ObservedNorms(segmenter.module) as observed:
+            pass_over.run([file for file in chosen if file.key in done])
+            pass_over.count([file for file in chosen if file.key not in done])
+        content.provenance = replace(content.provenance, norm_shift=observed.shift)
+        remaining = [file for file in remaining if file not in chosen]
+    pass_over.count(remaining)
+    order = {file.key: index for index, file in enumerate(files)}
+    content.images.sort(key=order.__getitem__)
+    provenance = content.provenance
+    if pass_over.skipped:
+        reasons = {entry.file.key: entry.reason for entry in pass_over.skipped}
+        content.provenance = replace(provenance, skipped=reasons)
     content.complete = True
     if shard.world > 1:
         write_statistics(part, content)
         wait_for_all(shard)
         if shard.first:
             parts = [shard.path(output, rank) for rank in range(shard.world)]
-            content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, files)
+            content = _whole(merge_statistics((path, read_statistics(path)) for path in parts), provenance, order)
     if shard.first:
         if content.statistics.images == 0 and provenance.shard is None:
             reason = next(iter(content.skipped.values()))
@@ -208,57 +221,73 @@ def _with_norms(
     monitor: Monitor,
 ) -> StatisticsFile:
     """The content with what the norms are to be, for this process when it goes on after a stop, and for the others."""
-    chosen = enough_for_norms(files, FEW_IMAGES if choice is NormSource.SOURCE else IMAGES)
-    monitor.start("averaging", len(chosen))
 
     def advance(count: int) -> None:
         monitor.advance(count)
         monitor.check()
 
-    try:
-        norms = take_norms(segmenter, chosen, inference, advance=advance)
-    except BldaError:
-        if choice is NormSource.SOURCE:  # where no more than a hint would come of it
-            return content
-        raise
+    if choice is NormSource.AUTO:
+        few = enough_for_norms(files, FEW_IMAGES)
+        monitor.start("comparing norms", len(few))
+        with ObservedNorms(segmenter.module) as observed:
+            for batch in segmenter.stream(few, inference, skipped=[]):
+                advance(len(batch.files))
+        if observed.shift < SHIFTED:
+            return replace(content, provenance=replace(content.provenance, norm_shift=observed.shift))
+    chosen = enough_for_norms(files)
+    monitor.start("averaging", len(chosen))
+    norms = take_norms(segmenter, chosen, inference, advance=advance)
     if norms is None:
         return content
-    if choice is NormSource.SOURCE or (choice is NormSource.AUTO and norms.shift < SHIFTED):
-        return replace(content, provenance=replace(content.provenance, norm_shift=norms.shift))
     use_norms(segmenter, norms)
     return replace(content, model=model_identity(segmenter, inference), norms=norms)
 
 
-def _count(
-    segmenter: Segmenter,
-    files: Sequence[ImageFile],
-    content: StatisticsFile,
-    part: Path,
-    inference: InferenceOptions,
-    labels: LabelReader | None,
-    monitor: Monitor,
-    skipped: list[SkippedFile],
-) -> None:
-    """Count ``files``, keeping what is counted in ``part`` now and then and when something stops it."""
-    kept = time.monotonic()
-    device = _counting_device(segmenter.device)
-    try:
-        for batch in segmenter.stream(files, inference, labels, skipped):
-            keys = [file.key for file in batch.files]
-            labels_there = None if batch.labels is None else batch.labels.to(device)
-            content.statistics.update(batch.logits.to(device), labels_there, keys)
-            content.images += keys
-            monitor.advance(len(keys))
-            monitor.check()
-            if time.monotonic() - kept > CHECKPOINT_SECONDS:
-                write_statistics(part, content)
-                kept = time.monotonic()
-    except (BldaError, Interrupted):  # raised between batches: what is counted is whole
-        if content.images:
-            write_statistics(part, content)
-        else:
-            part.unlink(missing_ok=True)
-        raise
+@dataclass
+class _Pass:
+    """The pass over the images.
+
+    Attributes:
+        segmenter, inference, labels, monitor: see :func:`collect_statistics`.
+        content: what is counted so far.
+        part: where that is kept now and then, and when something stops it.
+        skipped: images that could not be read.
+    """
+
+    segmenter: Segmenter
+    inference: InferenceOptions
+    labels: LabelReader | None
+    content: StatisticsFile
+    part: Path
+    monitor: Monitor
+    skipped: list[SkippedFile] = field(default_factory=list)
+
+    def run(self, files: Sequence[ImageFile]) -> None:
+        """Run the network for what is seen of it on the way."""
+        for _ in self.segmenter.stream(files, self.inference, skipped=[]):
+            self.monitor.check()
+
+    def count(self, files: Sequence[ImageFile]) -> None:
+        """Count images."""
+        content, kept = self.content, time.monotonic()
+        device = _counting_device(self.segmenter.device)
+        try:
+            for batch in self.segmenter.stream(files, self.inference, self.labels, self.skipped):
+                keys = [file.key for file in batch.files]
+                labels_there = None if batch.labels is None else batch.labels.to(device)
+                content.statistics.update(batch.logits.to(device), labels_there, keys)
+                content.images += keys
+                self.monitor.advance(len(keys))
+                self.monitor.check()
+                if time.monotonic() - kept > CHECKPOINT_SECONDS:
+                    write_statistics(self.part, content)
+                    kept = time.monotonic()
+        except (BldaError, Interrupted):  # raised between batches: what is counted is whole
+            if content.images:
+                write_statistics(self.part, content)
+            else:
+                self.part.unlink(missing_ok=True)
+            raise
 
 
 def _counting_device(device: torch.device) -> torch.device:
@@ -277,9 +306,10 @@ def _being_replaced(output: Path, shard: Shard) -> bool:
 def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], output: Path) -> StatisticsFile:
     """What an earlier call kept, if it is of the same model and counts the same."""
     kept = read_statistics(part)
-    difference = difference_of_kind(kept, fresh)
+    difference = None
     for name in ("source", "labels", "norms", "shard"):
         difference = difference or difference_of(getattr(kept.provenance, name), getattr(fresh.provenance, name), name)
+    difference = difference or difference_of_kind(kept, fresh)
     if not set(kept.images) <= {file.key for file in files}:
         difference = difference or "the images"
     if difference:
@@ -289,14 +319,14 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], outp
         )
     for source, cells in kept.statistics.cells.items():
         cells.counts = cells.counts.to(fresh.statistics.cells[source].counts.device)
-    return replace(kept, provenance=fresh.provenance, complete=False)
+    provenance = replace(fresh.provenance, norm_shift=kept.provenance.norm_shift)
+    return replace(kept, provenance=provenance, complete=False)
 
 
-def _whole(merged: StatisticsFile, provenance: Provenance, files: Sequence[ImageFile]) -> StatisticsFile:
+def _whole(merged: StatisticsFile, provenance: Provenance, order: Mapping[str, int]) -> StatisticsFile:
     """What one process would have counted, from what several did."""
-    order = {file.key: index for index, file in enumerate(files)}
     return replace(
         merged,
-        images=sorted(merged.images, key=lambda key: order[key]),
+        images=sorted(merged.images, key=order.__getitem__),
         provenance=replace(provenance, skipped=merged.skipped),
     )

@@ -5,7 +5,7 @@ Nothing is trained: only the means and variances that the layers normalise by ar
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ IMAGES = 32
 
 FEW_IMAGES = 8
 """Images that tell how far the target's averages lie from the network's own."""
+
+_ROWS = 32
+"""Of a feature map with more rows at least so many are looked at, and fewer than twice as many."""
 
 
 def has_norms(segmenter: Segmenter) -> bool:
@@ -68,7 +71,7 @@ def take_norms(
         segmenter.notes.append("the network has no batch norms that could take averages of the target")
         return None
     images = 0
-    with ObservedNorms(segmenter.module) as observed:
+    with _ReplacedNorms(segmenter.module) as replaced:
         for batch in segmenter.stream(files, replace(options, batch_size=1), skipped=[]):
             images += len(batch.files)
             advance(len(batch.files))
@@ -77,21 +80,20 @@ def take_norms(
     source_images = max(8, images)
     averages = {
         f"{name}.{kind}".lstrip("."): blend(one, other, source_images, images).float()
-        for name, (source, target) in observed.averages().items()
+        for name, (source, target) in replaced.averages().items()
         for kind, one, other in zip(_BUFFERS, source, target, strict=True)
     }
-    return Norms(averages, images, source_images, observed.shift)
+    return Norms(averages, images, source_images)
 
 
 class ObservedNorms:
-    """Watches what a network's batch norms see; within ``with`` they normalise every batch by its own averages.
+    """Watches what a network's batch norms see within ``with``, and changes nothing.
 
-    So that those behind a norm see what they will see once all are replaced, images should go through one by one. The
-    network is as before afterwards::
+    It costs little: of a feature map some fifty rows are looked at::
 
         with ObservedNorms(network) as norms:
-            for image in images:
-                network(image)
+            for images in loader:
+                network(images)
         norms.shift
     """
 
@@ -101,16 +103,21 @@ class ObservedNorms:
         self._moments = {name: ChannelMoments() for name in self._norms}
         self._hooks: list[RemovableHandle] = []
 
-    def __enter__(self) -> "ObservedNorms":
-        observed = [(norm, _observer(self._moments[name])) for name, norm in self._norms.items()]
-        self._hooks = [norm.register_forward_pre_hook(observer) for norm, observer in observed]
+    def __enter__(self) -> Self:
+        def observer(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _, inputs: self._see(name, inputs[0])
+
+        self._hooks = [norm.register_forward_pre_hook(observer(name)) for name, norm in self._norms.items()]
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        for name, norm in self._norms.items():
-            _put(norm, *self._own[name])
+
+    def _see(self, name: str, values: Tensor) -> None:
+        # Rows next to each other tell much the same. Not from the border, where padding shows.
+        step = max(1, values.shape[2] // _ROWS) if values.ndim == 4 else 1
+        self._moments[name].update(values[:, :, step // 2 :: step] if step > 1 else values)
 
     def averages(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
         """Means and variances, float64 ``[channels]``, the network's own and those seen, of every norm that saw any."""
@@ -125,9 +132,27 @@ class ObservedNorms:
 
     @property
     def shift(self) -> float:
-        """How far what was seen lies from what the network was trained with, see :attr:`Norms.shift`; 0 of nothing."""
+        """How far what was seen lies from the network's own averages; 0 where nothing was.
+
+        The mean of :func:`blda_cli.core.norms.hellinger` over all channels of all norms; see there from when on it
+        says that a network is not at home.
+        """
         distances = [hellinger(*source, *target) for source, target in self.averages().values()]
         return float(torch.cat(distances).mean()) if distances else 0.0
+
+
+class _ReplacedNorms(ObservedNorms):
+    """Within ``with`` every norm normalises each batch by its own averages; the network is as before afterwards."""
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        for name, norm in self._norms.items():
+            _put(norm, *self._own[name])
+
+    def _see(self, name: str, values: Tensor) -> None:
+        mean, variance = self._moments[name].update(values)
+        if values.numel() > values.shape[1]:
+            _put(self._norms[name], mean, variance)
 
 
 def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
@@ -168,15 +193,6 @@ def _norms(network: nn.Module) -> dict[str, Any]:
         for name, layer in network.named_modules()
         if all(isinstance(getattr(layer, kind, None), Tensor) for kind in _BUFFERS)
     }
-
-
-def _observer(moments: ChannelMoments) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def observe(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-        mean, variance = moments.update(inputs[0])
-        if inputs[0].numel() > inputs[0].shape[1]:
-            _put(norm, mean, variance)
-
-    return observe
 
 
 def _put(norm: Any, mean: Tensor, variance: Tensor) -> None:

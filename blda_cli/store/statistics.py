@@ -397,7 +397,7 @@ def _write_anchors(group: h5py.Group, cells: LogitHistogram, content: Statistics
 
 
 def _write_norms(group: h5py.Group, norms: Norms) -> None:
-    group.attrs.update(images=norms.images, source_images=norms.source_images, shift=norms.shift)
+    group.attrs.update(images=norms.images, source_images=norms.source_images)
     for name, values in norms.averages.items():
         group[name] = values.numpy()
 
@@ -409,4 +409,4 @@ def _read_norms(file: CheckedFile) -> Norms:
         size = file.shape(f"norms/{name}")[0] if file.shape(f"norms/{name}") else 0
         averages[name] = torch.from_numpy(file.array(f"norms/{name}", size, kind="f", least=least).astype(np.float32))
     images, source = (file.attribute(name, int, "norms") for name in ("images", "source_images"))
-    return Norms(averages, images, source, file.attribute("shift", float, "norms"))
+    return Norms(averages, images, source)

@@ -45,7 +45,7 @@ from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, take_norms, use_norms
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.provenance import Provenance
 
@@ -223,8 +223,12 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
 def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Scores with the batch norms' averages as they are, and as the target's images give them."""
     assert isinstance(segmenter, NetworkSegmenter)
-    norms = take_norms(segmenter, enough_for_norms(find_images(target / "images")), InferenceOptions())
-    as_trained = score(segmenter, target, norms is not None and norms.shift >= SHIFTED)
+    files = find_images(target / "images")
+    norms = take_norms(segmenter, enough_for_norms(files), InferenceOptions())
+    with ObservedNorms(segmenter.module) as observed:
+        for _ in segmenter.stream(enough_for_norms(files, FEW_IMAGES), InferenceOptions()):
+            pass
+    as_trained = score(segmenter, target, observed.shift >= SHIFTED)
     use_norms(segmenter, norms)
     return dict(zip(NORMS, (score(segmenter, target, False), as_trained), strict=True))
 

@@ -38,13 +38,16 @@ class Nearest(nn.Module):
             self.head.weight.copy_(2 * sharpness * colors[:, :, None, None])
             self.head.bias.copy_(-sharpness * colors.square().sum(dim=1))
             self.head.bias[0] += bias
+            for values, unit in ((self.head.weight, 64), (self.head.bias, 2**16)):
+                values.copy_((unit * values).round() / unit)
 
     def forward(self, images):
         self.calls += 1
         number, _, call = os.environ.get("TINY_SIGNAL", "").partition("@")
         if number and int(call) == self.calls:
             os.kill(os.getpid(), int(number))
-        return self.head(images)
+        # Of few bits, so that every sum is exact: logits do not depend on the batch's size or the processor.
+        return self.head((1024 * images).round() / 1024)
 
 
 def make(**arguments):

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from blda_cli.core.norms import SHIFTED, hellinger
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
@@ -166,6 +167,49 @@ def test_a_run_that_was_stopped_goes_on_with_its_norms(
     assert not list(scene.root.glob("*.partial"))
 
 
+def test_norms_are_watched_in_the_pass_that_counts(
+    process: Process, run: Run, torchrun: Torchrun, scene: Scene, normed: str
+) -> None:
+    whole, output = scene.root / "whole.h5", scene.root / "s.h5"
+    options = scene.options(model=normed)
+    run("collect-stats", *options, "--output", whole)
+    shift = read_statistics(whole).provenance.norm_shift
+    assert shift > SHIFTED
+    # Seven calls of the network: six images counted, none run before.
+    env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@7"}
+    assert process("collect-stats", *options, "--output", output, env=env).returncode == 0
+    assert read_statistics(output).provenance.norm_shift == shift
+    # A run that was stopped sees all of them all the same.
+    env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@3"}
+    output = scene.root / "stopped.h5"
+    done = process("collect-stats", *options, "--output", output, "--quiet", env=env)
+    assert done.returncode == 130, done.stderr
+    assert "going on after 3 of 6" in run("collect-stats", *options, "--output", output).stderr
+    assert read_statistics(output).provenance.norm_shift == pytest.approx(shift, rel=1e-9)
+    assert read_statistics(output).images == read_statistics(whole).images
+    np.testing.assert_array_equal(counts(output), counts(whole))
+    # The first of several processes watches its share.
+    assert torchrun("collect-stats", *options, "--output", output, "--overwrite").returncode == 0
+    assert read_statistics(output).norms_shifted
+    np.testing.assert_array_equal(counts(output), counts(whole))
+
+
+def test_images_come_in_their_order_whichever_were_watched(run: Run, scene: Scene, normed: str, tmp_path: Path) -> None:
+    images, output = tmp_path / "twenty", tmp_path / "s.h5"
+    images.mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8), (number, 9 * number, 250 - number)).save(images / f"{number:02}.png")
+    run("collect-stats", "--model", normed, "--images", images, "--device", "cpu", "--output", output)
+    content = read_statistics(output)
+    assert content.images == [f"{number:02}" for number in range(20)]
+    assert content.statistics.images == 20
+    # Every third image is watched: mean and variance per channel, by hand.
+    pixels = np.array([(number, 9 * number, 250 - number) for number in range(0, 20, 3)]) / 255
+    source = torch.tensor([0.3, 0.5, 0.2]).double(), torch.tensor([0.5, 0.02, 0.1]).double()
+    target = torch.from_numpy(pixels.mean(axis=0)), torch.from_numpy(pixels.var(axis=0))
+    assert content.provenance.norm_shift == pytest.approx(hellinger(*source, *target).mean().item(), rel=0.01)
+
+
 def test_two_processes_have_one_network(torchrun: Torchrun, scene: Scene, normed: str, stats: Path) -> None:
     output = scene.root / "s.h5"
     done = torchrun("collect-stats", *scene.options("--norms", "target", model=normed), "--output", output)
@@ -181,6 +225,7 @@ def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
     run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", output)
     assert read_statistics(output).model == read_statistics(stats).model
     np.testing.assert_array_equal(counts(output), counts(stats))
+    assert read_statistics(output).provenance.norm_shift == 0  # those it normalises by are its own now
     # Without them they are pointed to, with the command.
     said = run("collect-stats", *scene.options(model=normed), "--output", source).stderr
     assert "statistics collected with --norms target may bring more" in said
