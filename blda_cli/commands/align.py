@@ -349,7 +349,7 @@ def _collected(
         subject.segmenter,
         subject.files,
         path,
-        counting=CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT)),
+        counting=CountingOptions(tuple(dict.fromkeys((LabelSource.PSEUDO, settings.label_source)))),
         inference=inference,
         labels=None,
         norms=norms_from(norms),

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=choice(LabelSource),
     help="Count each pixel under its label, under the network's argmax, or under every class by its probability; "
-    "repeatable.  [default: pseudo and soft, and ground_truth where --labels is given]",
+    "repeatable.  [default: pseudo, and ground_truth where --labels is given]",
 )
 @click.option(
     "--logit-space",
@@ -98,7 +98,7 @@ def command(
 
     if bins & (bins - 1):
         raise click.UsageError(f"--bins {bins} is not a power of two; {1 << bins.bit_length()} is the next")
-    chosen = [LabelSource(source) for source in sources] or [LabelSource.PSEUDO, LabelSource.SOFT]
+    chosen = [LabelSource(source) for source in sources] or [LabelSource.PSEUDO]
     if labels and not sources:
         chosen.insert(0, LabelSource.GROUND_TRUTH)
     if LabelSource.GROUND_TRUTH in chosen and not labels:

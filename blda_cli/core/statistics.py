@@ -33,7 +33,7 @@ class LogitStatistics:
     def __init__(
         self,
         num_classes: int,
-        sources: Iterable[LabelSource | str] = (LabelSource.PSEUDO, LabelSource.SOFT),
+        sources: Iterable[LabelSource | str] = (LabelSource.PSEUDO,),
         *,
         space: LogitSpace = LogitSpace.RAW,
         bins: int = DEFAULT_BINS,

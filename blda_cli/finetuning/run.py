@@ -204,7 +204,7 @@ def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> 
         segmenter,
         loop.target[::stride],
         folder.path / "statistics.h5",
-        counting=CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT)),
+        counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=InferenceOptions(workers=loop.machine.workers),
         labels=None,
         provenance=provenance,

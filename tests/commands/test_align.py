@@ -321,6 +321,12 @@ def test_label_source_that_was_not_counted(run: Run, refused: Refused, scene: Sc
     said = refused("align", *scene.options("--label-source", "ground_truth"), "--output", output)
     assert said == "--label-source ground_truth needs --stats collected with --labels"
     assert not output.exists()
+    # Statistics that are collected on the way count what is asked for.
+    run("align", *scene.options("--label-source", "soft", "--tau", "1"), "--output", output)
+    with h5py.File(f"{output}.h5") as file:
+        assert set(file["cells"]) == {"pseudo", "soft"}
+    said = refused("align", *scene.options("--label-source", "soft"), "--stats", stats, "--output", output)
+    assert "is there" in said
 
 
 def test_too_few_pixels_correct_nothing(run: Run, scene: Scene) -> None:

@@ -51,13 +51,12 @@ def whole(run: Run, scene: Scene) -> Path:
 def test_counts_of_all_sources(whole: Path, scene: Scene) -> None:
     pixels = 3 * (48 * 64 + 40 * 56)
     with h5py.File(whole) as file:
-        assert set(file["cells"]) == {"ground_truth", "pseudo", "soft"}
+        assert set(file["cells"]) == {"ground_truth", "pseudo"}
         assert file.attrs["images"] == 6
         assert file.attrs["pixels"] == pixels
         assert file["cells/ground_truth/counts"][:, 0].sum() == pixels - 6 * 2
         assert file["confusion"][()].sum() == pixels - 6 * 2
         assert file["cells/pseudo/counts"][:, 0].sum() == pixels
-        assert file["cells/soft/counts"][:, 0].sum() == pytest.approx(pixels, rel=1e-3)
         assert [key.decode() for key in file["progress/images"]] == scene.keys
         model = json.loads(file.attrs["model"])
         assert model["factory"] == "tiny:make"
@@ -80,7 +79,7 @@ def test_what_is_said(run: Run, scene: Scene) -> None:
     output = scene.root / "s.h5"
     result = run("collect-stats", *scene.options("--labels", str(scene.labels)), "--output", output)
     assert result.stdout == (
-        f"{output}: 6 images, 15,936 pixels, 0 skipped, 4 classes, labels from ground_truth, pseudo, soft\n"
+        f"{output}: 6 images, 15,936 pixels, 0 skipped, 4 classes, labels from ground_truth, pseudo\n"
     )
     assert result.stderr == "labels: ids; 0.1% of the pixels have no class\n"
 
@@ -92,7 +91,7 @@ def test_json_and_quiet(run: Run, scene: Scene) -> None:
     said = json.loads(result.stdout)
     assert said["images"] == 6
     assert said["skipped"] == 0
-    assert said["label_sources"] == ["ground_truth", "pseudo", "soft"]
+    assert said["label_sources"] == ["ground_truth", "pseudo"]
     assert sum(said["predicted_share"].values()) == pytest.approx(1)
     assert list(said["predicted_share"]) == ["road", "tree", "car", "sky"]
 
@@ -189,7 +188,7 @@ def test_a_run_goes_on_after_an_image_that_could_not_be_read(
         (["--flip"], "inference.flip"),
         (["--bins", "64"], "bins"),
         (["--logit-space", "centred"], "logit space"),
-        (["--label-source", "pseudo"], "label sources"),
+        (["--label-source", "soft"], "label sources"),
     ],
 )
 def test_what_was_counted_otherwise_is_not_gone_on_with(

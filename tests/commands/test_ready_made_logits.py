@@ -33,7 +33,8 @@ def classifier(tmp_path: Path) -> Path:
 def test_classifier_from_logits_to_predictions(run: Run, classifier: Path) -> None:
     options = ["--model", f"logits:{classifier / 'logits'}", "--images", classifier / "logits", "--device", "cpu"]
     stats, output = classifier / "s.h5", classifier / "a"
-    result = run("collect-stats", *options, "--labels", classifier / "labels.csv", "--output", stats, "--json")
+    counting = ["--labels", classifier / "labels.csv", "--label-source", "soft", "--label-source", "ground_truth"]
+    result = run("collect-stats", *options, *counting, "--output", stats, "--json")
     assert json.loads(result.stdout)["pixels"] == COUNT
     with h5py.File(stats) as file:
         assert file["confusion"][()].sum() == COUNT

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from blda_cli.commands import cli
+from blda_cli.core.choices import LabelSource
 
 CLASSES = ("road", "tree", "car")
 COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60]])
@@ -181,8 +182,9 @@ def build(root: Path) -> World:
     (root / "tiny.py").write_text(NETWORK)
     world = World(root)
     world.describe()
+    every_source = [part for source in LabelSource for part in ("--label-source", source)]
     for command in (
-        world.collect("--labels", world.labels, "--bins", 64, output="stats.h5"),
+        world.collect("--labels", world.labels, "--bins", 64, *every_source, output="stats.h5"),
         world.align(output="aligned"),
     ):
         done = invoke(command)
