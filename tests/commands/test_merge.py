@@ -8,10 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
+from blda_cli.core.choices import LabelSource
+
 if TYPE_CHECKING:
     from tests.commands.conftest import Run, Scene
 
 Refused = Callable[..., str]
+
+SOURCES = [part for source in LabelSource for part in ("--label-source", source)]
 
 
 @pytest.fixture
@@ -23,14 +27,14 @@ def halves(run: Run, scene: Scene) -> list[Path]:
         paths.append(scene.root / f"{side}.h5")
         run(
             *("collect-stats", "--model", scene.model, "--images", pattern, "--labels", scene.labels),
-            *("--device", "cpu", "--output", paths[-1], "--quiet"),
+            *("--device", "cpu", "--output", paths[-1], "--quiet", *SOURCES),
         )
     return paths
 
 
 def test_halves_add_up_to_the_whole_bit_for_bit(run: Run, scene: Scene, halves: list[Path]) -> None:
     whole, merged = scene.root / "whole.h5", scene.root / "merged.h5"
-    run("collect-stats", *scene.options(), "--labels", scene.labels, "--output", whole)
+    run("collect-stats", *scene.options(), "--labels", scene.labels, *SOURCES, "--output", whole)
     result = run("merge", *halves, "--output", merged)
     assert result.stdout == f"{merged}: 6 images, 15,936 pixels\n"
     names: list[str] = []

@@ -96,7 +96,7 @@ def test_the_model_is_one_for_the_other_commands(finished: tuple[Path, dict[str,
     check_statistics(segmenter, InferenceOptions(), content, output / "statistics.h5", force=False)
     assert content.complete
     assert content.statistics.images == 5
-    assert set(content.statistics.cells) == {LabelSource.PSEUDO, LabelSource.SOFT}
+    assert set(content.statistics.cells) == {LabelSource.PSEUDO}
 
 
 class StopAt(SilentMonitor):

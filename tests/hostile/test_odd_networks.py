@@ -22,7 +22,7 @@ def test_a_network_may_keep_its_tensors(world: World, code: str, options: str) -
     world.describe(factory="odd", arguments=f"code = {json.dumps(code)}")
     ok(world.collect(*options.split(), output="odd.h5"))
     plain, odd = datasets(world.root / "plain.h5"), datasets(world.root / "odd.h5")
-    assert (plain["cells/soft/counts"] == odd["cells/soft/counts"]).all()
+    assert (plain["cells/pseudo/counts"] == odd["cells/pseudo/counts"]).all()
 
 
 def test_what_a_network_prints_is_not_in_the_json(world: World) -> None:
