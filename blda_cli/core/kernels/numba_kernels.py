@@ -16,6 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blda_cli.core.kernels import torch_kernels
 from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids
 
 _BLOCK = 512  # pixels: a block's temporaries, 12 bytes a logit, stay in the first two levels of cache
@@ -32,6 +33,22 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 _SOFT_SCALE = np.float32(1 / SOFT_UNIT)
 
 Array = NDArray[Any]
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """See :func:`blda_cli.core.kernels.argmax`."""
+    if logits.dtype is torch.float64:  # which float32 could not tell apart
+        return torch_kernels.argmax(logits)
+    return align_offset(logits, torch.zeros(logits.shape[1]))
+
+
+def align_offset(logits: Tensor, offsets: Tensor) -> Tensor:
+    """See :func:`blda_cli.core.kernels.align_offset`."""
+    ids, added = empty_ids(logits), offsets.float().numpy()
+    for image, start, values in _rows(logits):
+        out = ids[image, start : start + values.shape[1]].numpy()
+        _in_threads(_highest, values.shape[1], _TASK, values, added, out)
+    return ids
 
 
 def count_cells(counts: Tensor, logits: Tensor, labels: Tensor, limit: float) -> None:
@@ -64,6 +81,23 @@ def align_quantile(logits: Tensor, factors: Tensor, limit: float) -> Tensor:
         out = ids[image, start : start + values.shape[1]].numpy()
         _in_threads(_align, values.shape[1], _TASK, values, table, scale, out)
     return ids
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _highest(first: int, last: int, logits: Array, offsets: Array, ids: Array) -> None:
+    highest, winner = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    for start in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - start)
+        highest[:] = -np.inf
+        winner[:] = 0
+        for channel in range(logits.shape[0]):
+            row, offset = logits[channel, start : start + size], offsets[channel]
+            for j in range(size):
+                score = row[j] + offset
+                winner[j] = channel if score > highest[j] else winner[j]
+                highest[j] = max(score, highest[j])
+        for j in range(size):
+            ids[start + j] = winner[j]
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
