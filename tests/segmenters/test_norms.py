@@ -126,7 +126,8 @@ class Pooled(nn.Module):
         return self.head(self.frozen(images) + self.pool(images))  # type: ignore[no-any-return]
 
 
-def test_norms_of_every_sort(images: list[ImageFile]) -> None:
+def test_norms_of_every_sort(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blda_cli.segmenters.norms._ROWS", 1000)  # all of them
     segmenter = segmenter_of(Pooled().eval())
     norms = take_norms(segmenter, images, InferenceOptions())
     assert norms is not None
@@ -215,7 +216,8 @@ def watched(segmenter: NetworkSegmenter, files: list[ImageFile], options: Infere
     return observed
 
 
-def test_the_shift_is_the_mean_over_all_channels(images: list[ImageFile]) -> None:
+def test_the_shift_is_the_mean_over_all_channels(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blda_cli.segmenters.norms._ROWS", 1000)  # all of them
     segmenter = segmenter_of(two_norms())
     own = {name: value.clone() for name, value in segmenter.module.state_dict().items()}
     observed = watched(segmenter, images, InferenceOptions(batch_size=2))
@@ -253,6 +255,6 @@ def test_large_maps_are_looked_at_in_part() -> None:
     with ObservedNorms(network) as observed:
         network(rows)
     _, (mean, variance) = observed.averages()["0"]
-    looked = np.repeat(np.arange(2, 130, 4), 10)  # 32 rows of them at least, fewer than 64, none at the border
+    looked = np.repeat(np.arange(4, 130, 8), 10)  # 16 rows of them at least, fewer than 32, none at the border
     assert mean.item() == pytest.approx(looked.mean())
     assert variance.item() == pytest.approx(looked.var(ddof=1))
