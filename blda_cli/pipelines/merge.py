@@ -61,7 +61,8 @@ def merge_files(paths: Sequence[Path], output: Path, *, provenance: Provenance, 
         whole.images.sort()
     if whole.statistics.images == 0:
         raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
-    whole.provenance = replace(provenance, skipped=whole.skipped, merged=whole.provenance.merged)
+    summed = whole.provenance
+    whole.provenance = replace(provenance, norm_shift=summed.norm_shift, skipped=summed.skipped, merged=summed.merged)
     write_statistics(output, whole)
     return whole
 

@@ -29,7 +29,8 @@ class Provenance:
         labels: statistics: source, encoding and ignored value of the labels counted; predictions: encoding and
             mapping that the model's description gives for labels.
         norms: what batch norms were to normalise by: as ``--norms``.
-        norm_shift: how far the images' averages lie from the network's own, see :class:`blda_cli.core.norms.Norms`.
+        norm_shift: how far the images' averages lie from the network's own, see
+            :attr:`blda_cli.segmenters.norms.ObservedNorms.shift`; of a sum the mean over its images.
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.

@@ -293,6 +293,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
     remaining = of_one_kind(parts, difference_of_kind)
     first_path, first = next(remaining)
     statistics, complete, provenances = first.statistics, first.complete, [first.provenance]
+    shifts = first.provenance.norm_shift * statistics.images
     owners = dict.fromkeys(first.images, first_path)
     stamps, skipped = dict(first.stamps), dict(first.skipped)
     for path, other in remaining:
@@ -300,6 +301,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         if twice is not None:
             raise BldaError(f"{owners[twice]} and {path} both count image {twice}: merge files of different images")
         statistics = statistics + other.statistics
+        shifts += other.provenance.norm_shift * other.statistics.images
         complete = complete and other.complete
         provenances.append(other.provenance)
         owners.update(dict.fromkeys(other.images, path))
@@ -313,7 +315,9 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         images=list(owners),
         stamps=stamps,
         complete=complete,
-        provenance=Provenance(skipped=skipped, merged=tuple(provenances)),
+        provenance=Provenance(
+            norm_shift=shifts / max(statistics.images, 1), skipped=skipped, merged=tuple(provenances)
+        ),
     )
 
 

@@ -149,6 +149,29 @@ def test_halves_add_up_with_one_file_s_norms(
     np.testing.assert_array_equal(counts(scene.root / "all.h5"), counts(stats))
 
 
+def test_a_sum_lies_as_far_from_home_as_its_parts(run: Run, scene: Scene, normed: str) -> None:
+    shifts, paths = [], [scene.root / f"{name}.h5" for name in ("east", "west", "all")]
+    for path, images in zip(paths, ("east/001.png", "west/*.png"), strict=False):
+        run(
+            "collect-stats",
+            "--model",
+            normed,
+            "--images",
+            f"{scene.images}/{images}",
+            "--device",
+            "cpu",
+            "--output",
+            path,
+        )
+        shifts.append(read_statistics(path).provenance.norm_shift)
+    run("merge", *paths[:2], "--output", paths[2])
+    merged = read_statistics(paths[2])
+    assert merged.norms_shifted
+    assert merged.statistics.images == 4
+    assert merged.provenance.norm_shift == pytest.approx((shifts[0] + 3 * shifts[1]) / 4)
+    assert shifts[0] != pytest.approx(shifts[1], rel=1e-3)
+
+
 def test_a_run_that_was_stopped_goes_on_with_its_norms(
     process: Process, run: Run, refused: Refused, scene: Scene, normed: str, stats: Path
 ) -> None:
