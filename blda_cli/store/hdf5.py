@@ -1,7 +1,10 @@
 """HDF5 files: written so that they appear only when they are complete, read without taking anything on trust."""
 
 import math
+import mmap
+import re
 import secrets
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +184,7 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
         BldaError: it is not that; also where the block raises what h5py raises.
     """
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             yield CheckedFile(file)
     except (
@@ -195,3 +199,25 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
     ) as error:
         # h5py raises any of these for files that are truncated, were never HDF5 or hold one kind of object for another.
         raise BldaError(f"{path} cannot be read as {what}; it may be truncated, or no HDF5 file: {error}") from error
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a damaged heap of texts: over an entry of no length the HDF5 library walks for ever, deaf to Ctrl-C.
+
+    The layout is that of the HDF5 File Format Specification, III.E, "Global Heap".
+
+    Raises:
+        ValueError: there is one.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for heap in re.finditer(rb"GCOL\x01\0\0\0(.{8})", data, re.DOTALL):
+            place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
+            while place + _HEAP_ENTRY.size <= min(end, len(data)):
+                index, size = _HEAP_ENTRY.unpack_from(data, place)
+                step = _HEAP_ENTRY.size + -(-size // 8) * 8 if index else size  # what is free counts its own head
+                if not _HEAP_ENTRY.size <= step <= end - place:
+                    raise ValueError(f"its heap of texts is damaged at byte {place}")
+                place += step
+
+
+_HEAP_ENTRY = struct.Struct("<H6xQ")

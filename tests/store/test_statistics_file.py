@@ -221,6 +221,16 @@ def test_files_of_the_first_version_are_read_and_added_to(tmp_path: Path, conten
     assert int(known.sum()) == int(torch.isin(whole.sample.images, newer.statistics.sample.images).sum()) > 0
 
 
+@pytest.mark.parametrize("entry", [bytes(16), b"\1" + bytes(7) + b"\xff" * 8], ids=["none", "endless"])
+def test_a_heap_without_end_is_not_left_to_the_library(file: Path, entry: bytes) -> None:
+    whole = bytearray(file.read_bytes())
+    heap = whole.index(b"GCOL")
+    whole[heap + 16 : heap + 32] = entry  # the first text's head; the library would never come back
+    file.write_bytes(whole)
+    with pytest.raises(BldaError, match=rf"heap of texts is damaged at byte {heap + 16}"):
+        read_statistics(file)
+
+
 def remove(name: str) -> Callable[[h5py.File], None]:
     return lambda h5: h5.__delitem__(name)
 
