@@ -35,11 +35,13 @@ class ChannelMoments:
         Returns:
             The batch's own mean and (biased) variance, float32 ``[C]``.
         """
-        # A pixel a row, as channels-last maps have it; torch.var_mean over several axes takes five times as long.
-        rows = values.movedim(1, -1).reshape(-1, values.shape[1]).float()
-        mean = rows.mean(dim=0)
-        variance = (rows - mean).square_().mean(dim=0)
-        count = len(rows)
+        # As they lie in memory, a pixel a row or a channel a row: torch.var_mean over several axes takes five times as
+        # long.
+        over = 0 if values.stride(1) == 1 else 1
+        rows = (values.movedim(1, -1).flatten(0, -2) if over == 0 else values.transpose(0, 1).flatten(1)).float()
+        mean = rows.mean(dim=over, keepdim=True)
+        variance = (rows - mean).square_().mean(dim=over)
+        mean, count = mean.squeeze(over), rows.shape[over]
         total = self.count + count
         step = mean.cpu().double() - self.mean
         self.deviation = self.deviation + variance.cpu().double() * count + step.square() * (self.count * count / total)

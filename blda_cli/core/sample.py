@@ -80,34 +80,31 @@ class PixelSample:
             labels: ``[N, *spatial]`` integers, those outside ``[0, C)`` mean none; or None.
             keys: N names, one per image, unique over all batches.
         """
-        num_classes = len(self.seen)
+        num_classes, digests = len(self.seen), torch.tensor([_digest(key) for key in keys])
+        # All pixels are looked at where they are; only those that may enter leave the device.
+        pixels = predicted.flatten()
+        mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys)).flatten()
         ceiling = self._ceilings.to(logits.device)
-        parts = []
-        for index, key in enumerate(keys):
-            # All pixels are looked at where they are; only those that may enter leave the device.
-            pixels = predicted[index].reshape(-1)
-            image = _digest(key)
-            mixed = _mixed(image, len(pixels), logits.device)
-            where = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
-            classes = pixels[where].long().cpu()
-            priorities = (mixed[where].long().cpu() << _TIE_BITS) | (image & ((1 << _TIE_BITS) - 1))
-            chosen = _lowest(classes, priorities, num_classes, self.capacity)
-            where = where[chosen.to(where.device)]
-            parts.append(
-                PixelSample(
-                    capacity=self.capacity,
-                    seen=torch.bincount(pixels, minlength=num_classes).cpu(),
-                    logits=logits[index].reshape(num_classes, -1)[:, where].T.float().cpu(),
-                    predicted=classes[chosen],
-                    labels=torch.full_like(chosen, IGNORE_INDEX)
-                    if labels is None
-                    else _labels(labels[index].reshape(-1)[where].long().cpu(), num_classes),
-                    images=torch.full_like(chosen, image),
-                    positions=_positions(where.cpu(), predicted.shape[1:]),
-                    priorities=priorities[chosen],
-                )
-            )
-        return parts[0] if len(parts) == 1 else join(parts)
+        where = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
+        classes, low = pixels[where].long().cpu(), mixed[where].long().cpu()
+        image, place = where.div(len(pixels) // len(keys), rounding_mode="floor"), where % (len(pixels) // len(keys))
+        images = digests[image.cpu()]
+        priorities = (low << _TIE_BITS) | (images & ((1 << _TIE_BITS) - 1))
+        chosen = _lowest(classes, priorities, num_classes, self.capacity)
+        there = chosen.to(where.device)
+        where, image, place = where[there], image[there], place[there]
+        return PixelSample(
+            capacity=self.capacity,
+            seen=torch.bincount(pixels, minlength=num_classes).cpu(),
+            logits=logits.reshape(len(keys), num_classes, -1)[image, :, place].float().cpu(),
+            predicted=classes[chosen],
+            labels=torch.full_like(chosen, IGNORE_INDEX)
+            if labels is None
+            else _labels(labels.flatten()[where].long().cpu(), num_classes),
+            images=images[chosen],
+            positions=_positions(place.cpu(), predicted.shape[1:]),
+            priorities=priorities[chosen],
+        )
 
     def __add__(self, other: "PixelSample") -> "PixelSample":
         """The sample of both data sets."""
@@ -192,13 +189,13 @@ def _digest(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 
-def _mixed(image: int, pixels: int, device: torch.device) -> Tensor:
-    """Random numbers of an image's positions, int32 ``[P]`` in [0, 2³¹): the same on every device.
+def _mixed(images: Tensor, pixels: int) -> Tensor:
+    """Random numbers of the positions in images of these digests, int32 ``[N, P]`` in [0, 2³¹): the same everywhere.
 
     The finaliser of MurmurHash3 (Appleby, 2011), on the position counted from a number of the image's own.
     """
-    start = (image >> _TIE_BITS) % (1 << 31)
-    values = torch.arange(start, start + pixels, device=device).int()
-    values = values.bitwise_xor_((values >> 16) & 0xFFFF).mul_(-0x7A143595)
-    values = values.bitwise_xor_((values >> 13) & 0x7FFFF).mul_(-0x3D4D51CB)
+    start = ((images >> _TIE_BITS) % (1 << 31)).int()
+    values = start.unsqueeze(1) + torch.arange(pixels, dtype=torch.int32, device=images.device)
+    values.bitwise_xor_((values >> 16) & 0xFFFF).mul_(-0x7A143595)
+    values.bitwise_xor_((values >> 13) & 0x7FFFF).mul_(-0x3D4D51CB)
     return values.bitwise_xor_((values >> 16) & 0xFFFF).bitwise_and_(0x7FFFFFFF)

@@ -1,3 +1,4 @@
+import hashlib
 from itertools import pairwise
 
 import pytest
@@ -147,3 +148,27 @@ def test_labels_that_are_no_class_are_kept_as_none() -> None:
     given = torch.tensor([[255, 299, 300, 65535, -1]])
     drawn = PixelSample.empty(300).draw(logits, logits.argmax(dim=1), given, ["a"])
     assert sorted(drawn.labels.tolist()) == [IGNORE_INDEX] * 3 + [255, 299]
+
+
+def test_priorities_are_murmurs_of_the_positions() -> None:
+    """As files of earlier versions hold them, which are still added up with new ones."""
+    keys, pixels = ["west/a", "b"], 6 * 50
+    sample = PixelSample.empty(3).draw(torch.zeros(2, 3, 6, 50), torch.zeros(2, 6, 50).byte(), None, keys)
+
+    def mixed(value: int) -> int:
+        value ^= value >> 16
+        value = value * 0x85EBCA6B % 2**32
+        value ^= value >> 13
+        value = value * 0xC2B2AE35 % 2**32
+        return (value ^ (value >> 16)) & 0x7FFFFFFF
+
+    expected = {}
+    for key in keys:
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
+        for place in range(pixels):
+            rank = mixed(((digest >> 18) % 2**31 + place) % 2**32)
+            expected[rank << 18 | digest % 2**18] = (digest, (place // 50 + 0.5) / 6, (place % 50 + 0.5) / 50)
+    assert sample.priorities.tolist() == sorted(expected)[: len(sample)]
+    found = zip(sample.images.tolist(), *sample.positions.double().T.tolist(), strict=True)
+    for priority, place in zip(sample.priorities.tolist(), found, strict=True):
+        assert place == pytest.approx(expected[priority], abs=1e-6)
