@@ -84,13 +84,13 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
 @click.option(
     "--preset",
     type=click.Choice(["published"]),
-    help="BLDA as published: tau 0.1, labels from crops, norms as trained; single options override.",
+    help="BLDA as published: tau 0.1, labels from crops, norms of each batch, as trained; single options override.",
 )
 @_options(
     "training",
     *("method", "correction", "iterations", "crop", "batch_size", "accumulate"),
     *("learning_rate", "head_factor", "weight_decay"),
-    *("warmup", "seed", "amp", "activation_checkpointing", "feature_layer"),
+    *("warmup", "seed", "norms", "amp", "activation_checkpointing", "feature_layer"),
     crop=_crop,
 )
 @_options(

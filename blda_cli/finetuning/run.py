@@ -24,6 +24,7 @@ from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
 from blda_cli.store.provenance import Provenance
@@ -72,6 +73,9 @@ def finetune(
             "FILE, or a Hugging Face model"
         )
     initial = segmenter.identity
+    target = find_images(data.target_images) if data.target_images else []
+    if settings.training.norms == "target" and target and has_norms(segmenter):
+        use_norms(segmenter, take_norms(segmenter, enough_for_norms(target), InferenceOptions(workers=machine.workers)))
     trainer = Trainer(segmenter, settings)
     source, source_labels = _labelled(spec, segmenter, data.source_images, data.source_labels, data.source_encoding)
     if (data.val_images is None) != (data.val_labels is None):
@@ -80,7 +84,6 @@ def finetune(
     if data.val_images is not None:
         assert data.val_labels is not None
         validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)
-    target = find_images(data.target_images) if data.target_images else []
     for place, found in ((data.source_images, source), (data.target_images, target)):
         refuse_among(output, place, found)
     refuse_among(output, data.source_labels, [ImageFile(path, "") for path in source_labels.paths.values()])

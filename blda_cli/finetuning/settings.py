@@ -52,6 +52,11 @@ class TrainingSettings:
     )
     amp: bool = setting(False, "Train in mixed precision.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
+    norms: Literal["target", "source", "batch"] = setting(
+        "target",
+        "What batch norms normalise by, all the while: the network's averages blended with the target's, its own, or "
+        "those of each batch (published).",
+    )
     feature_layer: str | None = setting(
         None, "The layer whose input the density head reads; by default the last layer with one output per class."
     )
@@ -111,6 +116,7 @@ PUBLISHED: dict[str, Any] = {
     "host.whole_images": False,
     "blda.tau": 0.1,
     "blda.debias_pseudo_labels": False,
+    "training.norms": "batch",
     "run.target_norms": False,
 }
 """BLDA as published (Li et al., ICML 2025), where the defaults differ from it."""

@@ -7,19 +7,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from blda_cli.segmenters.norms import hold_norms
+
 
 class Teacher:
     """A copy of a network that follows it.
 
-    Its dropout and stochastic depth are off. Its batch norms normalise by the batch, as published (Tranheden et al.,
-    WACV 2021): labels come from the target's statistics. Their running statistics, which count once the teacher is
-    exported, follow the student's like all else.
+    Its dropout and stochastic depth are off. Its batch norms keep their averages, or normalise by the batch, as
+    published (Tranheden et al., WACV 2021): labels then come from the target's statistics, and the running ones, which
+    count once the teacher is exported, follow the student's like all else.
 
     Attributes:
         network: the teacher itself.
     """
 
-    def __init__(self, student: nn.Module, momentum: float) -> None:
+    def __init__(self, student: nn.Module, momentum: float, *, holds_norms: bool) -> None:
         self.network = copy.deepcopy(student).requires_grad_(False)
         self._momentum = momentum
         self.network.train()
@@ -28,6 +30,8 @@ class Teacher:
                 module.eval()
             elif isinstance(module, _BatchNorm):
                 module.momentum = 0.0
+        if holds_norms:
+            hold_norms(self.network)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int) -> None:

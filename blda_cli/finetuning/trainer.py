@@ -28,6 +28,7 @@ from blda_cli.finetuning.student import Outputs, Student, run_labelling, run_stu
 from blda_cli.finetuning.teacher import Teacher
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import hold_norms
 
 
 @dataclass
@@ -79,11 +80,12 @@ class Trainer:
         if training.method is Training.BLDA or training.correction is LossCorrection.BLDA:
             self.objective = Blda(settings.blda, self._classes, self._device)
         network = segmenter.module
-        self.teacher = Teacher(network, settings.host.teacher_momentum)
+        holds_norms = training.norms != "batch"
+        self.teacher = Teacher(network, settings.host.teacher_momentum, holds_norms=holds_norms)
         self.method = METHODS[training.method](
             MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)
         )
-        if current_shard().world > 1 and self._device.type == "cuda":
+        if current_shard().world > 1 and self._device.type == "cuda" and not holds_norms:
             segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         torch.manual_seed(training.seed)  # for the density head's first weights
         self.student = Student(
@@ -101,6 +103,8 @@ class Trainer:
         if training.activation_checkpointing:
             _checkpoint_activations(self.student.network)
         self.student.train()
+        if holds_norms:
+            hold_norms(self.student.network)
         self._forward: Any = self.student
         if current_shard().world > 1:
             self._forward = DistributedDataParallel(self.student, find_unused_parameters=True)

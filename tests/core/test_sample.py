@@ -167,8 +167,9 @@ def test_priorities_are_murmurs_of_the_positions() -> None:
         digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
         for place in range(pixels):
             rank = mixed(((digest >> 18) % 2**31 + place) % 2**32)
-            expected[rank << 18 | digest % 2**18] = (digest, (place // 50 + 0.5) / 6, (place % 50 + 0.5) / 50)
+            expected[rank << 18 | digest % 2**18] = digest, [(place // 50 + 0.5) / 6, (place % 50 + 0.5) / 50]
     assert sample.priorities.tolist() == sorted(expected)[: len(sample)]
-    found = zip(sample.images.tolist(), *sample.positions.double().T.tolist(), strict=True)
-    for priority, place in zip(sample.priorities.tolist(), found, strict=True):
-        assert place == pytest.approx(expected[priority], abs=1e-6)
+    for row, priority in enumerate(sample.priorities.tolist()):
+        image, position = expected[priority]
+        assert int(sample.images[row]) == image
+        assert sample.positions[row].tolist() == pytest.approx(position)

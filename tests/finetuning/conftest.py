@@ -41,15 +41,18 @@ class Tiny(nn.Module):
         return self.classifier(self.drop(self.encoder(images).relu()))
 
 
-def make(outputs=4, dropout=0.0, seed=0):
-    return Tiny(outputs, dropout, seed)
+def make(outputs=4, dropout=0.0, seed=0, batch_norm=False):
+    network = Tiny(outputs, dropout, seed)
+    if batch_norm:
+        network.encoder[1] = nn.BatchNorm2d(12)
+    return network
 '''
 
 TOML = """
 [segmenter]
 kind = "python"
 factory = "studentnet:make"
-arguments = {{dropout = {dropout}}}
+arguments = {arguments}
 
 [classes]
 names = ["road", "tree", "car", "sky"]
@@ -121,9 +124,9 @@ class Project:
         )
 
 
-def make_project(folder: Path, dropout: float = 0.1) -> Project:
+def make_project(folder: Path, arguments: str = "{dropout = 0.1}") -> Project:
     (folder / "studentnet.py").write_text(NETWORK)
-    (folder / "tiny.toml").write_text(TOML.format(dropout=dropout))
+    (folder / "tiny.toml").write_text(TOML.format(arguments=arguments))
     draw(folder / "day", 6, 1.0, seed=0)
     draw(folder / "dusk", 5, 0.6, seed=1)
     return Project(folder)
@@ -137,7 +140,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def still_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The same without dropout."""
-    return make_project(tmp_path_factory.mktemp("still"), dropout=0.0)
+    return make_project(tmp_path_factory.mktemp("still"), "{dropout = 0.0}")
+
+
+@pytest.fixture(scope="session")
+def normed_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same with a batch norm."""
+    return make_project(tmp_path_factory.mktemp("normed"), "{batch_norm = true}")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from PIL import Image
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.data.classes import class_set
+from blda_cli.data.images import find_images
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import read_settings
@@ -18,6 +19,7 @@ from blda_cli.pipelines.align import check_statistics
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.norms import take_norms
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
 
@@ -326,3 +328,28 @@ def test_source_labels_are_read_through_once(project: Any, tmp_path: Path) -> No
     assert kept.tolist() == [[1, 2], [3, 4]]
     assert folder.class_pixels(["x", "z"], classes) is None
     assert folder.class_pixels(["x", "y"], class_set(["a", "c"])) is None
+
+
+@pytest.mark.parametrize("norms", ["target", "source", "batch"])
+def test_a_run_begins_with_the_averages_it_is_told(normed_project: Any, tmp_path: Path, norms: str) -> None:
+    """With nothing learnt, what is written is what the run began with."""
+    output = tmp_path / "run"
+    still = {"training__learning_rate": 0.0, "training__iterations": 2, "run__target_norms": False}
+    normed_project.run(output, training__norms=norms, training__method="dacs", **still)
+    segmenter = normed_project.segmenter()
+    own = segmenter.module.encoder[1].running_mean.clone()
+    averages = take_norms(segmenter, find_images(normed_project.folder / "dusk" / "images"), InferenceOptions())
+    assert averages is not None
+    trained = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
+    written = trained.module.encoder[1].running_mean  # type: ignore[union-attr,index]
+    assert torch.equal(written, own) == (norms == "source")
+    assert torch.allclose(written, averages.averages["encoder.1.running_mean"]) == (norms == "target")
+    assert trained.adapted_norms == (norms == "target")
+
+
+def test_norms_of_the_target_need_target_images(normed_project: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    normed_project.run(output, training__method="source", data__target_images="", training__learning_rate=0.0)
+    trained = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
+    own = normed_project.segmenter().module.encoder[1].running_mean
+    assert torch.equal(trained.module.encoder[1].running_mean, own)  # type: ignore[union-attr,index]

@@ -6,7 +6,7 @@ from blda_cli.finetuning.teacher import Teacher
 
 def test_it_is_the_students_moving_average() -> None:
     student = nn.Linear(3, 2)
-    teacher = Teacher(student, momentum=0.9)
+    teacher = Teacher(student, momentum=0.9, holds_norms=False)
     expected = student.weight.detach().clone()
     for step in range(1, 20):
         with torch.no_grad():
@@ -19,12 +19,13 @@ def test_it_is_the_students_moving_average() -> None:
     assert not any(one.requires_grad for one in teacher.network.parameters())
 
 
-def test_dropout_and_stochastic_depth_are_off_and_batch_norms_take_the_batch() -> None:
-    class DropPath(nn.Module):
-        pass
+class DropPath(nn.Module):
+    pass
 
+
+def test_dropout_and_stochastic_depth_are_off_and_batch_norms_take_the_batch() -> None:
     student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout2d(0.9), DropPath())
-    teacher = Teacher(student, 0.9).network
+    teacher = Teacher(student, 0.9, holds_norms=False).network
     assert isinstance(teacher, nn.Sequential)
     assert [module.training for module in teacher] == [True, True, False, False]
     with torch.no_grad():
@@ -33,9 +34,18 @@ def test_dropout_and_stochastic_depth_are_off_and_batch_norms_take_the_batch() -
     assert torch.count_nonzero(teacher.state_dict()["1.running_mean"]) == 0
 
 
+def test_held_norms_normalise_by_the_averages_they_have() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout2d(0.9), DropPath())
+    teacher = Teacher(student, 0.9, holds_norms=True).network
+    assert isinstance(teacher, nn.Sequential)
+    images = torch.randn(2, 4, 8, 8) + 5
+    assert [module.training for module in teacher] == [False, False, False]
+    torch.testing.assert_close(teacher[0](images), images, atol=1e-4, rtol=0)
+
+
 def test_running_statistics_follow_the_students() -> None:
     student = nn.Sequential(nn.BatchNorm2d(1))
-    teacher = Teacher(student, 0.5)
+    teacher = Teacher(student, 0.5, holds_norms=False)
     student.state_dict()["0.running_mean"].fill_(8.0)
     teacher.follow(student, 1)
     assert float(teacher.network.state_dict()["0.running_mean"]) == 4.0

@@ -47,6 +47,23 @@ def test_all_parts_together(project: Any, batches: Callable[..., Any]) -> None:
     assert all(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
 
 
+@pytest.mark.parametrize("norms", ["target", "source", "batch"])
+def test_batch_norms_keep_their_averages_unless_told_otherwise(
+    normed_project: Any, batches: Callable[..., Any], norms: str
+) -> None:
+    trainer = normed_project.trainer(training__norms=norms, training__method="dacs")
+    networks = trainer.student.network, trainer.teacher.network
+    before = [network.encoder[1].running_mean.clone() for network in networks]
+    affine = trainer.student.network.encoder[1].weight.detach().clone()
+    for batch in batches(normed_project, [[0, 1], [2, 3]]):
+        trainer.train_step([batch])
+    assert [network.encoder[1].training for network in networks] == [norms == "batch"] * 2
+    kept = [torch.equal(network.encoder[1].running_mean, one) for network, one in zip(networks, before, strict=True)]
+    assert kept == [norms != "batch"] * 2
+    assert not torch.equal(trainer.student.network.encoder[1].weight, affine)
+    assert trainer.student.network.encoder[0].training
+
+
 def test_the_learning_rate_warms_up_and_decays(project: Any) -> None:
     trainer = project.trainer(training__iterations=100, training__warmup=10, training__learning_rate=1.0)
     rates = []
