@@ -1,15 +1,16 @@
 """What ``blda collect-stats`` and ``blda align`` cost over the network itself.
 
     python tests/benchmarks/commands.py [--device cuda] [--model FILE.toml] [--images DIR] [--weights FILE]
-    python tests/benchmarks/commands.py --small --count 10000
+    python tests/benchmarks/commands.py --small --count 10000 [--model FILE.toml] [--batch-size 16]
 
 The bare loop reads the same images with the same loader, runs the same network and takes its argmax; it writes nothing.
-On the CPU: ESPNet, or the network of ``--model``, on the frames of ``--images`` if given; with ``--small`` a network of
-two layers on images of 64x96. On a GPU: SegFormers of B0's and B5's size with random weights on drawn images of
-1024x2048, in mixed precision. Commands and loop take turns in one process, so that what else the machine does falls on
-all alike; each loads its network anew. Wall times are medians; processor times (of all threads) tell more where others
-use the machine. The last columns leave out what does not grow with the images (loading, fitting anchors): a run on all
-less a run on one image. Before all that, how many images a second one thread reads and how many PNGs of ids it writes.
+On the CPU: ESPNet, or the network of ``--model``, on the frames of ``--images`` if given; with ``--small`` images of
+64x96, and a network of two layers if no other is named. On a GPU: SegFormers of B0's and B5's size with random weights
+on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what else the
+machine does falls on all alike; each loads its network anew. Wall times are medians; processor times (of all threads)
+tell more where others use the machine. The last columns leave out what does not grow with the images (loading, fitting
+anchors): a run on all less a run on one image. Before all that, how many images a second one thread reads and how many
+PNGs of ids it writes.
 """
 
 import json
@@ -88,9 +89,11 @@ def tiny():
 """
 
 
-def small(count: int, folder: Path) -> Case:
-    """Many small images, for a network that costs next to nothing."""
+def small(model: Path | None, weights: Path | None, count: int, folder: Path) -> Case:
+    """Many small images, for a network that costs next to nothing if not for another."""
     draw(folder / "small", count, (64, 96), "png")
+    if model is not None:
+        return Case(f"{model.stem}, drawn 64x96 png", model, weights, folder / "small", False)
     (folder / "tiny.py").write_text(TINY)
     model = folder / "tiny.toml"
     model.write_text('[segmenter]\nkind = "python"\nfactory = "tiny.py:tiny"\n\n[classes]\nnames = "cityscapes"\n')
@@ -126,11 +129,12 @@ def draw(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.{suffix}")
 
 
-def measure(case: Case, device: str, workers: int, repeats: int, folder: Path) -> dict[str, Any]:
+def measure(case: Case, device: str, workers: int, batch_size: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Wall times of the bare loop and of the commands, on all images and on the first."""
     one = folder / "one.txt"
     one.write_text(f"{find_images(case.images)[0].path}\n")
     common = ["--model", case.model, "--device", device, "--workers", workers, "--quiet", "--overwrite"]
+    common += ["--batch-size", batch_size]
     common += ["--weights", case.weights] if case.weights else []
     common += ["--amp"] if case.amp else []
     outputs = {
@@ -138,7 +142,7 @@ def measure(case: Case, device: str, workers: int, repeats: int, folder: Path) -
         "align": ["--output", folder / "o", "--stats", folder / "s.h5"],
     }
     variants: dict[str, Callable[[Path], None]] = {
-        "bare": lambda images: bare_loop(case, images, device, workers),
+        "bare": lambda images: bare_loop(case, images, device, workers, batch_size),
         "collect-stats": lambda images: blda("collect-stats", "--images", images, *outputs["collect-stats"], *common),
         "align": lambda images: blda("align", "--images", images, *outputs["align"], *common),
     }
@@ -214,12 +218,12 @@ def ratio(times: list[float], bare: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(times, bare, strict=True))
 
 
-def bare_loop(case: Case, images: Path, device: str, workers: int) -> None:
+def bare_loop(case: Case, images: Path, device: str, workers: int, batch_size: int) -> None:
     """Images, network, argmax."""
     subject = load_subject(str(case.model), case.weights, str(images), device)
     segmenter = subject.segmenter
     assert isinstance(segmenter, NetworkSegmenter)
-    batches = load_batches(subject.files, lambda file: read_image(file.path), workers=workers)
+    batches = load_batches(subject.files, lambda file: read_image(file.path), workers=workers, batch_size=batch_size)
     for _, pixels, _ in upload(batches, segmenter.device):
         segmenter.logits(pixels, InferenceOptions(amp=case.amp)).argmax(dim=1)
     if segmenter.device.type == "cuda":
@@ -235,20 +239,22 @@ def blda(*arguments: Any) -> None:
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--model", type=click.Path(path_type=Path), default=ESPNET, help="The network.  [default: ESPNet]")
+@click.option("--model", type=click.Path(path_type=Path), help="The network.  [default: ESPNet]")
 @click.option("--images", type=click.Path(path_type=Path), help="Frames.  [default: drawn ones]")
 @click.option("--weights", type=click.Path(path_type=Path), help="Its weights, where the file names none.")
-@click.option("--small", "many_small", is_flag=True, help="Small images, a network of two layers.")
+@click.option("--small", "many_small", is_flag=True, help="Small images.")
+@click.option("--batch-size", default=1, show_default=True, help="Images that are run together, in the bare loop too.")
 @click.option("--count", default=16, show_default=True, help="Images of a run.")
 @click.option("--repeats", default=5, show_default=True, help="Runs that count.")
 @click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
 def main(
     device: str,
-    model: Path,
+    model: Path | None,
     images: Path | None,
     weights: Path | None,
     many_small: bool,
+    batch_size: int,
     count: int,
     repeats: int,
     workers: int | None,
@@ -262,14 +268,21 @@ def main(
         cases = (
             [segformer(size, suffix, count, folder) for size in SEGFORMERS for suffix in ("jpg", "png")]
             if cuda
-            else [small(count, folder) if many_small else given(model, weights, images, count, folder)]
+            else [
+                small(model, weights, count, folder)
+                if many_small
+                else given(model or ESPNET, weights, images, count, folder)
+            ]
         )
         for case in cases:
             read, written = files_a_second(case.images)
             print(f"{case.name}: one thread reads {read:.0f} images a second, writes {written:.0f} PNGs")
-        results = [measure(case, device, workers, repeats, folder) for case in cases]
+        results = [measure(case, device, workers, batch_size, repeats, folder) for case in cases]
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers\n")
+    print(
+        f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers, "
+        f"{batch_size} images at a time\n"
+    )
     print("| | | bare, s | collect-stats / bare | align / bare | further image, bare, ms | collect-stats | align |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in results:
