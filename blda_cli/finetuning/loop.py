@@ -147,8 +147,8 @@ class TrainingLoop:
                 pictured = run.pictures_every and (step % run.pictures_every == 0 or last)
                 if pictured and self._first and report.mixed:
                     self.folder.save_pictures(step, *report.mixed, trainer.segmenter.classes)
-                if self._validation is not None and (step % run.validate_every == 0 or last):
-                    self._validate()
+                if step % run.validate_every == 0 or last:
+                    self.validate()
                 if step % run.checkpoint_every == 0 or last:
                     self._save()
                 self._check_interrupt()
@@ -212,9 +212,9 @@ class TrainingLoop:
         if self._first:
             self._put(entry)
 
-    def _validate(self) -> None:
-        assert self._validation is not None
-        if not self._first:
+    def validate(self) -> None:
+        """Score the network as it would be written now, where there are images to validate on, and log it."""
+        if self._validation is None or not self._first:
             return
         self.scores = validate(self.exported(self.target), *self._validation, self.machine.workers)
         self._put({"iteration": self.trainer.step, "validation": self.scores})

@@ -126,11 +126,19 @@ def finetune(
         folder.cut_metrics(trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)
     sampler = Sampler(source, source_labels, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
+    if state is None:
+        loop.validate()
     loop.train(sampler)
     result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": loop.scores}
     if first:
         options = {"--model": str(folder.model), "--images": data.target_images}
         _finish(loop, spec, replace(provenance, source=data.target_images, options=options))
+        began = folder.first_score()
+        if loop.scores and began is not None and loop.scores["mean_iou"] < began:
+            monitor.say(
+                f"mIoU is below the {began:.1%} that the run began with: a smaller --learning-rate, a larger --crop or "
+                "more --iterations may do better"
+            )
     return result
 
 

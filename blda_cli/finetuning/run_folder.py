@@ -197,6 +197,15 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.metrics, error) from error
 
+    def first_score(self) -> float | None:
+        """The mean IoU that was logged before the first step; None where there was no validation."""
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry["iteration"] == 0 and entry.get("validation"):
+                score: float | None = entry["validation"]["mean_iou"]
+                return score
+        return None
+
     def plot_metrics(self, classes: ClassSet) -> None:
         """Draw ``metrics.svg`` from what was logged so far.
 

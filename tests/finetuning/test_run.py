@@ -84,7 +84,7 @@ def test_metrics_tell_what_happened(finished: tuple[Path, dict[str, Any]]) -> No
         assert all(0 <= share <= 1 for share in entry["kept_share"] if share is not None)
         assert len(entry["estimated_bias"]) == 4
     validations = [entry for entry in entries if "validation" in entry]
-    assert [entry["iteration"] for entry in validations] == [4, 6]
+    assert [entry["iteration"] for entry in validations] == [0, 4, 6]
     assert validations[-1]["validation"] == finished[1]["validation"]
     assert 0 <= finished[1]["validation"]["mean_iou"] <= 1
 
@@ -353,3 +353,21 @@ def test_norms_of_the_target_need_target_images(normed_project: Any, tmp_path: P
     trained = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
     own = normed_project.segmenter().module.encoder[1].running_mean
     assert torch.equal(trained.module.encoder[1].running_mean, own)  # type: ignore[union-attr,index]
+
+
+def test_a_run_that_ends_below_where_it_began_says_so(project: Any, tmp_path: Path) -> None:
+    def scores(output: Path, said: list[str]) -> tuple[float, float]:
+        first, last = (one["validation"]["mean_iou"] for one in lines(output) if "validation" in one)
+        remarks = [line for line in said if "that the run began with" in line]
+        assert [f"below the {first:.1%} that" in line for line in remarks] == [True] * (last < first)
+        return first, last
+
+    values: dict[str, Any] = {f"data__val_{kind}": str(project.folder / "dusk" / kind) for kind in ("images", "labels")}
+    values |= {"training__method": "dacs", "training__warmup": 0, "host__teacher_momentum": 0.0}
+    good, bad = StopAt(99), StopAt(99)
+    project.run(tmp_path / "good", good, training__learning_rate=0.01, training__iterations=30, **values)
+    first, last = scores(tmp_path / "good", good.said)
+    assert last > first
+    weights = next((tmp_path / "good").glob("weights.*"))
+    project.run(tmp_path / "bad", bad, training__learning_rate=1.0, data__weights=str(weights), **values)
+    assert scores(tmp_path / "bad", bad.said)[1] < last
