@@ -117,14 +117,14 @@ class ShiftTable:
         return torch.where((rows >= 0) & (rows < none), rows, none)
 
 
-def corrected_cross_entropy(logits: Tensor, labels: Tensor, shift: Tensor, tau: float) -> Tensor:
+def corrected_cross_entropy(logits: Tensor, labels: Tensor, shift: Tensor, tau: float | Tensor) -> Tensor:
     """``CE(f − τ Δ_y, y)`` of every pixel (Li et al., ICML 2025, eq. 9).
 
     Args:
         logits: ``[N, C, *spatial]``.
         labels: int64 ``[N, *spatial]``.
         shift: ``[N, C, *spatial]``, see :meth:`ShiftTable.shift`.
-        tau: strength.
+        tau: strength, a number.
 
     Returns:
         float32 ``[N, *spatial]``, 0 where the label is ``IGNORE_INDEX``.

@@ -24,6 +24,9 @@ _BINS = 256
 _DECAY = 40_000
 """Updates of the published training."""
 
+_COSTS_STRIDE, _COSTS_MOMENTUM = 4, 0.9
+"""What the shift costs is looked at in every fourth row and column, and followed over some ten batches."""
+
 _TABLE_VALUES = 1 << 22
 """Most values of the shift table: with many classes it gets coarser."""
 
@@ -38,6 +41,7 @@ class Blda(Objective):
         source: cells of the source in row-major order, then the two anchors: ``[C² + 2, K]``.
         target: cells of the target, ``[C², K]``, of the student's logits under the pseudo-labels.
         target_pixels: pixels of each pseudo-label a step, as an EMA, ``[C]``.
+        costs: cross-entropy of source pixels without the shift and with all of it, as an EMA, ``[2]``.
     """
 
     uses_density = True
@@ -49,19 +53,26 @@ class Blda(Objective):
         self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=device)
         self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=device)
         self.target_pixels = torch.zeros(num_classes, device=device)
+        self.costs = torch.zeros(2, device=device)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
 
     @property
-    def tau(self) -> float:
-        """The present strength: what is set, or a decay by the updates so far.
+    def tau(self) -> Tensor:
+        """The present strength, a scalar: what is set, or a decay by the updates so far, limited.
 
         At the start cells are far apart and a run of some hundred steps has no time for small margins; the published
-        strength is for 40 000 steps.
+        strength is for 40 000 steps. The limit is where the source's corrected cross-entropy may be twice the plain
+        one, by its chord ``CE(0) + τ (CE(1) − CE(0))``, which lies above it as cross-entropy is convex. Beyond it
+        shifts feed on themselves where nothing normalises what they push up: logits grow, the cells with them, and
+        the shifts with those (DABNet's grew to some hundreds in 300 steps).
         """
         if self.settings.tau is not None:
-            return self.settings.tau
-        return float(PUBLISHED["blda.tau"] ** min(self.source.step / _DECAY, 1))
+            return self.costs.new_tensor(self.settings.tau)
+        decayed = PUBLISHED["blda.tau"] ** min(self.source.step / _DECAY, 1)
+        plain, full = self.costs
+        limit: Tensor = plain / (full - plain).clamp(min=torch.finfo(plain.dtype).tiny)
+        return limit.clamp(max=decayed)
 
     def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
         """Corrected cross-entropy and density regression, after the banks have taken the batch in."""
@@ -70,6 +81,7 @@ class Blda(Objective):
         self._update(self.source, logits, labels, span, anchors=True)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
         table = self._table(span, target=False)
+        self._see_costs(logits, labels, table)
         return self._losses("source", outputs, labels, labels, table, torch.ones((), device=logits.device))
 
     def target_labels(self, logits: Tensor) -> Tensor | None:
@@ -117,6 +129,7 @@ class Blda(Objective):
             "source": self.source.state_dict(),
             "target": self.target.state_dict(),
             "target_pixels": self.target_pixels,
+            "costs": self.costs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,6 +137,7 @@ class Blda(Objective):
         self.source.load_state_dict(state["source"])
         self.target.load_state_dict(state["target"])
         self.target_pixels = state["target_pixels"].to(self.target_pixels.device)
+        self.costs = state["costs"].to(self.costs.device)
 
     def _update(self, bank: OnlineMixture, logits: Tensor, labels: Tensor, span: Tensor, *, anchors: bool) -> Tensor:
         """Take the batch of all processes in; the pixels of each label, ``[C]``."""
@@ -136,6 +150,15 @@ class Blda(Objective):
         pixels = labels.numel() * current_shard().world
         bank.update(grid.centers, rows, grid.width, ENOUGH * pixels)
         return counts[:, 0].sum(dim=1)
+
+    def _see_costs(self, logits: Tensor, labels: Tensor, table: ShiftTable) -> None:
+        """Take in what source pixels cost without the shift and with it."""
+        some = (..., slice(None, None, _COSTS_STRIDE), slice(None, None, _COSTS_STRIDE))
+        logits, labels = logits[some], labels[some]
+        shift = table.shift(logits, labels)
+        costs = [corrected_cross_entropy(logits, labels, shift, tau).mean() for tau in (0.0, 1.0)]
+        new = max(1 / self.source.step, 1 - _COSTS_MOMENTUM)
+        self.costs = self.costs.lerp(all_sum(torch.stack(costs)), new)
 
     def _table(self, span: Tensor, *, target: bool) -> ShiftTable:
         """The source's shifts, and below them the target's."""
