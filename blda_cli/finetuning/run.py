@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def finetune(
     initial = segmenter.identity
     target = find_images(data.target_images) if data.target_images else []
     if settings.training.norms == "target" and target and has_norms(segmenter):
-        use_norms(segmenter, take_norms(segmenter, enough_for_norms(target), InferenceOptions(workers=machine.workers)))
+        _blend_norms(segmenter, enough_for_norms(target), machine, monitor)
     trainer = Trainer(segmenter, settings)
     source, source_labels = _labelled(spec, segmenter, data.source_images, data.source_labels, data.source_encoding)
     if (data.val_images is None) != (data.val_labels is None):
@@ -140,6 +140,15 @@ def finetune(
                 "more --iterations may do better"
             )
     return result
+
+
+def _blend_norms(segmenter: NetworkSegmenter, files: Sequence[ImageFile], machine: Machine, monitor: Monitor) -> None:
+    def advance(count: int) -> None:
+        monitor.advance(count)
+        monitor.check()
+
+    monitor.start("averaging", len(files))
+    use_norms(segmenter, take_norms(segmenter, files, InferenceOptions(workers=machine.workers), advance=advance))
 
 
 def _labelled(
