@@ -199,8 +199,7 @@ class RunFolder:
 
     def first_score(self) -> float | None:
         """The mean IoU that was logged before the first step; None where there was no validation."""
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
+        for entry in self._entries():
             if entry["iteration"] == 0 and entry.get("validation"):
                 score: float | None = entry["validation"]["mean_iou"]
                 return score
@@ -212,9 +211,14 @@ class RunFolder:
         Raises:
             BldaError: it cannot be written.
         """
+        entries = self._entries()
+        if entries:
+            _write_text(self.path / "metrics.svg", learning_curves(entries, classes))
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """What was logged."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
-        if lines:
-            _write_text(self.path / "metrics.svg", learning_curves(map(json.loads, lines), classes))
+        return [json.loads(line) for line in lines]
 
     def save_pictures(self, step: int, images: Tensor, labels: Tensor, classes: ClassSet) -> None:
         """Save mixed images beside their labels.
