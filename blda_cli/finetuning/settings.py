@@ -129,7 +129,7 @@ class BldaSettings:
     tau: float | None = setting(
         None,
         "Strength of BLDA's shift in the cross-entropy; by default it falls from 1 to the published 0.1 over the "
-        "published 40000 steps, and is less where the source's loss would more than double.",
+        "published 40000 steps, and is limited where it would add more than 1.5 times the source's loss.",
         at_least=0,
     )
     density_weight: float = setting(0.2, "Weight of BLDA's density regression.", at_least=0)

@@ -95,21 +95,21 @@ def test_the_strength_falls_from_1_to_the_published_one() -> None:
 
 
 def test_the_strength_is_limited_where_the_shift_outweighs_the_loss() -> None:
-    """The corrected cross-entropy is at most twice the plain one, over the mean of the batches so far."""
+    """The shift adds at most one and a half times the plain cross-entropy, over the mean of the batches so far."""
     blda, fixed = method(), method(blda__tau=0.7)
     costs = []
     for seed in (0, 1):
         outputs, labels = forward(seed)
-        outputs.logits.detach().mul_(4)[:, 0].add_(20)
+        outputs.logits.detach().mul_(4)[:, 0].add_(8)
         loss = blda.source_losses(outputs, labels)["source"]
         some = Outputs(outputs.logits[..., ::4, ::4]), labels[..., ::4, ::4]
         cells, anchors = cells_of(blda.source), anchors_of(blda)
         costs.append([float(exact_loss(*some, cells, anchors, tau).mean()) for tau in (0.0, 1.0)])
         plain, full = torch.tensor(costs).mean(dim=0).tolist()
-        assert full > 2.5 * plain
-        assert float(blda.tau) == pytest.approx(plain / (full - plain), rel=2e-3)
+        assert full > 3 * plain
+        assert float(blda.tau) == pytest.approx(1.5 * plain / (full - plain), rel=2e-3)
         uncorrected = F.cross_entropy(outputs.logits, labels, ignore_index=IGNORE_INDEX)
-        assert loss.item() < 2.2 * uncorrected.item()
+        assert loss.item() < 2.7 * uncorrected.item()
         fixed.source_losses(outputs, labels)
         assert float(fixed.tau) == pytest.approx(0.7)
 
