@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
 from blda_cli.finetuning.loop import Machine, TrainingLoop
+from blda_cli.finetuning.norms import prepare_norms
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.samples import Sampler, check_crop, count_class_pixels
 from blda_cli.finetuning.settings import Settings
@@ -24,7 +25,6 @@ from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
 from blda_cli.store.provenance import Provenance
@@ -74,9 +74,6 @@ def finetune(
         )
     initial = segmenter.identity
     target = find_images(data.target_images) if data.target_images else []
-    if settings.training.norms == "target" and target and has_norms(segmenter):
-        _blend_norms(segmenter, enough_for_norms(target), machine, monitor)
-    trainer = Trainer(segmenter, settings)
     source, source_labels = _labelled(spec, segmenter, data.source_images, data.source_labels, data.source_encoding)
     if (data.val_images is None) != (data.val_labels is None):
         raise BldaError("--val-images needs --val-labels, and the reverse: give both or neither")
@@ -88,6 +85,8 @@ def finetune(
         refuse_among(output, place, found)
     refuse_among(output, data.source_labels, [ImageFile(path, "") for path in source_labels.paths.values()])
     check_crop(source, settings.training.crop)
+    holds_norms = prepare_norms(segmenter, settings, source, source_labels, target, monitor)
+    trainer = Trainer(segmenter, settings, holds_norms=holds_norms)
     if trainer.method.uses_target:
         check_crop(target, settings.training.crop)
 
@@ -140,15 +139,6 @@ def finetune(
                 "more --iterations may do better"
             )
     return result
-
-
-def _blend_norms(segmenter: NetworkSegmenter, files: Sequence[ImageFile], machine: Machine, monitor: Monitor) -> None:
-    def advance(count: int) -> None:
-        monitor.advance(count)
-        monitor.check()
-
-    monitor.start("averaging", len(files))
-    use_norms(segmenter, take_norms(segmenter, files, InferenceOptions(workers=machine.workers), advance=advance))
 
 
 def _labelled(

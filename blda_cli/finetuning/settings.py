@@ -52,10 +52,10 @@ class TrainingSettings:
     )
     amp: bool = setting(False, "Train in mixed precision.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
-    norms: Literal["target", "source", "batch"] = setting(
-        "target",
-        "What batch norms normalise by, all the while: the network's averages blended with the target's, its own, or "
-        "those of each batch (published).",
+    norms: Literal["auto", "target", "source", "batch"] = setting(
+        "auto",
+        "What batch norms normalise by in training: averages that are kept, the network's blended with the target's or "
+        "its own alone; those of each batch (published); auto: of each batch, unless the network then loses much.",
     )
     feature_layer: str | None = setting(
         None, "The layer whose input the density head reads; by default the last layer with one output per class."

@@ -61,8 +61,13 @@ class Trainer:
         stage: the last that was begun; -1 before the first.
     """
 
-    def __init__(self, segmenter: NetworkSegmenter, settings: Settings) -> None:
+    def __init__(self, segmenter: NetworkSegmenter, settings: Settings, *, holds_norms: bool = False) -> None:
         """Set up from the segmenter's present weights.
+
+        Args:
+            segmenter: has the network.
+            settings: resolved.
+            holds_norms: batch norms keep the averages they have, and do not normalise by each batch.
 
         Raises:
             BldaError: the network cannot be trained as asked.
@@ -80,7 +85,6 @@ class Trainer:
         if training.method is Training.BLDA or training.correction is LossCorrection.BLDA:
             self.objective = Blda(settings.blda, self._classes, self._device)
         network = segmenter.module
-        holds_norms = training.norms != "batch"
         self.teacher = Teacher(network, settings.host.teacher_momentum, holds_norms=holds_norms)
         self.method = METHODS[training.method](
             MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)

@@ -349,7 +349,8 @@ def test_a_run_begins_with_the_averages_it_is_told(normed_project: Any, tmp_path
 
 def test_norms_of_the_target_need_target_images(normed_project: Any, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    normed_project.run(output, training__method="source", data__target_images="", training__learning_rate=0.0)
+    values = {"training__method": "source", "training__norms": "target", "training__learning_rate": 0.0}
+    normed_project.run(output, data__target_images="", **values)
     trained = load_segmenter(parse_model(str(output / "model.toml")), torch.device("cpu"))
     own = normed_project.segmenter().module.encoder[1].running_mean
     assert torch.equal(trained.module.encoder[1].running_mean, own)  # type: ignore[union-attr,index]

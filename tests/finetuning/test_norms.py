@@ -1,0 +1,84 @@
+"""Whether averages of batch norms are kept in training, as told by what source crops cost before it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blda_cli.data.images import find_images
+from blda_cli.data.labels import label_reader
+from blda_cli.finetuning.norms import prepare_norms
+from blda_cli.finetuning.settings import Settings
+from blda_cli.runtime.monitor import SilentMonitor
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.spec import parse_model
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def make():
+    norm, bright = nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
+    norm.running_mean.fill_(0.5)
+    norm.running_var.fill_(0.1)
+    with torch.no_grad():
+        bright.weight.copy_(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+        bright.bias.zero_()
+    return nn.Sequential(norm, bright)
+"""
+TOML = '[segmenter]\nkind = "python"\nfactory = "brightnet:make"\n\n[classes]\nnames = ["dark", "bright"]\n'
+SIZE = 20, 24
+
+
+@pytest.fixture(params=["alike", "of one class each"])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Dark and bright halves, or dark images and bright ones, whose own averages tell nothing of which they are."""
+    generator = np.random.default_rng(0)
+    for number in range(7):
+        labels = np.zeros(SIZE, np.uint8)
+        if request.param == "alike":
+            labels[:, SIZE[1] // 2 :] = 1
+        else:
+            labels[:] = number % 2
+        pixels = np.where(labels == 1, 215, 40)[..., None] + generator.normal(0, 8, (*SIZE, 3))
+        for kind, values in (("images", pixels), ("labels", labels)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(tmp_path / kind / f"{number}.png")
+    (tmp_path / "brightnet.py").write_text(NETWORK)
+    (tmp_path / "net.toml").write_text(TOML)
+    return str(request.param)
+
+
+def prepared(folder: Path, norms: str, batch_size: int = 1) -> tuple[bool, NetworkSegmenter]:
+    segmenter = load_segmenter(parse_model(str(folder / "net.toml")), torch.device("cpu"))
+    assert isinstance(segmenter, NetworkSegmenter)
+    files = find_images(folder / "images")
+    labels = label_reader(files, str(folder / "labels"), segmenter.classes, encoding="ids")
+    values = {"training.norms": norms, "training.crop": (16, 16), "training.batch_size": batch_size}
+    settings = Settings().with_values(values, "test")
+    return prepare_norms(segmenter, settings, files, labels, files, SilentMonitor()), segmenter
+
+
+def test_averages_are_kept_where_those_of_crops_cost_much(images: str, tmp_path: Path) -> None:
+    holds, segmenter = prepared(tmp_path, "auto")
+    assert holds == (images == "of one class each")
+    assert ("norms" in segmenter.identity) == holds
+    assert any("averages of 7 target images" in note for note in segmenter.notes) == holds
+    mean = segmenter.module.state_dict()["0.running_mean"]
+    assert bool((mean == 0.5).all()) != holds
+
+
+def test_larger_batches_cost_less(images: str, tmp_path: Path) -> None:
+    """The seven images together have the averages that would be kept."""
+    assert not prepared(tmp_path, "auto", batch_size=7)[0]
+
+
+def test_a_choice_needs_no_look(images: str, tmp_path: Path) -> None:
+    for norms, holds, changed in (("batch", False, False), ("source", True, False), ("target", True, True)):
+        held, segmenter = prepared(tmp_path, norms)
+        assert held == holds
+        assert ("norms" in segmenter.identity) == changed
