@@ -1,6 +1,7 @@
 """What batch norms normalise by in training: averages that are kept, or those of each batch."""
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import ImageFile, read_image
 from blda_cli.data.labels import LabelReader
+from blda_cli.errors import BldaError
 from blda_cli.finetuning.objective import cross_entropy
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.teacher import Teacher
@@ -81,15 +83,16 @@ def prepare_norms(
         files = source[:: -(-len(source) // _CROPS)]
         monitor.start("comparing norms", len(files))
         for images, truth in _crops(files, labels, settings, segmenter.device):
-            costs = [_cost(segmenter, network, images, truth) for network in networks]
-            by_batch, by_kept = by_batch + costs[0] / len(files), by_kept + costs[1] / len(files)
+            by_kept += _cost(segmenter, networks[1], images, truth) / len(files)
+            try:
+                by_batch += _cost(segmenter, networks[0], images, truth) / len(files)
+            except BldaError:  # a norm behind global pooling has one value a channel of a single crop
+                by_batch = math.inf
             advance(len(images))
         if by_batch <= _TOO_DEAR * by_kept or by_batch <= by_kept + _NOTHING:
             return False
-        monitor.say(
-            "batch norms: averages are kept (--norms target), as by those of crops the source's loss is "
-            f"{by_batch / by_kept:.1f} times as large"
-        )
+        harm = "fails" if math.isinf(by_batch) else f"loses {by_batch / by_kept:.1f} times as much on the source"
+        monitor.say(f"batch norms: averages are kept (--norms target), as by those of crops the network {harm}")
     segmenter.module.load_state_dict(kept.module.state_dict())
     segmenter.identity, segmenter.notes = kept.identity, [*segmenter.notes, *kept.notes]
     return True

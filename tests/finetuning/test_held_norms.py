@@ -21,6 +21,17 @@ import torch
 from torch import nn
 
 
+class Pooled(nn.Sequential):
+    # Normalises the image's mean, too, of which a single image has but one.
+    def forward(self, images):
+        mean = self[0](images.mean(dim=(2, 3), keepdim=True))
+        return self[1](self[0](images)) + 0 * mean[:, :1]
+
+
+def pooled():
+    return Pooled(*make())
+
+
 def make():
     norm, bright = nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)
     norm.running_mean.fill_(0.5)
@@ -74,6 +85,12 @@ def test_averages_are_kept_where_those_of_crops_cost_much(images: str, tmp_path:
 
 def test_larger_batches_cost_less(images: str, tmp_path: Path) -> None:
     """The seven images together have the averages that would be kept."""
+    assert not prepared(tmp_path, "auto", batch_size=7)[0]
+
+
+def test_averages_are_kept_where_a_network_fails_by_the_batch(images: str, tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(TOML.replace("brightnet:make", "brightnet:pooled"))
+    assert prepared(tmp_path, "auto")[0]
     assert not prepared(tmp_path, "auto", batch_size=7)[0]
 
 
