@@ -151,6 +151,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, key: str,
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_name_is_looked_at_as_it_stands_and_not_on_the_disk(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out" / PREDICTIONS).mkdir(parents=True)
+    (tmp_path / "out" / PREDICTIONS / "east").symlink_to(elsewhere)  # as somebody short of room would move it
+    assert prediction_path(tmp_path / "out", "east/1").parent.samefile(elsewhere)
+
+
 def test_records_of_several_processes_add_up() -> None:
     parts = [
         record(
