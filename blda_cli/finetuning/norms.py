@@ -1,8 +1,7 @@
 """What batch norms normalise by in training: averages that are kept, or those of each batch."""
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.norms import Norms
 from blda_cli.data.images import ImageFile, read_image
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
@@ -70,52 +70,70 @@ def prepare_norms(
         monitor.advance(count)
         monitor.check()
 
-    kept = replace(segmenter, network=copy.deepcopy(segmenter.module), notes=[])
+    norms = None
     if target:
         files = enough_for_norms(target)
         monitor.start("averaging", len(files))
-        use_norms(kept, take_norms(kept, files, InferenceOptions(), advance=advance))
+        norms = take_norms(segmenter, files, InferenceOptions(), advance=advance)
     if choice == "auto":
-        by_batch, by_kept = 0.0, 0.0
-        networks = [
-            Teacher(one.module, 0.0, holds_norms=holds).network for one, holds in ((segmenter, False), (kept, True))
-        ]
-        files = source[:: -(-len(source) // _CROPS)]
-        monitor.start("comparing norms", len(files))
-        for images, truth in _crops(files, labels, settings, segmenter.device):
-            by_kept += _cost(segmenter, networks[1], images, truth) / len(files)
-            try:
-                by_batch += _cost(segmenter, networks[0], images, truth) / len(files)
-            except BldaError:  # a norm behind global pooling has one value a channel of a single crop
-                by_batch = math.inf
-            advance(len(images))
+        by_batch, by_kept = _costs(segmenter, norms, settings, source, labels, monitor)
         if by_batch <= _TOO_DEAR * by_kept or by_batch <= by_kept + _NOTHING:
             return False
         harm = "fails" if math.isinf(by_batch) else f"loses {by_batch / by_kept:.1f} times as much on the source"
         monitor.say(f"batch norms: averages are kept (--norms target), as by those of crops the network {harm}")
-    segmenter.module.load_state_dict(kept.module.state_dict())
-    segmenter.identity, segmenter.notes = kept.identity, [*segmenter.notes, *kept.notes]
+    use_norms(segmenter, norms)
     return True
 
 
-def _crops(
-    files: Sequence[ImageFile], labels: LabelReader, settings: Settings, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Crops from the middle, as many at a time as all processes train on together; no batch is smaller."""
-    height, width = settings.training.crop
+def _costs(
+    segmenter: NetworkSegmenter,
+    norms: Norms | None,
+    settings: Settings,
+    source: Sequence[ImageFile],
+    labels: LabelReader,
+    monitor: Monitor,
+) -> tuple[float, float]:
+    """Cross-entropy a pixel of source crops, normalised by their own averages and by those that would be kept."""
+    by_batch, by_kept = 0.0, 0.0
+    own, held = (Teacher(segmenter.module, 0.0, holds_norms=holds).network for holds in (False, True))
+    use_norms(replace(segmenter, network=held, notes=[]), norms)
+    batches = _batches(source, settings)
+    monitor.start("comparing norms", len(batches))
+    for files in batches:
+        images, truth = _crops(files, labels, settings.training.crop, segmenter.device)
+        by_kept += _cost(segmenter, held, images, truth) / len(batches)
+        try:
+            by_batch += _cost(segmenter, own, images, truth) / len(batches)
+        except BldaError:  # a norm behind global pooling has one value a channel of a single crop
+            by_batch = math.inf
+        monitor.advance(1)
+        monitor.check()
+    return by_batch, by_kept
+
+
+def _batches(source: Sequence[ImageFile], settings: Settings) -> list[Sequence[ImageFile]]:
+    """Images from all over the source, as many at a time as all processes train on together; no batch is smaller."""
+    files = source[:: -(-len(source) // _CROPS)]
     size = min(settings.training.batch_size * current_shard().world, len(files))
-    for start in range(0, len(files) - size + 1, size):
-        pairs = []
-        for file in files[start : start + size]:
-            image, truth = read_image(file.path), labels(file)
-            top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-            pairs.append([values[top : top + height, left : left + width] for values in (image, truth)])
-        images, truths = (torch.from_numpy(np.stack(values)).to(device) for values in zip(*pairs, strict=True))
-        yield images.permute(0, 3, 1, 2).float(), truths.long()
+    return [files[start : start + size] for start in range(0, len(files) - size + 1, size)]
+
+
+def _crops(
+    files: Sequence[ImageFile], labels: LabelReader, crop: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Crops from the middle of the images, float32 ``[N, 3, h, w]``, and their labels, int64 ``[N, h, w]``."""
+    height, width = crop
+    pairs = []
+    for file in files:
+        image, truth = read_image(file.path), labels(file)
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        pairs.append([values[top : top + height, left : left + width] for values in (image, truth)])
+    images, truths = (torch.from_numpy(np.stack(values)).to(device) for values in zip(*pairs, strict=True))
+    return images.permute(0, 3, 1, 2).float(), truths.long()
 
 
 @torch.no_grad()
 def _cost(segmenter: NetworkSegmenter, network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Cross-entropy, summed over the images."""
+    """Mean cross-entropy of the pixels."""
     logits = segmenter.forward_logits(images, (images.shape[2], images.shape[3]), network)
-    return float(cross_entropy(logits, labels.masked_fill(labels < 0, IGNORE_INDEX)).mean(dim=(1, 2)).sum())
+    return float(cross_entropy(logits, labels.masked_fill(labels < 0, IGNORE_INDEX)).mean())
