@@ -9,6 +9,8 @@ What the command does is also there for a person's own inference loop::
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from blda_cli.version import __version__
+
 if TYPE_CHECKING:
     from blda_cli.api import Alignment, write_statistics
     from blda_cli.core.statistics import LogitStatistics
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from blda_cli.segmenters.norms import ObservedNorms
     from blda_cli.store.statistics import read_statistics
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Alignment",

@@ -1,7 +1,6 @@
-"""What a user can fix: errors that end in one line and exit code 1."""
+"""User-facing errors: one line, exit code 1 (2 for options that do not go together)."""
 
 import importlib
-import unicodedata
 from types import ModuleType
 
 
@@ -9,16 +8,8 @@ class BldaError(Exception):
     """A mistake or a condition the user can fix; the message names the thing and the way out, in one line."""
 
 
-def printable(text: str) -> str:
-    """Text with its control characters spelt out, as a file name may hold some that command a terminal."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else ascii(char)[1:-1] for char in text
-    )
-
-
-def plain_cell(text: str) -> str:
-    """Text for a cell of a table: an apostrophe keeps a spreadsheet from taking it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+class OptionError(BldaError):
+    """Options that do not go together, or that do nothing; a command ends with exit code 2."""
 
 
 def require_extra(module: str, extra: str, purpose: str) -> ModuleType:

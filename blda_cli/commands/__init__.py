@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
-from blda_cli import __version__
 from blda_cli.commands import align, collect_stats, finetune, merge, report
-from blda_cli.errors import BldaError, printable
+from blda_cli.errors import BldaError
+from blda_cli.text import printable
+from blda_cli.version import __version__
 
 _LONGEST = 900
 """Characters of an error's line."""

@@ -30,7 +30,8 @@ from blda_cli.commands.options import (
     strength,
 )
 from blda_cli.core.choices import MODERATED, Density, Favour, LabelSource, Method, Shift, Tails
-from blda_cli.errors import BldaError, printable
+from blda_cli.errors import BldaError
+from blda_cli.text import printable
 
 if TYPE_CHECKING:
     from blda_cli.commands.console import ConsoleMonitor

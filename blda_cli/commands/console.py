@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from blda_cli.errors import printable
 from blda_cli.files import to_json
 from blda_cli.runtime.monitor import Interrupted
+from blda_cli.text import printable
 
 _PLAIN_SECONDS = 10.0
 

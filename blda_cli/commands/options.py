@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 from click.core import ParameterSource
 
-from blda_cli import __version__
+from blda_cli.version import __version__
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.core.choices import NormSource

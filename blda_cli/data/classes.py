@@ -11,7 +11,8 @@ from importlib import resources
 
 import numpy as np
 
-from blda_cli.errors import BldaError, printable
+from blda_cli.errors import BldaError
+from blda_cli.text import printable
 
 Color = tuple[int, int, int]
 

@@ -21,6 +21,7 @@ from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store import prediction_folder
+from blda_cli.store.differences import difference_of
 from blda_cli.store.predictions import (
     RECORD,
     PredictionWriter,
@@ -31,7 +32,7 @@ from blda_cli.store.predictions import (
     write_record,
 )
 from blda_cli.store.provenance import Provenance
-from blda_cli.store.statistics import StatisticsFile, difference_of
+from blda_cli.store.statistics import StatisticsFile
 
 
 def evidence_from_files(

@@ -23,10 +23,10 @@ from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.store.differences import difference_of
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
-    difference_of,
     difference_of_kind,
     merge_statistics,
     read_statistics,

@@ -9,6 +9,7 @@ from typing import Any
 from blda_cli.errors import BldaError
 from blda_cli.files import claim, real
 from blda_cli.store import prediction_folder
+from blda_cli.store.differences import difference_of, of_one_kind
 from blda_cli.store.predictions import (
     ARGMAX,
     PREDICTIONS,
@@ -24,9 +25,7 @@ from blda_cli.store.predictions import (
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
-    difference_of,
     merge_statistics,
-    of_one_kind,
     read_statistics,
     write_statistics,
 )

@@ -34,12 +34,12 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from blda_cli import __version__
-from blda_cli.errors import plain_cell
 from blda_cli.files import without_nan
 from blda_cli.reporting.model import Predictions, Report, Scores
 from blda_cli.reporting.tables import CLASS_MEASURES, OVERALL_MEASURES
 from blda_cli.reporting.words import next_steps, summary
+from blda_cli.text import plain_cell
+from blda_cli.version import __version__
 
 FORMAT = "blda-report"
 FORMAT_VERSION = 1

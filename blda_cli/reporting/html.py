@@ -10,7 +10,6 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from blda_cli import __version__
 from blda_cli.reporting.densities import Curve, Densities
 from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
@@ -25,6 +24,7 @@ from blda_cli.reporting.tables import (
     run_tables,
 )
 from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
+from blda_cli.version import __version__
 
 _CHARTS_OPEN = 12
 

@@ -23,10 +23,11 @@ from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
-from blda_cli.errors import BldaError, plain_cell
+from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
 from blda_cli.store.provenance import Provenance
+from blda_cli.text import plain_cell
 from blda_cli.typed import check_type
 
 FORMAT = "blda-predictions"

@@ -2,17 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from blda_cli import __version__
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
@@ -25,11 +24,11 @@ from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.errors import BldaError
+from blda_cli.store.differences import difference_of, of_one_kind
 from blda_cli.store.hdf5 import CheckedFile, reading, writing
 from blda_cli.store.provenance import Provenance
 from blda_cli.typed import check_type
-
-T = TypeVar("T")
+from blda_cli.version import __version__
 
 FORMAT = "blda-statistics"
 FORMAT_VERSION = 2
@@ -321,34 +320,6 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
     )
 
 
-def of_one_kind(parts: Iterable[tuple[Path, T]], difference: Callable[[T, T], str | None]) -> Iterator[tuple[Path, T]]:
-    """Pass on what is to be put together, as long as it is of the first one's kind.
-
-    Args:
-        parts: at least one, each with the name to call it in messages.
-        difference: names what two of them differ in; None where they do not.
-
-    Yields:
-        The parts.
-
-    Raises:
-        BldaError: one differs from the others; the message begins with it.
-    """
-    remaining = iter(parts)
-    first_path, first = next(remaining)
-    yield first_path, first
-    for place, (path, part) in enumerate(remaining):
-        found = difference(first, part)
-        if found is None:
-            yield path, part
-            continue
-        third = next(remaining, None) if place == 0 else None
-        odd, other = path, first_path
-        if third is not None and difference(part, third[1]) is None:
-            odd, other = other, odd
-        raise BldaError(f"{odd} does not go with {other}: they differ in {found}")
-
-
 def difference_of_kind(one: StatisticsFile, other: StatisticsFile) -> str | None:
     """Name what keeps two statistics from being added up; None where nothing does."""
     difference = difference_of(one.model, other.model)
@@ -360,26 +331,6 @@ def difference_of_kind(one: StatisticsFile, other: StatisticsFile) -> str | None
 def _counted(statistics: LogitStatistics) -> dict[str, Any]:
     bins = next(iter(statistics.cells.values())).bins
     return {"label sources": sorted(statistics.cells), "bins": bins, "logit space": statistics.space}
-
-
-def difference_of(one: Any, other: Any, name: str = "") -> str | None:
-    """Name the first entry in which two JSON values differ, e.g. ``preprocessing.mean (1 and 2)``.
-
-    Returns:
-        None where they are equal.
-    """
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            found = difference_of(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
-        return None
-    return None if one == other else f"{name} ({_short(one)} and {_short(other)})"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _dataset(file: h5py.File, name: str, values: np.ndarray) -> None:

@@ -16,11 +16,11 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
+from blda_cli.store.differences import difference_of
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     FORMAT_VERSION,
     StatisticsFile,
-    difference_of,
     merge_statistics,
     read_statistics,
     write_statistics,
