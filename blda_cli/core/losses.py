@@ -1,4 +1,4 @@
-"""The losses that BLDA adds to self-training: corrected cross-entropy and cumulative-density regression."""
+"""Training losses of every pixel: cross-entropy, and what BLDA adds: corrected cross-entropy, density regression."""
 
 from dataclasses import dataclass
 
@@ -115,6 +115,19 @@ class ShiftTable:
     def _known(self, rows: Tensor) -> Tensor:
         rows, none = rows.int(), self.positive_cdf.shape[0] - 1
         return torch.where((rows >= 0) & (rows < none), rows, none)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every pixel, without a correction.
+
+    Args:
+        logits: ``[N, C, *spatial]``.
+        labels: int64 ``[N, *spatial]``.
+
+    Returns:
+        float32 ``[N, *spatial]``, 0 where the label is ``IGNORE_INDEX``.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def corrected_cross_entropy(logits: Tensor, labels: Tensor, shift: Tensor, tau: float | Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
 from blda_cli.files import without_nan
+from blda_cli.finetuning.data.samples import Batch, Sampler
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.samples import Batch, Sampler
 from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.training_log import EventLog, LossWatch, StepLog
 from blda_cli.finetuning.validation import validate

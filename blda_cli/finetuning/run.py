@@ -13,10 +13,10 @@ from blda_cli.data.images import ImageFile, find_images, image_size, refuse_amon
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
+from blda_cli.finetuning.data.samples import Sampler, check_crop, count_class_pixels
 from blda_cli.finetuning.loop import Machine, TrainingLoop
-from blda_cli.finetuning.norms import prepare_norms
+from blda_cli.finetuning.networks.norms import prepare_norms
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.samples import Sampler, check_crop, count_class_pixels
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics

@@ -14,18 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.augmentation import augment
 from blda_cli.finetuning.checkpoint import check_alike, check_optimizer, check_tensors
-from blda_cli.finetuning.feature_distance import FeatureDistance
+from blda_cli.finetuning.data.augmentation import augment
+from blda_cli.finetuning.data.mixing import paste
+from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.methods import METHODS
 from blda_cli.finetuning.methods.base import MethodContext
 from blda_cli.finetuning.methods.blda import Blda
-from blda_cli.finetuning.mixing import paste
-from blda_cli.finetuning.objective import Losses, MixedTargets, Objective
-from blda_cli.finetuning.samples import Batch
+from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
+from blda_cli.finetuning.networks.feature_distance import FeatureDistance
+from blda_cli.finetuning.networks.student import Outputs, Student, run_labelling, run_student
+from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.student import Outputs, Student, run_labelling, run_student
-from blda_cli.finetuning.teacher import Teacher
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import hold_norms

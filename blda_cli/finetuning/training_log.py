@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blda_cli.errors import BldaError, require_extra
-from blda_cli.finetuning.objective import Losses
+from blda_cli.finetuning.methods.objective import Losses
 from blda_cli.finetuning.trainer import StepReport
 from blda_cli.runtime.process_group import all_sum
 from blda_cli.runtime.shards import current_shard

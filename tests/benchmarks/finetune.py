@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.losses import cross_entropy
 from blda_cli.data.images import ImageFile
-from blda_cli.finetuning.augmentation import Augmentation
-from blda_cli.finetuning.mixing import block_mask
-from blda_cli.finetuning.objective import cross_entropy
-from blda_cli.finetuning.samples import Batch, Crop, Sample, collate
+from blda_cli.finetuning.data.augmentation import Augmentation
+from blda_cli.finetuning.data.mixing import block_mask
+from blda_cli.finetuning.data.samples import Batch, Crop, Sample, collate
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter

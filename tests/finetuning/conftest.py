@@ -154,7 +154,7 @@ def batches() -> Callable[..., Any]:
     """Batches of a project by their samples' numbers."""
     from blda_cli.data.images import find_images
     from blda_cli.data.labels import label_reader
-    from blda_cli.finetuning.samples import Batch, Sampler, collate, count_class_pixels
+    from blda_cli.finetuning.data.samples import Batch, Sampler, collate, count_class_pixels
 
     def draw_batches(project: Project, numbers: list[list[int]], **values: Any) -> list[Batch]:
         settings = project.settings(**values)

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from blda_cli.finetuning.augmentation import Augmentation, augment
+from blda_cli.finetuning.data.augmentation import Augmentation, augment
 from blda_cli.finetuning.settings import HostSettings
 
 OFF = HostSettings(color_jitter=0.0, blur=0.0)

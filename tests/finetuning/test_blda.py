@@ -12,9 +12,9 @@ from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
 from blda_cli.core.shifts import Anchors, quantile_shifts
 from blda_cli.finetuning.methods.blda import Blda
-from blda_cli.finetuning.objective import MixedTargets, Objective
+from blda_cli.finetuning.methods.objective import MixedTargets, Objective
+from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.student import Outputs
 
 C = 3
 

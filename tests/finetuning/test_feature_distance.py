@@ -6,8 +6,8 @@ import torch
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.feature_distance import FeatureDistance
-from blda_cli.finetuning.student import Outputs, Student, run_student
+from blda_cli.finetuning.networks.feature_distance import FeatureDistance
+from blda_cli.finetuning.networks.student import Outputs, Student, run_student
 
 
 def parts(project: Any, things: tuple[str, ...] = ()) -> tuple[Any, Student, FeatureDistance]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
-from blda_cli.finetuning.norms import prepare_norms
+from blda_cli.finetuning.networks.norms import prepare_norms
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter

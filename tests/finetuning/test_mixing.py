@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.finetuning.mixing import block_mask, class_masks, paste
+from blda_cli.finetuning.data.mixing import block_mask, class_masks, paste
 
 
 @given(seed=st.integers(0, 2**16), classes=st.integers(1, 6))

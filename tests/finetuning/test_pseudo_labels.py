@@ -1,6 +1,6 @@
 import torch
 
-from blda_cli.finetuning.pseudo_labels import confidence_weighted, debiased_labels
+from blda_cli.finetuning.methods.pseudo_labels import confidence_weighted, debiased_labels
 
 
 def test_the_weight_is_the_images_share_of_confident_pixels() -> None:

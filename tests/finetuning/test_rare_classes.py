@@ -1,6 +1,6 @@
 import numpy as np
 
-from blda_cli.finetuning.rare_classes import RareClassSampler
+from blda_cli.finetuning.data.rare_classes import RareClassSampler
 
 PIXELS = np.array([[9000, 500, 0, 0], [8000, 4000, 100, 0], [9500, 0, 3500, 0]])
 

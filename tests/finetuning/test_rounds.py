@@ -12,18 +12,19 @@ from PIL import Image
 from torch import nn
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.losses import cross_entropy
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.rare_classes import HardSampleMiner
+from blda_cli.finetuning.data.samples import Sampler, count_class_pixels
+from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.methods.base import MethodContext
 from blda_cli.finetuning.methods.cag import Cag
-from blda_cli.finetuning.objective import MixedTargets, Objective, cross_entropy
-from blda_cli.finetuning.rare_classes import HardSampleMiner
-from blda_cli.finetuning.samples import Sampler, count_class_pixels
+from blda_cli.finetuning.methods.objective import MixedTargets, Objective
+from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings, read_settings
-from blda_cli.finetuning.stored_labels import StoredLabels
-from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters.base import InferenceOptions
 from tests.finetuning.test_run import checkpoint, same

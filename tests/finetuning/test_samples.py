@@ -10,7 +10,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import find_images, read_image
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.samples import Batch, check_crop, count_class_pixels
+from blda_cli.finetuning.data.samples import Batch, check_crop, count_class_pixels
 from blda_cli.runtime.monitor import SilentMonitor
 
 COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])

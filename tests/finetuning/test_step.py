@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import read_image
-from blda_cli.finetuning.augmentation import augment
-from blda_cli.finetuning.samples import Batch
+from blda_cli.finetuning.data.augmentation import augment
+from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.trainer import Trainer
 
 C, VOID = 4, IGNORE_INDEX

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.student import Student, encoder_of, run_labelling, run_student
+from blda_cli.finetuning.networks.student import Student, encoder_of, run_labelling, run_student
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter

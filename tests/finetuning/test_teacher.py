@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from blda_cli.finetuning.teacher import Teacher
+from blda_cli.finetuning.networks.teacher import Teacher
 
 
 def test_it_is_the_students_moving_average() -> None:

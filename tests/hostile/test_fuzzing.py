@@ -25,9 +25,9 @@ from blda_cli.data.images import find_images, image_size, read_image
 from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.samples import Sampler, collate
 from blda_cli.finetuning.run import go_on_from, resumed_state
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.samples import Sampler, collate
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.align import fit_from_files

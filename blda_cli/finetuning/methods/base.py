@@ -1,6 +1,6 @@
-"""What a training method is to the trainer: how target pixels get labels, and what it asks of their features.
+"""The interface between a training method and the trainer: how target pixels get labels, and losses on their features.
 
-What the labels cost is another matter: the cross-entropy in :mod:`blda_cli.finetuning.objective`, which BLDA corrects.
+The loss under those labels is apart from it: :mod:`blda_cli.finetuning.methods.objective`, whose logits BLDA corrects.
 """
 
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
-from blda_cli.finetuning.objective import Losses, Objective
-from blda_cli.finetuning.pseudo_labels import PseudoLabels
-from blda_cli.finetuning.samples import Batch
+from blda_cli.finetuning.data.samples import Batch
+from blda_cli.finetuning.methods.objective import Losses, Objective
+from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard

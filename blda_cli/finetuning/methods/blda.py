@@ -11,10 +11,10 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import ENOUGH, LogitGrid, OnlineMixture, count_cells, reach
-from blda_cli.finetuning.objective import Losses, MixedTargets, Objective
-from blda_cli.finetuning.pseudo_labels import debiased_labels
+from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
+from blda_cli.finetuning.methods.pseudo_labels import debiased_labels
+from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import PUBLISHED, BldaSettings
-from blda_cli.finetuning.student import Outputs
 from blda_cli.runtime.process_group import all_maximum, all_sum
 from blda_cli.runtime.shards import current_shard
 

@@ -17,11 +17,11 @@ from blda_cli.core.category_anchors import (
 )
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
+from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.methods.base import MethodContext, Stage, TrainingMethod
-from blda_cli.finetuning.objective import Losses
-from blda_cli.finetuning.pseudo_labels import PseudoLabels
-from blda_cli.finetuning.samples import Batch
-from blda_cli.finetuning.student import Outputs, features_before
+from blda_cli.finetuning.methods.objective import Losses
+from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.networks.student import Outputs, features_before
 from blda_cli.runtime.process_group import all_sum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter

@@ -12,11 +12,11 @@ from blda_cli.core.choices import Training
 from blda_cli.core.self_training import ConfidenceHistogram, mining_order, select_labels
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.files import replacing, to_json
+from blda_cli.finetuning.data.samples import Batch
+from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.methods.base import MethodContext, Stage, TrainingMethod
-from blda_cli.finetuning.pseudo_labels import PseudoLabels
-from blda_cli.finetuning.samples import Batch
-from blda_cli.finetuning.stored_labels import StoredLabels
-from blda_cli.finetuning.student import Outputs
+from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.runtime.process_group import all_sum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.base import InferenceOptions

@@ -1,9 +1,9 @@
 """DACS (Tranheden et al., WACV 2021): labels by the teacher, batch by batch, weighted by confidence."""
 
+from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
-from blda_cli.finetuning.pseudo_labels import PseudoLabels, confidence_weighted
-from blda_cli.finetuning.samples import Batch
-from blda_cli.finetuning.student import Outputs
+from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels, confidence_weighted
+from blda_cli.finetuning.networks.student import Outputs
 
 
 class Dacs(TrainingMethod):

@@ -1,9 +1,9 @@
 """Source only: supervised training, the baseline of every adaptation."""
 
+from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
-from blda_cli.finetuning.pseudo_labels import PseudoLabels
-from blda_cli.finetuning.samples import Batch
-from blda_cli.finetuning.student import Outputs
+from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
+from blda_cli.finetuning.networks.student import Outputs
 
 
 class SourceOnly(TrainingMethod):

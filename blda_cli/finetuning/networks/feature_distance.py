@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import plain_name
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.student import Outputs, last_features
+from blda_cli.finetuning.networks.student import Outputs, last_features
 
 SHARE = 0.75
 """A feature counts where at least this share of the pixels under it are of one thing class."""

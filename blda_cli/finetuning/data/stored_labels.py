@@ -12,7 +12,7 @@ from blda_cli.data.classes import ClassSet
 from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.samples import Crop, ReadingCache
+from blda_cli.finetuning.data.samples import Crop, ReadingCache
 
 _CACHE_BYTES = 1 << 28
 

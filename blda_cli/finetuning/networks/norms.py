@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.losses import cross_entropy
 from blda_cli.core.norms import Norms
 from blda_cli.data.images import ImageFile, read_image
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.objective import cross_entropy
+from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
-from blda_cli.finetuning.teacher import Teacher
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.base import InferenceOptions

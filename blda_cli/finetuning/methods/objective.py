@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from blda_cli.core import IGNORE_INDEX
-from blda_cli.finetuning.student import Outputs
+from blda_cli.core.losses import cross_entropy
+from blda_cli.finetuning.networks.student import Outputs
 
 Losses = dict[str, Tensor]
 """Scalars by name; the trainer adds them up."""
@@ -72,8 +71,3 @@ class Objective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of every pixel, float32 ``[N, h, w]``; 0 where there is no label."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")

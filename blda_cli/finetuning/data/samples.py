@@ -15,9 +15,9 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import ImageFile, image_size, read_image
 from blda_cli.data.labels import LabelReader
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.augmentation import Augmentation
-from blda_cli.finetuning.mixing import block_mask, class_masks
-from blda_cli.finetuning.rare_classes import HardSampleMiner, RareClassSampler, random_crop
+from blda_cli.finetuning.data.augmentation import Augmentation
+from blda_cli.finetuning.data.mixing import block_mask, class_masks
+from blda_cli.finetuning.data.rare_classes import HardSampleMiner, RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.read_ahead import read_ahead

@@ -1,0 +1,1 @@
+"""What training reads: crops of images with their labels, and what is drawn for them."""
