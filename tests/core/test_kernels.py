@@ -86,14 +86,15 @@ def counts_of(
     return counts.cpu()
 
 
-SIZES = [(1, 5), (2, 1), (3, 700), (19, 1500), (33, 600), (150, 300)]
+SIZES = [(1, 5), (2, 1), (3, 700), (19, 1500), (33, 600), (150, 300), (256, 40), (300, 40)]
 
 
-@pytest.mark.parametrize(("num_classes", "pixels"), [*SIZES, (256, 40), (300, 40)])
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
 def test_argmax(implementation: Implementation, num_classes: int, pixels: int) -> None:
     if not hasattr(implementation.kernels, "argmax"):
         pytest.skip("torch's is used")
     logits = drawn(num_classes, pixels).round()  # many ties
+    logits[0] = 0  # every class equals every other
     ids = implementation.kernels.argmax(logits.to(implementation.device)).cpu()
     assert ids.dtype == (torch.uint8 if num_classes <= 256 else torch.int16)
     highest = logits == logits.amax(dim=1, keepdim=True)
@@ -108,6 +109,7 @@ def test_hard_counts(implementation: Implementation, num_classes: int, pixels: i
     random = torch.Generator().manual_seed(1)
     labels = torch.randint(0, num_classes + 1, (2, pixels), generator=random)
     labels[torch.rand(2, pixels, generator=random) < 0.1] = 255 if label_type is torch.uint8 else -1
+    labels = labels.to(label_type).long()  # a byte holds 256 classes at most
     expected = torch.zeros(num_classes, num_classes, B, dtype=torch.float64)
     index = bins_of(logits)
     for channel in range(num_classes):
@@ -134,8 +136,9 @@ def test_soft_counts(implementation: Implementation, num_classes: int, pixels: i
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@given(cut=st.integers(1, 1299), classes=st.integers(2, 21), seed=st.integers(0, 2**31))
+@given(cut=st.integers(1, 1299), classes=st.integers(1, 40), seed=st.integers(0, 2**31))
 @example(cut=1, classes=19, seed=0)
+@example(cut=423, classes=11, seed=423227)
 @settings(deadline=None, max_examples=15)
 def test_counts_of_halves_add_up_bit_for_bit(
     implementation: Implementation, soft: bool, cut: int, classes: int, seed: int
@@ -146,6 +149,18 @@ def test_counts_of_halves_add_up_bit_for_bit(
     first = counts_of(implementation, logits[:, :, :cut], None if labels is None else labels[:, :cut])
     both = counts_of(implementation, logits[:, :, cut:], None if labels is None else labels[:, cut:], first)
     assert torch.equal(both, whole)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 11, 19, 64, 150, 256, 300])
+def test_soft_counts_of_single_pixels_add_up_bit_for_bit(implementation: Implementation, num_classes: int) -> None:
+    pixels = 37 if num_classes < 100 else 3
+    logits = drawn(num_classes, pixels, images=1)
+    total = torch.zeros(num_classes, num_classes, B, dtype=torch.float64)
+    for pixel in range(pixels):
+        total = counts_of(implementation, logits[:, :, pixel : pixel + 1], None, total)
+    assert torch.equal(total, counts_of(implementation, logits, None))
+    by_channel = total.sum(dim=2)
+    assert torch.equal(by_channel, by_channel[:, :1].expand_as(by_channel))
 
 
 def test_counting_is_exact_beyond_what_a_chunk_holds(implementation: Implementation) -> None:
@@ -166,7 +181,7 @@ def test_quantile_form(implementation: Implementation, num_classes: int, pixels:
     assert_wins(ids, scores_of(logits, shifts))
 
 
-@pytest.mark.parametrize(("num_classes", "pixels"), [*SIZES, (256, 40)])
+@pytest.mark.parametrize(("num_classes", "pixels"), SIZES)
 def test_location_form(implementation: Implementation, num_classes: int, pixels: int) -> None:
     if not hasattr(implementation.kernels, "align_location"):
         pytest.skip("torch's is used")

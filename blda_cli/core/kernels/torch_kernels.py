@@ -7,10 +7,10 @@ from torch import Tensor
 
 from blda_cli.core.kernels.common import SOFT_UNIT, empty_ids, id_type, location_factors
 
-# Logits a block: enough to keep the device busy, few enough that the temporaries (a few bytes for each) stay in a
-# CPU's cache or are a small share of a GPU's memory.
+# Logits a block: enough to keep the device busy, few enough that the temporaries (up to 32 bytes for each) stay in a
+# CPU's cache, or take less than half the memory of two megapixels of 19 half-precision logits on a GPU.
 _CPU_BLOCK = 1 << 18
-_GPU_BLOCK = 1 << 23
+_GPU_BLOCK = 1 << 20
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
     sums = torch.zeros(num_classes, bins, num_classes, dtype=torch.float64, device=logits.device)
     for image, block in _blocks(logits):
         values = logits[image, :, block].float()
-        weights = torch.softmax(values, dim=0).div_(SOFT_UNIT).round_().T.contiguous().double()
+        weights = _softmax(values).div_(SOFT_UNIT).round_().T.to(torch.float64, memory_format=torch.contiguous_format)
         for channel, index in enumerate(_bins(values, bins, limit).long()):
             sums[channel].scatter_add_(0, index.unsqueeze(1).expand_as(weights), weights)
     counts += sums.permute(2, 0, 1).mul_(SOFT_UNIT)
@@ -59,12 +59,14 @@ def align_quantile(logits: Tensor, factors: Tensor, limit: float) -> Tensor:
     for image, block in _blocks(logits):
         values = logits[image, :, block].float()
         index = _bins(values, bins, limit)
-        weights = (values - values.amax(dim=0)).exp_()
+        weights = _exponentials(values)
+        del values  # converted from half precision, it would take room beside what follows
+        own_factors = own.gather(1, index.long())
         sums = torch.nn.functional.embedding_bag(
-            index.add(channel).T.contiguous(), table, per_sample_weights=weights.T.contiguous(), mode="sum"
+            index.add_(channel).T.contiguous(), table, per_sample_weights=weights.T.contiguous(), mode="sum"
         )
         # exp(score) = exp(f_c) factor_c / sum_c: no logarithm is needed to compare the hypotheses.
-        scores = weights.mul_(own.gather(1, index.long())).div_(sums[:, :num_classes].T)
+        scores = weights.mul_(own_factors).div_(sums[:, :num_classes].T)
         ids[image, block] = _argmax(scores)
     return ids
 
@@ -74,8 +76,7 @@ def align_location(logits: Tensor, shifts: Tensor) -> Tensor:
     factors = location_factors(shifts)
     ids = empty_ids(logits)
     for image, block in _blocks(logits):
-        values = logits[image, :, block].float()
-        weights = (values - values.amax(dim=0)).exp_()
+        weights = _exponentials(logits[image, :, block].float())
         # exp(score_c) = exp(f_c) / Σ_l exp(f_l) exp(L[c, l] − L[c, c])
         ids[image, block] = _argmax(weights.div_(factors @ weights))
     return ids
@@ -89,15 +90,33 @@ def align_offset(logits: Tensor, offsets: Tensor) -> Tensor:
     return ids
 
 
+def _exponentials(values: Tensor) -> Tensor:
+    """``exp(f_c − max f)`` of float32 ``[C, P]``."""
+    return (values - values.amax(dim=0)).exp_()
+
+
+def _softmax(values: Tensor) -> Tensor:
+    """Softmax over the first of two dimensions, which for a pixel does not depend on the pixels beside it.
+
+    ``torch.softmax`` and ``sum`` add up in an order that depends on the number of pixels, and round accordingly.
+    """
+    exponentials = _exponentials(values)
+    total = exponentials[0].clone()
+    for exponential in exponentials[1:]:
+        total += exponential
+    return exponentials.div_(total)
+
+
 def _argmax(scores: Tensor) -> Tensor:
     """Argmax over the first of two dimensions, the lowest index among equals.
 
-    ``torch.argmax`` is several times slower than these two passes, which the compiler vectorises.
+    On a CPU ``torch.argmax`` is several times slower than these two passes, which the compiler vectorises.
     """
+    if scores.device.type != "cpu":
+        return scores.argmax(dim=0)
     num_classes = scores.shape[0]
-    rank = torch.arange(num_classes, 0, -1, dtype=id_type(num_classes), device=scores.device).unsqueeze(1)
-    highest = scores.eq(scores.amax(dim=0)).mul(rank).amax(dim=0)
-    return num_classes - highest
+    rank = torch.arange(num_classes - 1, -1, -1, dtype=id_type(num_classes)).unsqueeze(1)
+    return num_classes - 1 - scores.eq(scores.amax(dim=0)).mul(rank).amax(dim=0)
 
 
 def _bins(values: Tensor, bins: int, limit: float) -> Tensor:
