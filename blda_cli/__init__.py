@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
     from blda_cli.pipelines.report import report
+    from blda_cli.segmenters.instance_norms import InstanceNorms
     from blda_cli.segmenters.norms import ObservedNorms
     from blda_cli.store.statistics import read_statistics
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alignment",
     "BldaError",
+    "InstanceNorms",
     "LogitStatistics",
     "ObservedNorms",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
 _MODULES = {
     "Alignment": "api",
     "BldaError": "errors",
+    "InstanceNorms": "segmenters.instance_norms",
     "LogitStatistics": "core.statistics",
     "ObservedNorms": "segmenters.norms",
     "read_statistics": "store.statistics",

@@ -84,6 +84,50 @@ class Norms:
         }
 
 
+def image_moments(values: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of every channel of each image.
+
+    Args:
+        values: ``[N, C, *spatial]`` floating point.
+        counted: bool ``[N, *spatial]``, the positions that count; of an image without any, all do. None: all count.
+
+    Returns:
+        float32 ``[N, C]`` each.
+    """
+    if counted is None and values.is_cuda:  # one kernel; on a CPU it takes twenty times as long as what follows
+        variance, mean = torch.var_mean(values.float(), dim=tuple(range(2, values.ndim)), correction=0)
+        return mean, variance
+    rows = values.flatten(2).float()
+    if counted is None:
+        mean = rows.mean(dim=2)
+        variance = torch.linalg.vector_norm(rows - mean.unsqueeze(2), dim=2).square() / rows.shape[2]
+        return mean, variance
+    counted = counted.flatten(1)
+    weights = (counted | ~counted.any(dim=1, keepdim=True)).unsqueeze(1)
+    total = weights.sum(dim=2)
+    mean = (rows * weights).sum(dim=2) / total
+    variance = ((rows - mean.unsqueeze(2)).square() * weights).sum(dim=2) / total
+    return mean, variance
+
+
+def mix_moments(running: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+    """``weight · running + (1 − weight) · own``, for means and variances alike.
+
+    Wang et al., "Dynamically Instance-Guided Adaptation", CVPR 2023, eq. 3. The variance of a mixture of the two would
+    have a third term, ``weight (1 − weight) (difference of the means)²``: see ``tests/benchmarks/README.md``.
+
+    Args:
+        running: mean and variance ``[C]``.
+        own: of each image, float32 ``[N, C]``.
+        weight: λ, 0 to 1.
+
+    Returns:
+        float32 ``[N, C]`` each.
+    """
+    mean, variance = (torch.lerp(one, other.float(), weight) for one, other in zip(own, running, strict=True))
+    return mean, variance
+
+
 def hellinger(source_mean: Tensor, source_variance: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Squared Hellinger distance of two normal distributions, channel by channel.
 

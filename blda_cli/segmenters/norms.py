@@ -29,7 +29,7 @@ _ROWS = 16
 def has_norms(segmenter: Segmenter) -> bool:
     """Whether averages can be taken for a segmenter at all."""
     try:
-        return bool(_norms(segmenter.module))
+        return bool(norm_layers(segmenter.module))
     except BldaError:
         return False
 
@@ -67,7 +67,7 @@ def take_norms(
     Raises:
         BldaError: the network's norms cannot be changed, or an image cannot be read.
     """
-    if not _norms(segmenter.module):
+    if not norm_layers(segmenter.module):
         segmenter.notes.append("the network has no batch norms that could take averages of the target")
         return None
     images = 0
@@ -98,7 +98,7 @@ class ObservedNorms:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = _norms(network)
+        self._norms = norm_layers(network)
         self._own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in self._norms.items()}
         self._moments = {name: ChannelMoments() for name in self._norms}
         self._hooks: list[RemovableHandle] = []
@@ -169,7 +169,7 @@ def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
         return
     own = {
         f"{name}.{kind}".lstrip("."): getattr(norm, kind)
-        for name, norm in _norms(segmenter.module).items()
+        for name, norm in norm_layers(segmenter.module).items()
         for kind in _BUFFERS
     }
     foreign = [name for name, values in norms.averages.items() if name not in own or own[name].shape != values.shape]
@@ -185,14 +185,14 @@ def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
 
 def hold_norms(network: nn.Module) -> None:
     """Let a network's norms normalise by the averages they have, and keep them, while all else is in training."""
-    for norm in _norms(network).values():
+    for norm in norm_layers(network).values():
         norm.eval()
 
 
 _BUFFERS = ("running_mean", "running_var")
 
 
-def _norms(network: nn.Module) -> dict[str, Any]:
+def norm_layers(network: nn.Module) -> dict[str, Any]:
     """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
     return {
         name: layer

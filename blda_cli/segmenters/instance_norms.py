@@ -1,0 +1,183 @@
+"""Batch norms that normalise each image partly by its own statistics.
+
+The running statistics and the image's own are mixed, ``λ · running + (1 − λ) · own``, as in DIGA's distribution
+adaptation module (Wang et al., "Dynamically Instance-Guided Adaptation", CVPR 2023, eq. 3). Nothing is trained, no pass
+over the target is needed, and what else is in the batch does not matter.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from blda_cli.core.norms import image_moments, mix_moments
+from blda_cli.segmenters.norms import norm_layers
+
+_FEW_POSITIONS = 64
+"""A layer that sees fewer positions of an image (pooling branches, at most 6 × 6 of them) keeps its running
+statistics."""
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The part of the network's input that is image.
+
+    Attributes:
+        size: (height, width) at the upper left; what lies beyond is padding. None: all of it.
+        mask: bool ``[N, H, W]``, false where a pixel is no data; None: all are data.
+    """
+
+    size: tuple[int, int] | None = None
+    mask: Tensor | None = None
+
+
+class InstanceNorms:
+    """Within ``with``, every batch norm normalises by ``weight · running + (1 − weight) · the image's own`` statistics.
+
+    Mean and variance are mixed alike, for each image by itself, in float32. A layer in training mode, or that sees
+    fewer than 64 positions of an image, works as ever. Weights, fused activations and running statistics stay as they
+    are. With a weight of 1 the network is untouched::
+
+        with InstanceNorms(network, weight=0.9):
+            logits = network(images)
+
+    Args:
+        network: its batch norms, frozen ones among them, must be modules that are called.
+        weight: λ, 0 to 1: of the running statistics.
+
+    Attributes:
+        weight: as given; may be changed between forward passes.
+
+    Raises:
+        ValueError: the weight is not in 0..1.
+    """
+
+    def __init__(self, network: nn.Module, weight: float = 0.9) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"the weight of the running statistics is {weight:g}, not between 0 and 1")
+        self.weight = weight
+        self._network = network
+        self._layers = list(norm_layers(network).values())
+        self._hooks: list[RemovableHandle] = []
+        self._put_aside: dict[nn.Module, Moments] = {}
+        self._content = _Content()
+        self._input: tuple[int, ...] = ()
+        self._recorded: dict[nn.Module, list[Moments | None]] | None = None
+        self._held: dict[nn.Module, list[Moments | None]] | None = None
+        self._calls: dict[nn.Module, int] = {}
+
+    def __enter__(self) -> Self:
+        self._hooks = [self._network.register_forward_pre_hook(self._begin)]
+        for layer in self._layers:
+            self._hooks.append(layer.register_forward_pre_hook(self._before))
+            self._hooks.append(layer.register_forward_hook(self._after, always_call=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def content(self, size: tuple[int, int] | None = None, mask: Tensor | None = None) -> Iterator[None]:
+        """Say which part of the inputs within ``with`` is image; the rest does not count.
+
+        Args:
+            size: (height, width) of the image at the upper left of the input, the rest being padding.
+            mask: bool ``[N, H, W]`` of the input's size, false at pixels that are no data. A position of a layer counts
+                where all pixels under it do; where an image has no such position, all of its positions count.
+        """
+        before, self._content = self._content, _Content(size, mask)
+        try:
+            yield
+        finally:
+            self._content = before
+
+    @contextmanager
+    def recorded(self) -> Iterator[dict[nn.Module, list[Moments | None]]]:
+        """Keep the statistics that one forward pass within ``with`` normalises by, for `held`."""
+        self._recorded = {}
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = None
+
+    @contextmanager
+    def held(self, recorded: dict[nn.Module, list[Moments | None]]) -> Iterator[None]:
+        """Normalise within ``with`` by recorded statistics: windows by those of their whole image."""
+        self._held = recorded
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._calls.clear()
+        self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
+
+    def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.weight == 1 or not inputs or (layer.training and isinstance(layer, _BatchNorm)):
+            return None
+        values: Tensor = inputs[0]
+        mixed = self._moments(layer, values)
+        if self._recorded is not None:
+            self._recorded.setdefault(layer, []).append(mixed)
+        if mixed is None:
+            return None
+        mean, variance = mixed
+        own = _running(layer)
+        swappable = "running_mean" in layer._buffers and "running_var" in layer._buffers
+        if len(values) == 1 and swappable and not variance.requires_grad:  # the layer's own kernel does it, at no cost
+            self._put_aside[layer] = own
+            layer._buffers["running_mean"] = mean[0].to(own[0].dtype)
+            layer._buffers["running_var"] = variance[0].to(own[1].dtype)
+            return None
+        # Values that the layer, normalising by its running statistics, takes to where these would take the given ones.
+        eps = getattr(layer, "eps", 1e-5)
+        scale = ((own[1].float() + eps) / (variance + eps)).sqrt()
+        shift = own[0].float() - mean * scale
+        shape = (*scale.shape, *[1] * (values.ndim - 2))
+        moved = torch.addcmul(shift.view(shape), values, scale.view(shape))
+        return (moved.to(values.dtype), *inputs[1:])
+
+    def _after(self, layer: nn.Module, *_: object) -> None:
+        if layer in self._put_aside:
+            layer._buffers["running_mean"], layer._buffers["running_var"] = self._put_aside.pop(layer)
+
+    def _moments(self, layer: nn.Module, values: Tensor) -> Moments | None:
+        """Mixed means and variances, float32 ``[N, C]``; None where the layer keeps its running ones."""
+        if self._held is not None:
+            call = self._calls.get(layer, 0)
+            self._calls[layer] = call + 1
+            return self._held[layer][call]
+        own = self._own(values)
+        return None if own is None else mix_moments(_running(layer), own, self.weight)
+
+    def _own(self, values: Tensor) -> Moments | None:
+        """Means and variances of each image, float32 ``[N, C]``; None where there are too few positions."""
+        content = self._content
+        whole = len(self._input) == 4 and values.ndim == 4 and len(values) == self._input[0]
+        if whole and content.size is not None:
+            height, width = (
+                max(1, side * part // full)
+                for side, part, full in zip(values.shape[2:], content.size, self._input[2:], strict=True)
+            )
+            values = values[:, :, :height, :width]
+        if values.shape[2:].numel() < _FEW_POSITIONS:
+            return None
+        if not whole or content.mask is None:
+            return image_moments(values)
+        mask = content.mask if content.size is None else content.mask[:, : content.size[0], : content.size[1]]
+        hidden = F.adaptive_max_pool2d((~mask).float(), values.shape[2:])
+        return image_moments(values, hidden == 0)
+
+
+def _running(layer: nn.Module) -> Moments:
+    return layer.running_mean, layer.running_var  # type: ignore[return-value]

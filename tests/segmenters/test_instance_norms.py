@@ -1,0 +1,248 @@
+"""Batch norms that mix their running statistics with each image's own."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from blda_cli.core.norms import image_moments
+from blda_cli.segmenters.instance_norms import InstanceNorms
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with an activation of its own, as timm's ``BatchNormAct2d``."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(super().forward(values), 0.2)
+
+
+class Frozen(nn.Module):
+    """A batch norm of buffers, as torchvision's ``FrozenBatchNorm2d``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.eps = 1e-3
+        for name, value in (("weight", 1.3), ("bias", -0.2), ("running_mean", 0.1), ("running_var", 0.7)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, values: Tensor) -> Tensor:
+        weight, bias, mean, variance = (
+            self.get_buffer(name).view(1, -1, 1, 1) for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        return (values - mean) / (variance + self.eps).sqrt() * weight + bias
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    """Three norms of three sorts, whose running statistics fit nothing."""
+    torch.manual_seed(seed)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6, eps=1e-3), nn.ReLU(),
+        nn.Conv2d(6, 5, 3, stride=2), NormAct(5), nn.Conv2d(5, 4, 1), Frozen(4),
+    )  # fmt: skip
+    for norm in (layers[1], layers[4]):
+        assert isinstance(norm, nn.BatchNorm2d)
+        size = len(norm.weight)
+        norm.weight.data, norm.bias.data = torch.rand(size) + 0.5, torch.randn(size)
+        norm.running_mean, norm.running_var = torch.randn(size), torch.rand(size) + 0.5
+    return layers.eval()
+
+
+def reference(layers: nn.Sequential, image: np.ndarray, weight: float) -> np.ndarray:
+    """One image in float64, every norm written out."""
+    values = torch.from_numpy(image)[None].double()
+    layer: Any
+    for layer in copy.deepcopy(layers).double().children():
+        if not hasattr(layer, "running_mean"):
+            values = layer(values)
+            continue
+        seen = values[0].detach().numpy()
+        mean = weight * layer.running_mean.numpy() + (1 - weight) * seen.mean(axis=(1, 2))
+        variance = weight * layer.running_var.numpy() + (1 - weight) * seen.var(axis=(1, 2))
+        normal = (seen - mean[:, None, None]) / np.sqrt(variance + layer.eps)[:, None, None]
+        scaled = normal * layer.weight.detach().numpy()[:, None, None] + layer.bias.detach().numpy()[:, None, None]
+        values = torch.from_numpy(np.where(scaled < 0, 0.2 * scaled, scaled) if isinstance(layer, NormAct) else scaled)
+        values = values[None]
+    found: np.ndarray = values[0].detach().numpy()
+    return found
+
+
+@pytest.fixture
+def pictures() -> Tensor:
+    """Three images that differ in brightness and contrast."""
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.tensor([1.0, 0.2, 3.0]).view(3, 1, 1, 1)
+    return torch.randn(3, 3, 21, 26, generator=generator) * spread + torch.tensor([0.0, 2.0, -4.0]).view(3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_image_has_its_own_statistics_however_images_are_batched(
+    pictures: Tensor, weight: float, channels_last: bool
+) -> None:
+    layers = network()
+    expected = np.stack([reference(layers, picture.numpy(), weight) for picture in pictures])
+    if channels_last:
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), InstanceNorms(layers, weight):
+        together = layers(pictures)
+        alone = torch.cat([layers(picture[None]) for picture in pictures])
+    np.testing.assert_allclose(together.numpy(), expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(alone.numpy(), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_a_weight_of_one_is_the_plain_network_bit_for_bit(pictures: Tensor) -> None:
+    layers = network()
+    with torch.no_grad():
+        plain = layers(pictures)
+        with InstanceNorms(layers, 1.0):
+            assert torch.equal(layers(pictures), plain)
+
+
+def test_the_network_is_as_before_afterwards_even_after_an_error(pictures: Tensor) -> None:
+    layers = network()
+    before = copy.deepcopy(layers.state_dict())
+    with torch.no_grad():
+        plain = layers(pictures)
+        norms = InstanceNorms(layers, 0.5)
+        layers[1].forward = lambda values: values / None
+        with norms, pytest.raises(TypeError):
+            layers(pictures[:1])
+        del layers[1].forward
+        with norms:
+            layers(pictures[:1])
+        assert torch.equal(layers(pictures), plain)
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layers.modules())
+
+
+def test_gradients_flow_through(pictures: Tensor) -> None:
+    layers = network()
+    with InstanceNorms(layers, 0.5):
+        loss = layers(pictures[:1]).square().mean() + layers(pictures).square().mean()
+        loss.backward()
+    weight = layers[0].weight
+    assert isinstance(weight, Tensor)
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+        self.grid = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.BatchNorm2d(3))
+        self.flat = nn.BatchNorm1d(3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.pool(images), self.grid(images), self.flat(images.mean(dim=(2, 3)))
+
+
+def test_layers_that_see_few_positions_keep_their_statistics(pictures: Tensor) -> None:
+    layers = Pooled().eval()
+    with torch.no_grad():
+        plain = layers(pictures)
+        with InstanceNorms(layers, 0.2):
+            assert all(torch.equal(one, other) for one, other in zip(layers(pictures), plain, strict=True))
+
+
+def test_layers_in_training_normalise_by_the_batch(pictures: Tensor) -> None:
+    one, other = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3))
+    with InstanceNorms(one, 0.2):
+        assert torch.equal(one(pictures), other(pictures))
+    assert torch.equal(one[0].running_mean, other[0].running_mean)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_padding_does_not_count(pictures: Tensor, count: int) -> None:
+    norm = nn.BatchNorm2d(3)
+    layers = nn.Sequential(nn.AvgPool2d(2), norm).eval()  # no value depends on its neighbours' padding
+    norm.running_mean = torch.tensor([1.0, 2, 3])
+    image = pictures[:count, :, :20, :26]
+    padded = nn.functional.pad(image, (0, 6, 0, 12), value=50.0)
+    with torch.no_grad(), InstanceNorms(layers, 0.6) as norms:
+        expected = layers(image)
+        with norms.content(size=(20, 26)):
+            found = layers(padded)
+        np.testing.assert_allclose(found[:, :, :10, :13], expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(layers(padded)[:, :, :10, :13], expected, atol=0.1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pixels_that_are_no_data_do_not_count(pictures: Tensor, count: int) -> None:
+    norm = nn.BatchNorm2d(3)
+    layers = nn.Sequential(nn.AvgPool2d(2), norm).eval()
+    mask = torch.ones(count, 20, 26, dtype=torch.bool)
+    mask[0, 3:9, :] = False  # the second to fifth row of positions see some of these
+    if count > 1:
+        mask[1] = False  # no pixel is data: all count
+    image = pictures[:count, :, :20, :26]
+    spoilt = torch.where(mask[:1, None], image, 70.0) if count == 1 else image
+    with torch.no_grad(), InstanceNorms(layers, 0.3) as norms:
+        with norms.content(mask=mask):
+            found = layers(spoilt)
+        whole = layers(image)
+    kept = nn.functional.avg_pool2d(image[:1], 2)[0, :, [0, 5, 6, 7, 8, 9]].double().numpy()
+    mean = 0.7 * kept.mean(axis=(1, 2))
+    variance = 0.3 + 0.7 * kept.var(axis=(1, 2))
+    expected = (kept - mean[:, None, None]) / np.sqrt(variance + 1e-5)[:, None, None]
+    np.testing.assert_allclose(found[0, :, [0, 5, 6, 7, 8, 9]].numpy(), expected, rtol=1e-4, atol=1e-5)
+    if count > 1:
+        np.testing.assert_allclose(found[1:], whole[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_windows_are_normalised_by_their_whole_image(pictures: Tensor) -> None:
+    """Where nothing else looks beyond a pixel, windows give exactly what the whole image gives."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), norm).eval()  # a layer that is used twice
+    norm.running_mean = torch.randn(4)
+    with torch.no_grad(), InstanceNorms(layers, 0.4) as norms:
+        whole = layers(pictures)
+        with norms.recorded() as statistics:
+            layers(pictures)
+        with norms.held(statistics):
+            parts = [layers(pictures[..., left : left + 13]) for left in (0, 13)]
+        np.testing.assert_allclose(torch.cat(parts, dim=3), whole, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(layers(pictures[..., :13]), whole[..., :13], atol=1e-2)
+
+
+def test_statistics_are_single_precision_under_amp(pictures: Tensor) -> None:
+    norm = nn.BatchNorm2d(3)
+    layers = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), norm).eval()
+    # Levels far from zero: sums in half precision would lose the spread altogether.
+    image = (pictures + 300).bfloat16()
+    layers[0].weight.data = torch.eye(3).view(3, 3, 1, 1)
+    with torch.no_grad(), InstanceNorms(layers, 0.0), torch.autocast("cpu", torch.bfloat16):
+        found = layers(image[:1])
+    seen = image[0].double().numpy()
+    expected = (seen - seen.mean(axis=(1, 2), keepdims=True)) / np.sqrt(seen.var(axis=(1, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found[0].float().numpy(), expected, atol=0.02)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9)),
+    level=st.floats(-100, 100), masked=st.booleans(),
+)  # fmt: skip
+def test_moments_are_those_of_float64(seed: int, shape: tuple[int, int, int], level: float, masked: bool) -> None:
+    generator = np.random.default_rng(seed)
+    values = (generator.normal(level, generator.uniform(0.5, 3), (*shape, 7))).astype(np.float32)
+    counted = generator.random((shape[0], *shape[2:], 7)) < 0.5
+    mean, variance = image_moments(torch.from_numpy(values), torch.from_numpy(counted) if masked else None)
+    for image in range(shape[0]):
+        kept = counted[image] if masked and counted[image].any() else np.ones_like(counted[image])
+        for channel in range(shape[1]):
+            seen = values[image, channel][kept].astype(np.float64)
+            assert mean[image, channel].item() == pytest.approx(seen.mean(), rel=1e-5, abs=1e-4)
+            assert variance[image, channel].item() == pytest.approx(seen.var(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_is_a_share(weight: float) -> None:
+    with pytest.raises(ValueError, match="not between 0 and 1"):
+        InstanceNorms(network(), weight)
