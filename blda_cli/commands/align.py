@@ -36,7 +36,7 @@ from blda_cli.text import printable
 if TYPE_CHECKING:
     from blda_cli.commands.console import ConsoleMonitor
     from blda_cli.core.fitting import AlignmentSettings
-    from blda_cli.data.images import ImageFile
+    from blda_cli.data.source import ImageSource
     from blda_cli.runtime.shards import ArrayShard, Shard
     from blda_cli.segmenters.base import InferenceOptions
     from blda_cli.store.predictions import RunRecord
@@ -207,7 +207,7 @@ def command(
     digests = {path: file_digest(path) for path in given_files if path.is_file()}
     held = {path: read_statistics(path) for path in given_files}
     subject = load_subject(model, weights, images, device, calibrator)
-    refuse_among(output, images, subject.files)
+    refuse_among(output, images, (file.path for file in subject.files))
     files, part = shared_out(subject.files, array_shard, shard)
     _refuse_clashes(files, scores=save_scores)
     lock = locked(output) if shard.first else nullcontext()
@@ -308,16 +308,16 @@ def _refuse_unused(settings: "AlignmentSettings", given: set[str]) -> None:
         raise click.UsageError("--favour chooses the strength that --tau auto finds for blda and logit-adjust")
 
 
-def _refuse_clashes(files: "Sequence[ImageFile]", *, scores: bool) -> None:
+def _refuse_clashes(files: "Sequence[ImageSource]", *, scores: bool) -> None:
     """Refuse images of which one's prediction would have the name of the other's folder."""
-    keys = {file.key: file.path for file in files}
+    keys = {file.key: file.location for file in files}
     folders = {parent.as_posix(): file for file in files for parent in PurePosixPath(file.key).parents}
     for suffix in (".png", ".h5")[: 1 + scores]:
         for folder, file in folders.items():
             if folder.endswith(suffix) and folder.removesuffix(suffix) in keys:
                 other = keys[folder.removesuffix(suffix)]
                 raise BldaError(
-                    f"{other} would be predicted as {folder}, the folder of {file.path}: rename one of them"
+                    f"{other} would be predicted as {folder}, the folder of {file.location}: rename one of them"
                 )
 
 

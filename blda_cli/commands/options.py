@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.core.choices import NormSource
     from blda_cli.core.norms import Norms
     from blda_cli.data.classes import ClassSet
-    from blda_cli.data.images import ImageFile
     from blda_cli.data.labels import LabelReader
+    from blda_cli.data.source import ImageSource
     from blda_cli.runtime.shards import ArrayShard, Shard
     from blda_cli.segmenters.base import InferenceOptions, Segmenter
     from blda_cli.segmenters.spec import SegmenterSpec
@@ -288,8 +288,8 @@ def refuse_alone(needed: str, given: Any, others: dict[str, Any]) -> None:
 
 
 def shared_out(
-    files: "Sequence[ImageFile]", array_shard: "ArrayShard | None", shard: "Shard"
-) -> "tuple[Sequence[ImageFile], dict[str, Any] | None]":
+    files: "Sequence[ImageSource]", array_shard: "ArrayShard | None", shard: "Shard"
+) -> "tuple[Sequence[ImageSource], dict[str, Any] | None]":
     """The images that ``--shard`` leaves to this job, and what is to be recorded about it."""
     if array_shard is None:
         return files, None
@@ -304,7 +304,7 @@ class Subject:
 
     spec: "SegmenterSpec"
     segmenter: "Segmenter"
-    files: "list[ImageFile]"
+    files: "Sequence[ImageSource]"
 
 
 def load_subject(model: str, weights: Path | None, images: str, device: str, calibrator: Path | None = None) -> Subject:
@@ -314,17 +314,17 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
         BldaError: one of them cannot be.
     """
     from blda_cli.data.images import find_images
+    from blda_cli.data.logit_arrays import find_logits
     from blda_cli.files import real
     from blda_cli.runtime.device import choose_device
     from blda_cli.segmenters import load_segmenter
     from blda_cli.segmenters.calibrated import calibrated
-    from blda_cli.segmenters.logits import find_logits
     from blda_cli.segmenters.spec import parse_model
 
     spec = parse_model(model, weights)
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     own_folder = array_folder is not None and Path(images).is_dir() and real(Path(images)) == real(Path(array_folder))
-    files = find_logits(images) if own_folder else find_images(images)
+    files: Sequence[ImageSource] = find_logits(images) if own_folder else find_images(images)
     with redirect_stdout(sys.stderr):  # a factory may print, and the result may be wanted as JSON
         segmenter = load_segmenter(spec, choose_device(device))
     if calibrator is not None:
@@ -334,7 +334,7 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
 
 def read_labels(
     spec: "SegmenterSpec",
-    files: "Sequence[ImageFile]",
+    files: "Sequence[ImageSource]",
     classes: "ClassSet",
     labels: str,
     encoding: str | None,

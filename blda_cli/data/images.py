@@ -1,44 +1,53 @@
-"""Image files: finding them and reading them as 8-bit RGB."""
+"""Finding images: the kinds of image there are, and the sources in a folder, a glob or a list."""
 
 import glob
+import importlib
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.files import check_regular, real
+from blda_cli.files import real
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"})
-
-# What is too large for Pillow is refused by it; what is merely large is not worth a warning.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-# EXIF orientations that swap width and height.
-_TRANSPOSED = frozenset({5, 6, 7, 8})
+KINDS = ["pillow_images:PillowImage", "logit_arrays:LogitArray"]
+"""The kinds of image, as ``"module:class"`` in this package. A file is of the first kind that has its suffix; one with
+another suffix that is named outright or in a list, of the first of all."""
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image on disk.
+def kinds() -> list[type[ImageSource]]:
+    """The classes that `KINDS` names."""
+    pairs = [kind.split(":") for kind in KINDS]
+    return [getattr(importlib.import_module(f"blda_cli.data.{module}"), name) for module, name in pairs]
 
-    Attributes:
-        path: where it is.
-        key: its path relative to the searched root, with ``/`` and without the suffix; unique among the images
-            found together, and safe to name outputs with (relative, no ``..``).
+
+def image_suffixes() -> frozenset[str]:
+    """The lower-case suffixes of the files that a folder is searched for."""
+    return frozenset().union(*(kind.suffixes for kind in kinds() if kind.searched))
+
+
+def kind_of(path: Path) -> type[ImageSource]:
+    """The kind of a file, by its suffix."""
+    known = kinds()
+    return next((kind for kind in known if path.suffix.lower() in kind.suffixes), known[0])
+
+
+def image_at(location: str, key: str) -> ImageSource:
+    """The image that a record names.
+
+    Args:
+        location: as `ImageSource.location` gave it.
+        key: its key.
     """
+    path, _, part = location.rpartition("#")
+    if Path(path).suffix.lower() in image_suffixes() and Path(location).suffix.lower() not in image_suffixes():
+        return kind_of(Path(path))(Path(path), key, part)
+    return kind_of(Path(location))(Path(location), key)
 
-    path: Path
-    key: str
 
-
-def find_images(source: str | Path) -> list[ImageFile]:
+def find_images(source: str | Path) -> list[ImageSource]:
     """Find the images of a folder, a glob or a list.
 
     Args:
@@ -51,16 +60,17 @@ def find_images(source: str | Path) -> list[ImageFile]:
     Raises:
         BldaError: there is none, a listed one does not exist, or two differ only in their suffix.
     """
-    root, paths = find_files(source, IMAGE_SUFFIXES, "images")
-    found: dict[str, Path] = {}
+    root, paths = find_files(source, image_suffixes(), "images")
+    found: dict[str, ImageSource] = {}
     for path in paths:
-        key = path.relative_to(root).with_suffix("").as_posix()
-        if key in found:
-            raise BldaError(
-                f"{found[key]} and {path} would both be called {key}: rename one, or choose one kind with a glob"
-            )
-        found[key] = path
-    return [ImageFile(found[key], key) for key in sorted(found)]
+        for image in kind_of(path).found_in(path, path.relative_to(root).with_suffix("").as_posix()):
+            if image.key in found:
+                raise BldaError(
+                    f"{found[image.key].location} and {image.location} would both be called {image.key}: rename one, "
+                    "or choose one kind with a glob"
+                )
+            found[image.key] = image
+    return [found[key] for key in sorted(found)]
 
 
 def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[Path, list[Path]]:
@@ -104,19 +114,23 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
     return root, sorted(set(paths))
 
 
-def refuse_among(output: Path, source: str | Path, files: Sequence[ImageFile]) -> None:
+def refuse_among(output: Path, source: str | Path, files: Iterable[Path]) -> None:
     """Refuse an output folder whose pictures would be taken for images the next time.
+
+    Beside a single file that is named outright, e.g. a video, outputs are safe.
 
     Args:
         output: the folder to be.
-        source: what `find_images` was given.
-        files: what it found.
+        source: what `find_images` or `find_files` was given.
+        files: the files that were found.
 
     Raises:
         BldaError: the folder lies within one of the images' folders, or where ``source`` looks for images.
     """
+    if Path(source).is_file() and Path(source).suffix.lower() != ".txt":
+        return
     place = real(output)
-    folders = {real(file.path.parent) for file in files}
+    folders = {real(file.parent) for file in files}
     within = any(place.is_relative_to(folder) for folder in folders)
     if not within and glob.has_magic(str(source)) and not Path(source).exists():
         parts = Path(os.path.normpath(Path(source).absolute())).parts[:-1]
@@ -158,71 +172,3 @@ def _listed(list_file: Path) -> list[Path]:
             raise BldaError(f"{list_file}, line {number}: {path} does not exist")
         paths.append(path)
     return paths
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as it is meant to be seen.
-
-    Grey, palette, CMYK and 16-bit images are converted (16 bits to their upper 8), alpha is dropped, the EXIF
-    orientation is applied, and of several frames the first is taken.
-
-    Args:
-        path: the image.
-
-    Returns:
-        uint8 ``[H, W, 3]``, RGB.
-
-    Raises:
-        BldaError: it cannot be read.
-    """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
-    except BldaError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise unreadable(path, error) from error
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` will return it, from its header alone.
-
-    An orientation that a PNG keeps after its pixels is not seen.
-
-    Raises:
-        BldaError: it cannot be read.
-    """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            width, height = image.size
-            # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
-    except BldaError:
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
-    return (width, height) if turned else (height, width)
-
-
-def unreadable(path: Path, error: Exception) -> BldaError:
-    """The error for a picture that cannot be read, in one line that says why."""
-    if isinstance(error, FileNotFoundError):
-        return BldaError(f"{path} does not exist")
-    if isinstance(error, UnidentifiedImageError):
-        return BldaError(f"{path} is not an image, or of a format that Pillow cannot read")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return BldaError(f"{path} cannot be read as an image ({reason}): is the file complete?")
-
-
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "F":
-        raise BldaError(f"{path} holds floating-point values: save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # a transparent entry is dropped with the alpha channel, not blended
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")

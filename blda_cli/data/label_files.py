@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
-from blda_cli.data.images import unreadable
+from blda_cli.data.pillow_images import unreadable
 from blda_cli.errors import BldaError
 from blda_cli.files import check_regular, replacing
 

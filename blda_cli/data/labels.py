@@ -21,9 +21,9 @@ from blda_cli.data.encodings import (
     resolve,
     unknown_names,
 )
-from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
 from blda_cli.data.label_files import RawLabel, packed, read_label_file
 from blda_cli.data.pairing import pair_labels, strip_image
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
 # The most values shown in a message.
@@ -41,7 +41,7 @@ class LabelReader:
 
     def __init__(
         self,
-        read: Callable[[ImageFile], np.ndarray],
+        read: Callable[[ImageSource], np.ndarray],
         encoding: str,
         paths: Mapping[str, Path],
         unmatched: tuple[str, ...] = (),
@@ -54,7 +54,7 @@ class LabelReader:
         self._labelled = 0
         self._ignored = 0
 
-    def __call__(self, file: ImageFile) -> np.ndarray:
+    def __call__(self, file: ImageSource) -> np.ndarray:
         """Read the label of an image.
 
         Returns:
@@ -77,7 +77,7 @@ class LabelReader:
 
 
 def label_reader(
-    images: Sequence[ImageFile],
+    images: Sequence[ImageSource],
     source: str | Path,
     classes: ClassSet,
     *,
@@ -126,16 +126,15 @@ class _PictureReader:
         self.codes = np.array([code for code, _ in colors], dtype=np.int32)
         self.by_code = np.array([index for _, index in colors], dtype=self.by_value.dtype)
 
-    def __call__(self, file: ImageFile) -> np.ndarray:
+    def __call__(self, file: ImageSource) -> np.ndarray:
         path = self.paths[file.key]
         raw = read_label_file(path)
-        if file.path.suffix.lower() in IMAGE_SUFFIXES:
-            size = image_size(file.path)
-            if raw.size != size:
-                raise BldaError(
-                    f"{path} is {raw.size[1]}x{raw.size[0]} but its image {file.path} is {size[1]}x{size[0]} "
-                    "(width x height): labels must have the images' size"
-                )
+        size = file.size()
+        if raw.size != size:
+            raise BldaError(
+                f"{path} is {raw.size[1]}x{raw.size[0]} but its image {file.location} is {size[1]}x{size[0]} "
+                "(width x height): labels must have the images' size"
+            )
         if raw.colors is not None and self.lookup.encoding.colors:
             return self._of_colors(raw.colors)
         if raw.values is not None and self.lookup.encoding.values:
@@ -215,7 +214,7 @@ def _rows(source: Path) -> list[str]:
 
 
 def _table_reader(
-    images: Sequence[ImageFile],
+    images: Sequence[ImageSource],
     source: Path,
     classes: ClassSet,
     groups: Mapping[str, Sequence[str]] | None,
@@ -234,11 +233,11 @@ def _table_reader(
         if table.setdefault(key, said) != said:
             raise BldaError(f"{source}: {key} is given twice, as {table[key]} and as {said}: leave one of them")
 
-    def find(image: ImageFile) -> int:
-        forms = (image.key, str(image.path), image.key + image.path.suffix, image.path.name, strip_image(image.key))
-        said = next((table[form] for form in (*forms, image.path.stem) if form in table), None)
+    def find(image: ImageSource) -> int:
+        names = (*image.aliases, strip_image(image.key))
+        said = next((table[name] for name in names if name in table), None)
         if said is None:
-            raise BldaError(f"no label found for {image.path} in {source}: add a line {image.key},CLASS")
+            raise BldaError(f"no label found for {image.location} in {source}: add a line {image.key},CLASS")
         number = int(said) if re.fullmatch("[0-9]{1,9}", said) else None
         if number is not None and number in (void_value(own), ignore):
             return IGNORE_INDEX

@@ -7,18 +7,18 @@ from typing import Literal
 
 import numpy as np
 
-from blda_cli.data.images import ImageFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.runtime.read_ahead import read_ahead
 
-Sample = tuple[ImageFile, np.ndarray, np.ndarray | None]
+Sample = tuple[ImageSource, np.ndarray, np.ndarray | None]
 
 
 @dataclass
 class SkippedFile:
     """A file passed over under ``on_error="skip"``, and why, in one line."""
 
-    file: ImageFile
+    file: ImageSource
     reason: str
 
 
@@ -32,15 +32,15 @@ class SampleBatch:
         labels: ``[N, ...]``, their labels; None where none are read.
     """
 
-    files: list[ImageFile]
+    files: list[ImageSource]
     arrays: np.ndarray
     labels: np.ndarray | None = None
 
 
 def load_batches(
-    files: Sequence[ImageFile],
-    read: Callable[[ImageFile], np.ndarray],
-    labels: Callable[[ImageFile], np.ndarray] | None = None,
+    files: Sequence[ImageSource],
+    read: Callable[[ImageSource], np.ndarray],
+    labels: Callable[[ImageSource], np.ndarray] | None = None,
     *,
     batch_size: int = 1,
     workers: int = 2,
@@ -69,7 +69,7 @@ def load_batches(
         BldaError: a sample cannot be read, under ``on_error="stop"``.
     """
 
-    def load(file: ImageFile) -> Sample:
+    def load(file: ImageSource) -> Sample:
         return file, read(file), None if labels is None else labels(file)
 
     batch: list[Sample] = []

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from blda_cli.data.encodings import ENCODINGS, NO_LABEL_SUFFIXES
-from blda_cli.data.images import ImageFile, find_files
+from blda_cli.data.images import find_files
 from blda_cli.data.label_files import LABEL_SUFFIXES
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
 # What follows them (Foggy and Rainy Cityscapes) is ignored too.
@@ -27,7 +28,7 @@ _LABEL_MARKS = sorted(
 )
 
 
-def pair_labels(images: Sequence[ImageFile], source: str | Path) -> dict[str, list[Path]]:
+def pair_labels(images: Sequence[ImageSource], source: str | Path) -> dict[str, list[Path]]:
     """Find the label files of images by relative path, ignoring the data sets' usual suffixes.
 
     A label at the image's relative path is preferred; else the file name decides, and among files of one name
@@ -70,7 +71,7 @@ def pair_labels(images: Sequence[ImageFile], source: str | Path) -> dict[str, li
     if missing:
         others = f" ({len(missing)} of {len(images)} images have none)" if len(images) > 1 else ""
         raise BldaError(
-            f"no label found for {missing[0].path} in {source}{others}: labels go by the images' relative paths, "
+            f"no label found for {missing[0].location} in {source}{others}: labels go by the images' relative paths, "
             f"e.g. {_name(strip_image(missing[0].key))}.png"
         )
     _refuse_shared(paired, images)
@@ -108,7 +109,7 @@ def _name(key: str) -> str:
     return PurePosixPath(key).name
 
 
-def _nearest(image: ImageFile, found: Sequence[tuple[tuple[str, ...], Path]]) -> list[Path]:
+def _nearest(image: ImageSource, found: Sequence[tuple[tuple[str, ...], Path]]) -> list[Path]:
     """The files of one name whose folders agree with the image's for longest, from the innermost out."""
     own = image.path.absolute().parent.parts
 
@@ -124,19 +125,19 @@ def _nearest(image: ImageFile, found: Sequence[tuple[tuple[str, ...], Path]]) ->
     chosen = [path for folders, path in found if agreement(folders) == best]
     if len({path.parent for path in chosen}) > 1:
         raise BldaError(
-            f"{image.path} could have the label {chosen[0]} or {chosen[1]}: give the folder of labels that "
+            f"{image.location} could have the label {chosen[0]} or {chosen[1]}: give the folder of labels that "
             "has the images' sub-folders"
         )
     return chosen
 
 
-def _refuse_shared(paired: Mapping[str, Sequence[Path]], images: Sequence[ImageFile]) -> None:
-    owner: dict[Path, ImageFile] = {}
+def _refuse_shared(paired: Mapping[str, Sequence[Path]], images: Sequence[ImageSource]) -> None:
+    owner: dict[Path, ImageSource] = {}
     for image in images:
         for path in paired[image.key]:
             first = owner.setdefault(path, image)
             if first is not image and strip_image(first.key) != strip_image(image.key):
                 raise BldaError(
-                    f"{first.path} and {image.path} would have the same label {path}: give the folder of labels that "
-                    "has the images' sub-folders"
+                    f"{first.location} and {image.location} would have the same label {path}: give the folder of "
+                    "labels that has the images' sub-folders"
                 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import without_nan
 from blda_cli.finetuning.data.samples import Batch, Sampler
@@ -62,8 +62,8 @@ class TrainingLoop:
         machine: Machine,
         monitor: Monitor,
         initial: dict[str, Any],
-        target: Sequence[ImageFile],
-        validation: tuple[list[ImageFile], LabelReader] | None,
+        target: Sequence[ImageSource],
+        validation: tuple[list[ImageSource], LabelReader] | None,
     ) -> None:
         self.trainer = trainer
         self.folder = folder
@@ -81,7 +81,7 @@ class TrainingLoop:
         self._log = StepLog()
         self._watch = LossWatch()
 
-    def exported(self, images: Sequence[ImageFile]) -> NetworkSegmenter:
+    def exported(self, images: Sequence[ImageSource]) -> NetworkSegmenter:
         """The network as it would be written now, were ``images`` the target."""
         segmenter = self.trainer.exported()
         if self._settings.run.target_norms and images:

@@ -9,8 +9,9 @@ from typing import Any
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
-from blda_cli.data.images import ImageFile, find_images, image_size, refuse_among
+from blda_cli.data.images import find_images, refuse_among
 from blda_cli.data.labels import LabelReader, label_reader
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
 from blda_cli.finetuning.data.samples import Sampler, check_crop, count_class_pixels
@@ -82,8 +83,8 @@ def finetune(
         assert data.val_labels is not None
         validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)
     for place, found in ((data.source_images, source), (data.target_images, target)):
-        refuse_among(output, place, found)
-    refuse_among(output, data.source_labels, [ImageFile(path, "") for path in source_labels.paths.values()])
+        refuse_among(output, place, (file.path for file in found))
+    refuse_among(output, data.source_labels, source_labels.paths.values())
     check_crop(source, settings.training.crop)
     holds_norms = prepare_norms(segmenter, settings, source, source_labels, target, monitor)
     trainer = Trainer(segmenter, settings, holds_norms=holds_norms)
@@ -93,8 +94,9 @@ def finetune(
     if state is not None:
         go_on_from(state, folder, trainer, initial)
     keys = [file.key for file in source]
-    read = [*(file.path for file in (*source, *target)), *(source_labels.paths[key] for key in keys)]
-    stamps = {os.path.abspath(path): stamp([path]) for path in read}  # noqa: PTH100  # links are followed by the stamp
+    read = {file.location: file.fingerprint() for file in (*source, *target)}
+    read |= {os.fspath(source_labels.paths[key]): stamp([source_labels.paths[key]]) for key in keys}
+    stamps = {os.path.abspath(name): state for name, state in read.items()}  # noqa: PTH100  # the stamp follows links
     changed = folder.changed(stamps)
     if state is not None and changed is not None:
         raise BldaError(
@@ -111,7 +113,7 @@ def finetune(
     drawn = target if trainer.method.uses_target else source
     if segmenter.notes:
         monitor.say("; ".join(segmenter.notes))
-    resized, (height, width) = segmenter.preprocessor.section.size, image_size(drawn[0].path)
+    resized, (height, width) = segmenter.preprocessor.section.size, drawn[0].size()
     if resized is not None and settings.training.crop != (height, width):
         monitor.say(
             f"the model resizes what it is given to {resized[0]}x{resized[1]}, so things in crops look larger than in "
@@ -143,7 +145,7 @@ def finetune(
 
 def _labelled(
     spec: SegmenterSpec, segmenter: NetworkSegmenter, images: str, labels: str, encoding: str
-) -> tuple[list[ImageFile], LabelReader]:
+) -> tuple[list[ImageSource], LabelReader]:
     files = find_images(images)
     chosen: str | LabelEncoding = encoding
     if encoding == "auto":

@@ -5,12 +5,12 @@ from typing import Any
 
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.kernels import argmax
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 
 
-def validate(segmenter: Segmenter, files: Sequence[ImageFile], labels: LabelReader, workers: int) -> dict[str, Any]:
+def validate(segmenter: Segmenter, files: Sequence[ImageSource], labels: LabelReader, workers: int) -> dict[str, Any]:
     """Score argmax over whole images.
 
     Returns:

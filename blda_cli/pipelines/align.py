@@ -1,6 +1,5 @@
 """``blda align``: run the segmenter again and write corrected predictions."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,8 +11,8 @@ import torch
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
 from blda_cli.core.kernels import argmax
-from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SkippedFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, input_stamp, model_identity
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -139,7 +138,7 @@ def check_statistics(
 
 def align(
     segmenter: Segmenter,
-    files: Sequence[ImageFile],
+    files: Sequence[ImageSource],
     folder: Path,
     correction: Correction,
     *,
@@ -188,7 +187,7 @@ def align(
         model=model_identity(segmenter, inference),
         settings={**asdict(settings), "scores": save_scores},
         statistics=dict(statistics),
-        images={file.key: os.fspath(file.path) for file in shard.of(files)},
+        images={file.key: file.location for file in shard.of(files)},
         stamps={file.key: input_stamp(segmenter, file) for file in shard.of(files)},
         pixels_before=[0] * len(classes),
         pixels_after=[0] * len(classes),
@@ -231,7 +230,7 @@ def align(
 
 def _align(
     segmenter: Segmenter,
-    files: Sequence[ImageFile],
+    files: Sequence[ImageSource],
     correction: Correction,
     writer: PredictionWriter,
     part: Path,

@@ -13,9 +13,9 @@ from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.norms import SHIFTED, Norms
 from blda_cli.core.statistics import LogitStatistics
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import claim, stamp
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -64,15 +64,16 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
     }
 
 
-def input_stamp(segmenter: Segmenter, file: ImageFile, labels: LabelReader | None = None) -> str:
-    """The state of all files that are read for an image."""
-    paths = [file.path]
+def input_stamp(segmenter: Segmenter, file: ImageSource, labels: LabelReader | None = None) -> str:
+    """The state of all that is read for an image."""
+    read = [file]
     with suppress(BldaError):  # there is none, which reading will say
-        paths.append(segmenter.origin(file))
-    return stamp([*dict.fromkeys(paths), *([labels.paths[file.key]] if labels else [])])
+        read.append(segmenter.origin(file))
+    states = [one.fingerprint() for one in dict.fromkeys(read)]
+    return " ".join([*states, *([stamp([labels.paths[file.key]])] if labels else [])])
 
 
-def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, files: Sequence[ImageFile]) -> None:
+def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, files: Sequence[ImageSource]) -> None:
     """Refuse statistics that are not of these images, as they are now.
 
     Args:
@@ -91,12 +92,12 @@ def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, file
     for key in content.images:
         # Labels, where some were counted, come after the image's own files.
         if not f"{content.stamps.get(key)} ".startswith(f"{input_stamp(segmenter, by_key[key])} "):
-            raise BldaError(f"{path} counted {by_key[key].path} before that changed: --overwrite replaces it")
+            raise BldaError(f"{path} counted {by_key[key].location} before that changed: --overwrite replaces it")
 
 
 def collect_statistics(
     segmenter: Segmenter,
-    files: Sequence[ImageFile],
+    files: Sequence[ImageSource],
     output: Path,
     *,
     counting: CountingOptions,
@@ -172,7 +173,7 @@ def collect_statistics(
     replaced = next((file for file in mine if content.stamps.get(file.key, stamps[file.key]) != stamps[file.key]), None)
     if replaced is not None:
         raise BldaError(
-            f"{replaced.path} or its label is not the file it was when an earlier run counted it, as {part} keeps: "
+            f"{replaced.location} or its label is not the file it was when an earlier run counted it, as {part} keeps: "
             "--overwrite starts anew"
         )
     content.stamps = stamps
@@ -216,7 +217,7 @@ def _with_norms(
     content: StatisticsFile,
     choice: NormSource,
     segmenter: Segmenter,
-    files: Sequence[ImageFile],
+    files: Sequence[ImageSource],
     inference: InferenceOptions,
     monitor: Monitor,
 ) -> StatisticsFile:
@@ -262,12 +263,12 @@ class _Pass:
     monitor: Monitor
     skipped: list[SkippedFile] = field(default_factory=list)
 
-    def run(self, files: Sequence[ImageFile]) -> None:
+    def run(self, files: Sequence[ImageSource]) -> None:
         """Run the network for what is seen of it on the way."""
         for _ in self.segmenter.stream(files, self.inference, skipped=[]):
             self.monitor.check()
 
-    def count(self, files: Sequence[ImageFile]) -> None:
+    def count(self, files: Sequence[ImageSource]) -> None:
         """Count images."""
         content, kept = self.content, time.monotonic()
         device = _counting_device(self.segmenter.device)
@@ -303,7 +304,7 @@ def _being_replaced(output: Path, shard: Shard) -> bool:
     return any(part.exists() and part.stat().st_mtime_ns >= output.stat().st_mtime_ns for part in parts)
 
 
-def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageFile], output: Path) -> StatisticsFile:
+def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageSource], output: Path) -> StatisticsFile:
     """What an earlier call kept, if it is of the same model and counts the same."""
     kept = read_statistics(part)
     difference = None

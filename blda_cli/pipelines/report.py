@@ -265,7 +265,7 @@ def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]
     changed = {key: record.changed[key] for key in record.images if key in record.changed}
     return make_gallery(
         choose_frames(changed),
-        record.images,
+        {file.key: file for file in folders[0].files},
         partial(folders[0].read, kind=ARGMAX),
         {run.name: partial(_read_after, folders[0], folder) for run, folder in zip(report.runs, folders, strict=True)},
         classes,

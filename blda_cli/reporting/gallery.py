@@ -2,15 +2,15 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from blda_cli.data.classes import ClassSet
-from blda_cli.data.images import read_image
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
 
 FRAMES = 6
 """Frames shown at most."""
@@ -47,7 +47,7 @@ class Frame:
         key: the image's name.
         width: of the pictures, in pixels.
         height: of the pictures.
-        image: data URI; None where the image is not there any more.
+        image: data URI; None where the image cannot be shown.
         before: data URI of the network's own prediction.
         runs: one per correction.
         classes: ids of the classes in its predictions.
@@ -93,7 +93,7 @@ def choose_frames(changed: dict[str, float], count: int = FRAMES) -> list[str]:
 
 def make_gallery(
     keys: Sequence[str],
-    images: dict[str, str],
+    images: Mapping[str, ImageSource],
     before: Callable[[str], np.ndarray],
     after: dict[str, Callable[[str], np.ndarray]],
     classes: ClassSet,
@@ -102,7 +102,7 @@ def make_gallery(
 
     Args:
         keys: the frames.
-        images: path of each.
+        images: the image of each.
         before: reads the class ids ``[H, W]`` of the network's own prediction.
         after: per run, reads those of the corrected one.
         classes: the classes.
@@ -113,7 +113,7 @@ def make_gallery(
     frames: list[Frame] = []
     taken = 0
     for key in keys:
-        frame = _frame(key, Path(images[key]), before(key), {run: read(key) for run, read in after.items()}, classes)
+        frame = _frame(images[key], before(key), {run: read(key) for run, read in after.items()}, classes)
         taken += frame.size
         if frames and taken > _BUDGET:
             break
@@ -121,11 +121,11 @@ def make_gallery(
     return frames
 
 
-def _frame(key: str, path: Path, before: np.ndarray, after: dict[str, np.ndarray], classes: ClassSet) -> Frame:
+def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray], classes: ClassSet) -> Frame:
     height, width = before.shape
     scale = min(1.0, _WIDEST / width, _WIDEST / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = Image.fromarray(read_image(path)).resize(size, Image.Resampling.LANCZOS) if path.is_file() else None
+    picture = _picture(image, size)
     grey = np.full((size[1], size[0]), 128, dtype=np.uint8) if picture is None else np.asarray(picture.convert("L"))
     dimmed = np.repeat((grey // 3 + 150)[..., None], 3, axis=2).astype(np.uint8)
     palette = np.array(classes.palette, dtype=np.uint8)
@@ -144,7 +144,7 @@ def _frame(key: str, path: Path, before: np.ndarray, after: dict[str, np.ndarray
         )
     shown = np.unique(np.concatenate([before.ravel(), *(labels.ravel() for labels in after.values())]))
     return Frame(
-        key=key,
+        key=image.key,
         width=size[0],
         height=size[1],
         image=None if picture is None else _uri(picture, lossless=False),
@@ -152,6 +152,14 @@ def _frame(key: str, path: Path, before: np.ndarray, after: dict[str, np.ndarray
         runs=runs,
         classes=shown.tolist(),
     )
+
+
+def _picture(image: ImageSource, size: tuple[int, int]) -> Image.Image | None:
+    """The image at (width, height); None where it is gone, damaged, or only its logits are there."""
+    try:
+        return Image.fromarray(image.read()).resize(size, Image.Resampling.LANCZOS)
+    except BldaError:
+        return None
 
 
 def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile, load_batches
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.outputs import check_range
@@ -63,7 +62,7 @@ class LogitBatch:
             (``[N]`` for a classifier); None where no labels are read.
     """
 
-    files: list[ImageFile]
+    files: list[ImageSource]
     logits: Tensor
     labels: Tensor | None = None
 
@@ -101,7 +100,7 @@ class Segmenter(ABC):
 
     def stream(
         self,
-        files: Sequence[ImageFile],
+        files: Sequence[ImageSource],
         options: InferenceOptions,
         labels: LabelReader | None = None,
         skipped: list[SkippedFile] | None = None,
@@ -133,7 +132,7 @@ class Segmenter(ABC):
         )
         dimensions = 0
         for batch_files, arrays, batch_labels in upload(batches, self.device):
-            names = [str(self.origin(file)) for file in batch_files]
+            names = [self.origin(file).location for file in batch_files]
             try:
                 logits = self.logits(arrays, options)
             except BldaError as error:
@@ -150,7 +149,7 @@ class Segmenter(ABC):
             yield LogitBatch(batch_files, logits, batch_labels)
 
     @abstractmethod
-    def read(self, file: ImageFile) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
         """What :meth:`logits` takes of an image; called from several threads.
 
         Raises:
@@ -172,17 +171,17 @@ class Segmenter(ABC):
             BldaError: they cannot be had, or are no logits of the classes.
         """
 
-    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:  # noqa: B027  # most serve all
+    def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: B027  # most serve all
         """Refuse images or options that this segmenter cannot serve, before any is read.
 
         Raises:
             BldaError: there are some.
         """
 
-    def origin(self, file: ImageFile) -> Path:
-        """The file that an image's logits come from.
+    def origin(self, file: ImageSource) -> ImageSource:
+        """What an image's logits are made from: the image itself, or ready-made ones.
 
         Raises:
             BldaError: there is none.
         """
-        return file.path
+        return file

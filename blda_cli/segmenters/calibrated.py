@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from blda_cli.data.images import ImageFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
@@ -33,7 +33,7 @@ class CalibratedSegmenter(Segmenter):
         """See `Segmenter.module`."""
         return self.inner.module
 
-    def read(self, file: ImageFile) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`."""
         return self.inner.read(file)
 
@@ -44,11 +44,11 @@ class CalibratedSegmenter(Segmenter):
             values = values.softmax(dim=1)
         return log_probabilities(self.calibrator.transform(values).to(values.device))
 
-    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:
+    def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:
         """See `Segmenter.check`."""
         self.inner.check(files, options)
 
-    def origin(self, file: ImageFile) -> Path:
+    def origin(self, file: ImageSource) -> ImageSource:
         """See `Segmenter.origin`."""
         return self.inner.origin(file)
 

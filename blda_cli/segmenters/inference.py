@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blda_cli.data.images import ImageFile
 from blda_cli.data.loader import SampleBatch
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.preprocessing import resize_images
 
@@ -93,7 +93,7 @@ def average_views(logits: Callable[[Tensor], Tensor], images: Tensor, scales: tu
 
 def upload(
     batches: Iterable[SampleBatch], device: torch.device
-) -> Iterator[tuple[list[ImageFile], Tensor, Tensor | None]]:
+) -> Iterator[tuple[list[ImageSource], Tensor, Tensor | None]]:
     """Bring batches to the device.
 
     On CUDA each batch is copied from pinned memory, on a stream of its own, while the one before is worked on.
@@ -113,7 +113,7 @@ def upload(
 
     copying = torch.cuda.Stream(device)
 
-    def send(batch: SampleBatch) -> tuple[list[ImageFile], Tensor, Tensor | None, torch.cuda.Event]:
+    def send(batch: SampleBatch) -> tuple[list[ImageSource], Tensor, Tensor | None, torch.cuda.Event]:
         with torch.cuda.stream(copying):
             arrays, labels = (
                 None if values is None else torch.from_numpy(values).pin_memory().to(device, non_blocking=True)
@@ -125,8 +125,8 @@ def upload(
         return batch.files, arrays, labels, done
 
     def receive(
-        sent: tuple[list[ImageFile], Tensor, Tensor | None, torch.cuda.Event],
-    ) -> tuple[list[ImageFile], Tensor, Tensor | None]:
+        sent: tuple[list[ImageSource], Tensor, Tensor | None, torch.cuda.Event],
+    ) -> tuple[list[ImageSource], Tensor, Tensor | None]:
         files, arrays, labels, done = sent
         working = torch.cuda.current_stream(device)
         working.wait_event(done)

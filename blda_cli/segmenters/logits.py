@@ -1,19 +1,18 @@
 """Kind ``logits``: ready-made logits on disk, from any framework."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
-from blda_cli.data.images import IMAGE_SUFFIXES, ImageFile, image_size
+from blda_cli.data.logit_arrays import LogitArray, find_logits, read_array
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.files import check_regular
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
 from blda_cli.segmenters.outputs import (
@@ -24,8 +23,6 @@ from blda_cli.segmenters.outputs import (
     padded_size,
 )
 from blda_cli.segmenters.spec import SegmenterSpec
-
-SUFFIXES = (".npy", ".npz")
 
 _FIRST_ARRAYS = 3
 
@@ -38,30 +35,30 @@ class StoredSegmenter(Segmenter):
     """A segmenter that reads its logits: ``KEY.npy`` or ``KEY.npz`` for the image ``KEY``.
 
     Attributes:
-        paths: where each key's logits are.
+        arrays: each key's logits.
         outputs: how many channels are used: the first ones.
         cut: whether there may be more.
         probabilities: whether the arrays hold probabilities.
         grouping: makes the classes' logits from those of the channels; None where they are the same.
     """
 
-    paths: dict[str, Path]
+    arrays: dict[str, LogitArray]
     outputs: int
     cut: bool
     probabilities: bool
     grouping: Grouping | None
 
-    def read(self, file: ImageFile) -> np.ndarray:
-        """See `Segmenter.read`: float32 ``[C, H, W]`` or ``[C]``; a map is resized to its image, if the file is one."""
-        path = self.origin(file)
-        size = image_size(file.path) if file.path.suffix.lower() in IMAGE_SUFFIXES else None
-        scores = torch.from_numpy(read_array(path, size and _MOST_PER_PIXEL * size[0] * size[1]))[None]
+    def read(self, file: ImageSource) -> np.ndarray:
+        """See `Segmenter.read`: float32 ``[C, H, W]`` or ``[C]``; a map is resized to its image, if there is one."""
+        array = self.origin(file)
+        size = None if isinstance(file, LogitArray) else file.size()
+        scores = torch.from_numpy(read_array(array.path, size and _MOST_PER_PIXEL * size[0] * size[1]))[None]
         try:
             check_scores(scores, 1, self.outputs, self.cut)
             scores = scores[:, : self.outputs].float()
             check_meaning(scores, self.probabilities)
         except BldaError as error:
-            raise BldaError(f"{path}: {error}") from error
+            raise BldaError(f"{array.path}: {error}") from error
         if scores.ndim == 4 and size is not None:
             scores = self._fit(scores, size)
         return np.asarray(scores[0].numpy())
@@ -71,31 +68,32 @@ class StoredSegmenter(Segmenter):
         logits = log_probabilities(arrays) if self.probabilities else arrays
         return logits if self.grouping is None else self.grouping(logits)
 
-    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:
+    def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:
         """See `Segmenter.check`."""
         if options.slide is not None or options.flip or options.scales != (1.0,):
             raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
-        users: dict[Path, ImageFile] = {}
+        users: dict[LogitArray, ImageSource] = {}
         for file in files:
-            path = self._find(file)
-            if path is not None and path in users:
+            array = self._find(file)
+            if array is None:
+                continue
+            other = users.setdefault(array, file)
+            if other is not file:
                 raise BldaError(
-                    f"{path} would be the logits of {users[path].path} and of {file.path}: put them into folders as "
-                    "the images are"
+                    f"{array.path} would be the logits of {other.location} and of {file.location}: put them into "
+                    "folders as the images are"
                 )
-            if path is not None:
-                users[path] = file
 
-    def origin(self, file: ImageFile) -> Path:
+    def origin(self, file: ImageSource) -> ImageSource:
         """See `Segmenter.origin`: the array."""
-        path = self._find(file)
-        if path is None:
-            raise BldaError(f"there are no logits for {file.path}: {file.key}.npy or .npz is looked for")
-        return path
+        array = self._find(file)
+        if array is None:
+            raise BldaError(f"there are no logits for {file.location}: {file.key}.npy or .npz is looked for")
+        return array
 
-    def _find(self, file: ImageFile) -> Path | None:
+    def _find(self, file: ImageSource) -> LogitArray | None:
         """The array with the image's key, or with its name alone: many programs write all into one folder."""
-        return self.paths.get(file.key) or self.paths.get(file.path.stem)
+        return self.arrays.get(file.key) or self.arrays.get(PurePosixPath(file.key).name)
 
     def _fit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         covered = padded_size((scores.shape[2], scores.shape[3]), size)
@@ -143,7 +141,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
         },
         device=device,
         notes=notes,
-        paths={file.key: file.path for file in files},
+        arrays={file.key: file for file in files},
         outputs=len(own),
         cut=channels is not None,
         probabilities=spec.preprocessing.output == "probabilities",
@@ -151,7 +149,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
     )
 
 
-def _count_channels(files: Sequence[ImageFile]) -> int:
+def _count_channels(files: Sequence[LogitArray]) -> int:
     """The number of channels that most of the first arrays have, so that an odd one is the one to be named.
 
     Raises:
@@ -170,91 +168,3 @@ def _count_channels(files: Sequence[ImageFile]) -> int:
         assert failed is not None  # there are files
         raise failed
     return Counter(counts).most_common(1)[0][0]
-
-
-def find_logits(folder: str | Path) -> list[ImageFile]:
-    """The arrays of a folder in place of images, so that ``--images`` may be the folder of logits itself.
-
-    Args:
-        folder: searched through for ``.npy`` and ``.npz`` files.
-
-    Returns:
-        The files, sorted by key.
-
-    Raises:
-        BldaError: there is none, or two have the same key.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BldaError(f"{folder}: no such folder of logits")
-    found: dict[str, ImageFile] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in SUFFIXES and path.is_file():
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in found:
-                raise BldaError(f"{found[key].path} and {path} are logits of the same image; remove one")
-            found[key] = ImageFile(path, key)
-    if not found:
-        raise BldaError(f"{folder} holds no logits (.npy or .npz files)")
-    return [found[key] for key in sorted(found)]
-
-
-def read_array(path: Path, most: int | None = None) -> np.ndarray:
-    """Read one image's scores, without unpickling.
-
-    Args:
-        path: ``.npy``, or ``.npz`` with one array or one called ``logits``.
-        most: scores of a class; an archive that declares more is refused before it is unpacked. None: any number.
-
-    Returns:
-        ``[C, H, W]`` or ``[C]``, float32 (int64 where it holds integers), a leading axis of length 1 dropped.
-
-    Raises:
-        BldaError: it cannot be read, is pickled, holds no numbers, or has another number of dimensions.
-    """
-    try:
-        check_regular(path)
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded as archive:
-                if len(archive.files) != 1 and "logits" not in archive.files:
-                    raise BldaError(f"{path} holds {', '.join(archive.files) or 'no array'}: call the one meant logits")
-                name = "logits" if "logits" in archive.files else archive.files[0]
-                _check_declared(archive, name, most)
-                array = archive[name]
-        else:
-            array = loaded
-    except BldaError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-        if "allow_pickle" in str(error):
-            raise BldaError(
-                f"{path} is pickled, which could run code when read: save a plain array of numbers"
-            ) from error
-        raise BldaError(f"{path}: cannot be read as an array: {error}") from error
-    if array.ndim in (2, 4) and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim not in (1, 3):
-        raise BldaError(f"{path} is of shape {list(array.shape)}; [C, H, W] is needed, or [C] of a classifier")
-    if array.dtype.kind not in "fiub":
-        raise BldaError(f"{path} holds {array.dtype} values; floating-point numbers are needed")
-    # In this machine's byte order, and a type that PyTorch has; integers are refused later, as class ids.
-    with np.errstate(over="ignore"):  # infinities are refused later, too
-        return array.astype(np.float32 if array.dtype.kind == "f" else np.int64, copy=False)
-
-
-def _check_declared(archive: np.lib.npyio.NpzFile, name: str, most: int | None) -> None:
-    """Refuse an array that is far larger than its image: what is packed well may take all memory.
-
-    Raises:
-        ValueError: it is; or no plain array.
-    """
-    assert archive.zip is not None
-    with archive.zip.open(f"{name}.npy") as stream:
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[np.lib.format.read_magic(stream)]
-        shape = read(stream)[0]
-    if most is not None and math.prod(shape[-2:]) > most:
-        raise ValueError(f"it declares shape {list(shape)}, far larger than the image")

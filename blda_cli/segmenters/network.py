@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
-from blda_cli.data.images import ImageFile, read_image
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
@@ -91,9 +91,9 @@ class NetworkSegmenter(Segmenter):
         """
         return self._logits(self._scores(images, size, network or self.network))
 
-    def read(self, file: ImageFile) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`: uint8 ``[H, W, 3]``, RGB."""
-        return read_image(file.path)
+        return file.read()
 
     def logits(self, arrays: Tensor, options: InferenceOptions = InferenceOptions()) -> Tensor:  # noqa: B008  # frozen
         """See `Segmenter.logits`; by default whole images, once."""
@@ -112,7 +112,7 @@ class NetworkSegmenter(Segmenter):
         with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
             return average_views(of_view, pixels, options.scales, options.flip).detach()
 
-    def check(self, files: Sequence[ImageFile], options: InferenceOptions) -> None:  # noqa: ARG002
+    def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; here there is but a remark."""
         if options.amp and not isinstance(self.network, nn.Module):
             self._note("--amp makes no difference: the network is not run by PyTorch")

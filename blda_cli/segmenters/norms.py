@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import ChannelMoments, Norms, blend, hellinger
-from blda_cli.data.images import ImageFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 
@@ -34,14 +34,14 @@ def has_norms(segmenter: Segmenter) -> bool:
         return False
 
 
-def enough_for_norms(files: Sequence[ImageFile], count: int = IMAGES) -> Sequence[ImageFile]:
+def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
     """As many images as averages need, or ``count``, spread evenly."""
     return files[:: -(-len(files) // count)]
 
 
 def take_norms(
     segmenter: Segmenter,
-    files: Sequence[ImageFile],
+    files: Sequence[ImageSource],
     options: InferenceOptions,
     *,
     advance: Callable[[int], None] = lambda _: None,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.data.classes import ClassSet, class_set
-from blda_cli.data.images import ImageFile
+from blda_cli.data.images import image_at
 from blda_cli.data.label_files import read_label_file, write_label_png
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
@@ -51,7 +52,7 @@ class RunRecord:
         model: the segmenter's identity and how it was run.
         settings: method, form, strength and what else was chosen.
         statistics: file name and digest of the statistics used.
-        images: key and path of each image, in order.
+        images: key and location of each image, in order; see `image_at`.
         stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
         pixels_before: pixels predicted as each class by argmax.
         pixels_after: pixels predicted as each class after alignment.
@@ -248,7 +249,7 @@ class PredictionWriter:
     ) -> None:
         self._executor.shutdown(wait=True)
 
-    def write(self, file: ImageFile, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> None:
+    def write(self, file: ImageSource, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> None:
         """Write an image's predictions.
 
         Args:
@@ -344,9 +345,9 @@ class AlignedFolder:
     record: RunRecord
 
     @property
-    def files(self) -> list[ImageFile]:
+    def files(self) -> list[ImageSource]:
         """The images it holds predictions of."""
-        return [ImageFile(Path(path), key) for key, path in self.record.images.items() if key in self.record.changed]
+        return [image_at(place, key) for key, place in self.record.images.items() if key in self.record.changed]
 
     def read(self, key: str, kind: str) -> np.ndarray:
         """The class ids of an image.

@@ -33,9 +33,11 @@ from PIL import Image
 from blda_cli.commands import cli
 from blda_cli.commands.options import load_subject
 from blda_cli.data.classes import class_set
-from blda_cli.data.images import ImageFile, find_images, read_image
+from blda_cli.data.images import find_images
 from blda_cli.data.label_files import write_label_png
 from blda_cli.data.loader import load_batches
+from blda_cli.data.pillow_images import read_image
+from blda_cli.data.source import ImageSource
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -184,7 +186,7 @@ def files_a_second(folder: Path) -> tuple[float, float]:
     ids = torch.nn.functional.interpolate(scores, (height, width), mode="bilinear").argmax(dim=1)[0].numpy()
     classes = class_set("cityscapes")
 
-    def rate(work: Callable[[ImageFile], object]) -> float:
+    def rate(work: Callable[[ImageSource], object]) -> float:
         rounds = []
         for _ in range(5):
             start = time.perf_counter()
@@ -195,7 +197,7 @@ def files_a_second(folder: Path) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as written:
         path = Path(written) / "ids.png"
-        return rate(lambda file: read_image(file.path)), rate(lambda _: write_label_png(path, ids, classes))
+        return rate(lambda file: file.read()), rate(lambda _: write_label_png(path, ids, classes))
 
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -223,7 +225,7 @@ def bare_loop(case: Case, images: Path, device: str, workers: int, batch_size: i
     subject = load_subject(str(case.model), case.weights, str(images), device)
     segmenter = subject.segmenter
     assert isinstance(segmenter, NetworkSegmenter)
-    batches = load_batches(subject.files, lambda file: read_image(file.path), workers=workers, batch_size=batch_size)
+    batches = load_batches(subject.files, lambda file: file.read(), workers=workers, batch_size=batch_size)
     for _, pixels, _ in upload(batches, segmenter.device):
         segmenter.logits(pixels, InferenceOptions(amp=case.amp)).argmax(dim=1)
     if segmenter.device.type == "cuda":

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.losses import cross_entropy
-from blda_cli.data.images import ImageFile
+from blda_cli.data.pillow_images import PillowImage
 from blda_cli.finetuning.data.augmentation import Augmentation
 from blda_cli.finetuning.data.mixing import block_mask
 from blda_cli.finetuning.data.samples import Batch, Crop, Sample, collate
@@ -194,7 +194,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
     """Two pairs of crops as a sampler would draw them, of noise."""
     generator = np.random.default_rng(number)
     crop = settings.training.crop
-    whole = Crop(ImageFile(Path("noise"), "noise"), crop, 0, 0, crop, mirrored=False)
+    whole = Crop(PillowImage(Path("noise"), "noise"), crop, 0, 0, crop, mirrored=False)
     samples: list[Sample] = []
     for _ in range(settings.training.batch_size):
         blocks = generator.integers(0, num_classes, (crop[0] // 32, crop[1] // 32), dtype=np.int16)

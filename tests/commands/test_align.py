@@ -57,13 +57,13 @@ def record(folder: Path) -> dict[str, Any]:
 
 def logits(scene: Scene, key: str) -> torch.Tensor:
     """The network's own, ``[1, 4, H, W]``."""
-    from blda_cli.data.images import ImageFile
+    from blda_cli.data.pillow_images import PillowImage
     from blda_cli.segmenters import load_segmenter
     from blda_cli.segmenters.base import InferenceOptions
     from blda_cli.segmenters.spec import parse_model
 
     segmenter = load_segmenter(parse_model(scene.model), torch.device("cpu"))
-    file = ImageFile(scene.images / f"{key}.png", key)
+    file = PillowImage(scene.images / f"{key}.png", key)
     return next(iter(segmenter.stream([file], InferenceOptions()))).logits
 
 

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blda_cli.data.images import find_images, image_size, read_image
+from blda_cli.data.images import find_images
+from blda_cli.data.pillow_images import image_size, read_image
 from blda_cli.errors import BldaError
 
 

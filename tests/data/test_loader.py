@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blda_cli.data.images import ImageFile, find_images, read_image
+from blda_cli.data.images import find_images
 from blda_cli.data.loader import SkippedFile, load_batches
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
 
-def files(count: int) -> list[ImageFile]:
-    return [ImageFile(Path(f"{index}.png"), str(index)) for index in range(count)]
+def files(count: int) -> list[ImageSource]:
+    return [PillowImage(Path(f"{index}.png"), str(index)) for index in range(count)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -27,7 +29,7 @@ def files(count: int) -> list[ImageFile]:
 def test_every_good_sample_comes_once_in_order_in_batches_of_one_shape(
     sizes: list[int], batch_size: int, workers: int, bad: set[int]
 ) -> None:
-    def read(file: ImageFile) -> np.ndarray:
+    def read(file: ImageSource) -> np.ndarray:
         index = int(file.key)
         if index in bad:
             raise BldaError(f"{index} is bad")
@@ -52,7 +54,7 @@ def test_every_good_sample_comes_once_in_order_in_batches_of_one_shape(
 
 
 def test_a_bad_label_skips_its_image_and_says_why() -> None:
-    def labels(file: ImageFile) -> np.ndarray:
+    def labels(file: ImageSource) -> np.ndarray:
         if file.key == "1":
             raise BldaError("label 1 is torn")
         return np.zeros(1)
@@ -64,7 +66,7 @@ def test_a_bad_label_skips_its_image_and_says_why() -> None:
 
 
 def test_stop_gives_what_was_read_before_and_then_raises() -> None:
-    def read(file: ImageFile) -> np.ndarray:
+    def read(file: ImageSource) -> np.ndarray:
         if file.key == "2":
             raise BldaError("2.png is torn")
         return np.zeros(1)
@@ -76,7 +78,7 @@ def test_stop_gives_what_was_read_before_and_then_raises() -> None:
 
 
 def test_a_programming_error_is_not_skipped() -> None:
-    def read(file: ImageFile) -> np.ndarray:
+    def read(file: ImageSource) -> np.ndarray:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -87,7 +89,7 @@ def test_reading_ahead_is_bounded_and_ends_with_the_iterator() -> None:
     started: list[str] = []
     lock = threading.Lock()
 
-    def read(file: ImageFile) -> np.ndarray:
+    def read(file: ImageSource) -> np.ndarray:
         with lock:
             started.append(file.key)
         return np.zeros(1)
@@ -107,7 +109,7 @@ def test_reading_ahead_is_bounded_and_ends_with_the_iterator() -> None:
 def test_the_next_samples_are_read_while_the_consumer_works() -> None:
     read_ahead = threading.Event()
 
-    def read(file: ImageFile) -> np.ndarray:
+    def read(file: ImageSource) -> np.ndarray:
         if file.key == "2":
             read_ahead.set()
         return np.zeros(1)
@@ -119,6 +121,6 @@ def test_the_next_samples_are_read_while_the_consumer_works() -> None:
 
 def test_real_frames_in_batches(shared_data: Path) -> None:
     images = find_images(shared_data / "camvid" / "day" / "images")[:7]
-    batches = list(load_batches(images, lambda file: read_image(file.path), batch_size=3))
+    batches = list(load_batches(images, lambda file: file.read(), batch_size=3))
     assert [batch.arrays.shape for batch in batches] == [(3, 360, 480, 3), (3, 360, 480, 3), (1, 360, 480, 3)]
     assert batches[0].labels is None

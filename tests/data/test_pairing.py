@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from blda_cli.data.images import ImageFile, find_images
+from blda_cli.data.images import find_images
 from blda_cli.data.pairing import pair_labels, strip_image, strip_label
+from blda_cli.data.pillow_images import PillowImage
 from blda_cli.errors import BldaError
 
 
@@ -104,4 +105,4 @@ def test_missing_labels_are_counted(tmp_path: Path) -> None:
     with pytest.raises(BldaError, match=r"no label found for .*a\.png in .*l \(2 of 3 images have none\)"):
         pair(images, labels)
     with pytest.raises(BldaError, match="holds no labels"):
-        pair_labels([ImageFile(Path("a.png"), "a")], touch(tmp_path / "jpegs", "a.jpg"))
+        pair_labels([PillowImage(Path("a.png"), "a")], touch(tmp_path / "jpegs", "a.jpg"))

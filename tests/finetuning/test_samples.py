@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.data.images import find_images, read_image
+from blda_cli.data.images import find_images
+from blda_cli.data.pillow_images import read_image
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.samples import Batch, check_crop, count_class_pixels
 from blda_cli.runtime.monitor import SilentMonitor

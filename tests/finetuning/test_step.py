@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.data.images import read_image
+from blda_cli.data.pillow_images import read_image
 from blda_cli.finetuning.data.augmentation import augment
 from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.trainer import Trainer

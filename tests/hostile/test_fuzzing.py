@@ -21,9 +21,11 @@ import torch
 from PIL import Image
 
 from blda_cli.core.fitting import AlignmentSettings
-from blda_cli.data.images import find_images, image_size, read_image
+from blda_cli.data.images import find_images
 from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import label_reader
+from blda_cli.data.logit_arrays import read_array
+from blda_cli.data.pillow_images import image_size, read_image
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.samples import Sampler, collate
 from blda_cli.finetuning.run import go_on_from, resumed_state
@@ -33,7 +35,6 @@ from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.align import fit_from_files
 from blda_cli.reporting.build import describe
 from blda_cli.segmenters import load_segmenter
-from blda_cli.segmenters.logits import read_array
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model, to_toml
 from blda_cli.store.predictions import merge_records, read_record, write_record

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blda_cli.data.classes import class_set
-from blda_cli.data.images import ImageFile
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.store.provenance import Provenance
@@ -27,7 +28,7 @@ class RandomSegmenter(Segmenter):
     bad: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
 
-    def read(self, file: ImageFile) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
         if file.key in self.bad:
             raise BldaError("cannot be read")
         return np.array(ord(file.key))
@@ -45,12 +46,12 @@ def segmenter() -> RandomSegmenter:
 
 
 @pytest.fixture
-def files() -> list[ImageFile]:
-    return [ImageFile(Path(f"/x/{name}.png"), name) for name in "abcdef"]
+def files() -> list[ImageSource]:
+    return [PillowImage(Path(f"/x/{name}.png"), name) for name in "abcdef"]
 
 
 @pytest.fixture
-def collect(segmenter: RandomSegmenter, files: list[ImageFile]) -> Callable[..., Any]:
+def collect(segmenter: RandomSegmenter, files: list[ImageSource]) -> Callable[..., Any]:
     """Calls ``collect_statistics`` with what a test does not care about."""
     from blda_cli.core.choices import LabelSource
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics

@@ -12,8 +12,8 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set
-from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import write_label_png
+from blda_cli.data.pillow_images import PillowImage
 from blda_cli.files import file_digest
 from blda_cli.store.predictions import RECORD, PredictionWriter, RunRecord, write_record
 from blda_cli.store.provenance import Provenance
@@ -60,7 +60,7 @@ class Domain:
         folder = self.folder / name
         with PredictionWriter(folder, made, keeps_scores=False) as writer:
             for key, logits in self.logits.items():
-                file = ImageFile(Path(made.images[key]), key)
+                file = PillowImage(Path(made.images[key]), key)
                 writer.write(file, logits[0].argmax(dim=0).numpy(), correction.predict(logits)[0].numpy(), None)
             writer.flush()
         write_record(folder / RECORD, made)

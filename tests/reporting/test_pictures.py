@@ -16,6 +16,7 @@ from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorr
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.shifts import location_shifts
 from blda_cli.data.classes import class_set
+from blda_cli.data.pillow_images import PillowImage
 from blda_cli.reporting import gallery
 from blda_cli.reporting.colors import diverging, luminance, sequential, text_on
 from blda_cli.reporting.densities import BINS, densities
@@ -105,7 +106,9 @@ def test_pictures_of_a_frame(tmp_path: Path) -> None:
     before = np.zeros((20, 30), np.int64)
     after = before.copy()
     after[:10] = 2
-    (frame,) = make_gallery(["x"], {"x": str(tmp_path / "x.png")}, lambda _: before, {"run": lambda _: after}, classes)
+    (frame,) = make_gallery(
+        ["x"], {"x": PillowImage(tmp_path / "x.png", "x")}, lambda _: before, {"run": lambda _: after}, classes
+    )
     assert (frame.width, frame.height) == (30, 20)
     assert frame.classes == [0, 2]
     assert frame.runs[0].changed == 0.5
@@ -120,7 +123,7 @@ def test_gallery_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gallery, "_BUDGET", 1)
     labels = np.zeros((8, 8), np.int64)
     keys = ["a", "b", "c"]
-    images = {key: str(tmp_path / key) for key in keys}
+    images = {key: PillowImage(tmp_path / key, key) for key in keys}
     frames = make_gallery(keys, images, lambda _: labels, {"run": lambda _: labels}, class_set(["one"]))
     assert [frame.key for frame in frames] == ["a"]
 

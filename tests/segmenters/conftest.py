@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blda_cli.data.images import ImageFile, find_images
+from blda_cli.data.images import find_images
+from blda_cli.data.source import ImageSource
 
 CHANNELS = 5
 
@@ -35,7 +36,7 @@ def tiny_net() -> TinyNet:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[ImageFile]:
+def images(tmp_path: Path) -> list[ImageSource]:
     """Three random pictures, the first two of one size that no power of two divides."""
     folder = tmp_path / "images"
     (folder / "town").mkdir(parents=True)
@@ -46,7 +47,7 @@ def images(tmp_path: Path) -> list[ImageFile]:
 
 
 @pytest.fixture
-def pixels(images: list[ImageFile]) -> Tensor:
+def pixels(images: list[ImageSource]) -> Tensor:
     """The first two pictures, uint8 ``[2, 50, 70, 3]``."""
     return torch.stack([torch.from_numpy(np.array(Image.open(file.path))) for file in images[:2]])
 

@@ -8,7 +8,8 @@ from torch import Tensor
 fiducio = pytest.importorskip("fiducio")
 
 from blda_cli.data.classes import class_set  # noqa: E402
-from blda_cli.data.images import ImageFile  # noqa: E402
+from blda_cli.data.pillow_images import PillowImage  # noqa: E402
+from blda_cli.data.source import ImageSource  # noqa: E402
 from blda_cli.errors import BldaError  # noqa: E402
 from blda_cli.segmenters.base import InferenceOptions, Segmenter  # noqa: E402
 from blda_cli.segmenters.calibrated import calibrated  # noqa: E402
@@ -19,7 +20,7 @@ C = 3
 class Fixed(Segmenter):
     """Gives the same logits for every file."""
 
-    def read(self, file: ImageFile) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
         return 3 * np.random.default_rng(0).normal(size=(C, 8, 8)).astype(np.float32)
 
     def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
@@ -43,7 +44,7 @@ def saved(path: Path, input_type: str) -> Path:
 @pytest.mark.parametrize("input_type", ["logits", "probs"])
 def test_logits_are_the_log_of_what_the_calibrator_gives(tmp_path: Path, input_type: str) -> None:
     path = saved(tmp_path / "calibrator.pt", input_type)
-    files = [ImageFile(Path("a.png"), "a")]
+    files = [PillowImage(Path("a.png"), "a")]
     (plain,) = segmenter().stream(files, InferenceOptions())
     (batch,) = calibrated(segmenter(), path).stream(files, InferenceOptions())
     inputs = plain.logits if input_type == "logits" else plain.logits.softmax(dim=1)

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -6,18 +7,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from blda_cli.data.images import ImageFile
+from blda_cli.data.logit_arrays import find_logits
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions, LogitBatch, Segmenter
-from blda_cli.segmenters.logits import find_logits
 from blda_cli.segmenters.spec import parse_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def arrays(tmp_path: Path, images: list[ImageFile]) -> dict[str, np.ndarray]:
+def arrays(tmp_path: Path, images: list[ImageSource]) -> dict[str, np.ndarray]:
     """Logits for the three images: at their size, at a quarter, and for one stored by its plain name."""
     generator = np.random.default_rng(1)
     shapes = {"town/a": (5, 50, 70), "town/b": (5, 13, 18), "c": (5, 40, 60)}
@@ -36,12 +38,12 @@ def load(tmp_path: Path, section: str = "") -> Segmenter:
     return load_segmenter(parse_model(str(file)), CPU)
 
 
-def run(segmenter: Segmenter, files: list[ImageFile], **options: int) -> list[LogitBatch]:
+def run(segmenter: Segmenter, files: Sequence[ImageSource], **options: int) -> list[LogitBatch]:
     return list(segmenter.stream(files, InferenceOptions(**options)))  # type: ignore[arg-type]
 
 
 def test_arrays_are_given_at_the_images_size(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]
 ) -> None:
     segmenter = load_segmenter(parse_model(f"logits:{tmp_path / 'logits'}"), CPU)
     batches = run(segmenter, images, batch_size=2)
@@ -61,7 +63,7 @@ def test_the_folder_of_logits_may_stand_for_the_images(tmp_path: Path, arrays: d
 
 
 def test_channels_groups_and_probabilities(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]
 ) -> None:
     probabilities = torch.from_numpy(arrays["town/a"]).softmax(0)
     np.save(tmp_path / "logits" / "town" / "a.npy", probabilities.numpy())
@@ -78,7 +80,7 @@ def test_channels_groups_and_probabilities(
     assert segmenter.identity["groups"] == {"x": ["a", "d"], "y": ["c"]}
 
 
-def test_a_classifiers_logits(tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]) -> None:
+def test_a_classifiers_logits(tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]) -> None:
     for key in arrays:
         for suffix in (".npy", ".npz"):
             (tmp_path / "logits" / f"{key}{suffix}").unlink(missing_ok=True)
@@ -87,7 +89,7 @@ def test_a_classifiers_logits(tmp_path: Path, images: list[ImageFile], arrays: d
     torch.testing.assert_close(batch.logits, torch.from_numpy(np.stack([arrays[f.key].mean((1, 2)) for f in images])))
 
 
-def test_padding_left_in_is_cut(tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]) -> None:
+def test_padding_left_in_is_cut(tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]) -> None:
     padded = np.pad(arrays["town/a"], ((0, 0), (0, 14), (0, 26)), constant_values=50)
     np.save(tmp_path / "logits" / "town" / "a.npy", padded)
     segmenter = load(tmp_path)
@@ -97,19 +99,19 @@ def test_padding_left_in_is_cut(tmp_path: Path, images: list[ImageFile], arrays:
 
 
 def test_one_array_for_two_images_is_refused(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]
 ) -> None:
-    flat = [ImageFile(file.path, f"deep/{file.path.stem}") for file in images]
+    flat = [PillowImage(file.path, f"deep/{file.path.stem}") for file in images]
     (tmp_path / "logits" / "town" / "a.npy").rename(tmp_path / "logits" / "a.npy")
     (batch,) = run(load(tmp_path), flat[:1])
     assert torch.equal(batch.logits[0], torch.from_numpy(arrays["town/a"]))
-    twin = ImageFile(images[0].path, "deeper/a")
+    twin = PillowImage(images[0].path, "deeper/a")
     with pytest.raises(BldaError, match=r"a\.npy would be the logits of .* and of"):
         run(load(tmp_path), [flat[0], twin])
 
 
 def test_arrays_of_another_machine_are_read(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]
 ) -> None:
     np.save(tmp_path / "logits" / "town" / "a.npy", arrays["town/a"].astype(">f8"))
     (batch,) = run(load(tmp_path), images[:1])
@@ -134,7 +136,7 @@ def test_identity_does_not_depend_on_the_images(tmp_path: Path, arrays: dict[str
     (np.zeros((6, 50, 70), dtype=np.float32), "6 channels, but 5 classes are named"),
 ])  # fmt: skip
 def test_arrays_that_will_not_do_are_named(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray], array: np.ndarray, message: str
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray], array: np.ndarray, message: str
 ) -> None:
     np.save(tmp_path / "logits" / "town" / "a.npy", array)
     segmenter = load(tmp_path, "[classes]\nnames = ['a', 'b', 'c', 'd', 'e']")
@@ -145,7 +147,7 @@ def test_arrays_that_will_not_do_are_named(
 
 
 def test_missing_and_damaged_arrays_are_named(
-    tmp_path: Path, images: list[ImageFile], arrays: dict[str, np.ndarray]
+    tmp_path: Path, images: list[ImageSource], arrays: dict[str, np.ndarray]
 ) -> None:
     segmenter = load(tmp_path)
     (tmp_path / "logits" / "town" / "a.npy").write_bytes(b"\x93NUMPY")
@@ -153,7 +155,7 @@ def test_missing_and_damaged_arrays_are_named(
         run(segmenter, images)
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "new.png")
     with pytest.raises(BldaError, match=r"no logits for .*new\.png"):
-        run(segmenter, [ImageFile(tmp_path / "images" / "new.png", "new")])
+        run(segmenter, [PillowImage(tmp_path / "images" / "new.png", "new")])
     with pytest.raises(BldaError, match="need a network"):
         list(segmenter.stream(images, InferenceOptions(flip=True)))
     with pytest.raises(BldaError, match="no such folder"):

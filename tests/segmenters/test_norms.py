@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blda_cli.core.norms import SHIFTED, Norms, hellinger
-from blda_cli.data.images import ImageFile
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
@@ -31,7 +32,7 @@ def two_norms() -> nn.Sequential:
     return network.eval()
 
 
-def reference(network: nn.Sequential, files: list[ImageFile]) -> dict[str, np.ndarray]:
+def reference(network: nn.Sequential, files: list[ImageSource]) -> dict[str, np.ndarray]:
     """Float64, one image after another: what the norms see, each image normalised by its own averages on the way.
 
     The network's own averages count as eight images, the three of the test as three.
@@ -59,7 +60,7 @@ def reference(network: nn.Sequential, files: list[ImageFile]) -> dict[str, np.nd
     return expected
 
 
-def test_averages_are_those_of_all_pixels_of_all_images(images: list[ImageFile]) -> None:
+def test_averages_are_those_of_all_pixels_of_all_images(images: list[ImageSource]) -> None:
     network = two_norms()
     segmenter = segmenter_of(network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -76,7 +77,9 @@ def test_averages_are_those_of_all_pixels_of_all_images(images: list[ImageFile])
         np.testing.assert_allclose(values.numpy(), expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_a_segmenter_with_them_is_the_network_with_them_loaded_by_hand(images: list[ImageFile], pixels: Tensor) -> None:
+def test_a_segmenter_with_them_is_the_network_with_them_loaded_by_hand(
+    images: list[ImageSource], pixels: Tensor
+) -> None:
     segmenter = segmenter_of(two_norms())
     norms = take_norms(segmenter, images, InferenceOptions())
     assert norms is not None
@@ -126,7 +129,7 @@ class Pooled(nn.Module):
         return self.head(self.frozen(images) + self.pool(images))  # type: ignore[no-any-return]
 
 
-def test_norms_of_every_sort(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_of_every_sort(images: list[ImageSource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blda_cli.segmenters.norms._ROWS", 1000)  # all of them
     segmenter = segmenter_of(Pooled().eval())
     norms = take_norms(segmenter, images, InferenceOptions())
@@ -146,7 +149,7 @@ def test_norms_of_every_sort(images: list[ImageFile], monkeypatch: pytest.Monkey
     assert not any(name.startswith("pool") for name in alone.averages)
 
 
-def test_a_network_without_batch_norms_says_so(images: list[ImageFile]) -> None:
+def test_a_network_without_batch_norms_says_so(images: list[ImageSource]) -> None:
     segmenter = segmenter_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval())
     norms = take_norms(segmenter, images, InferenceOptions())
     assert norms is None
@@ -155,7 +158,7 @@ def test_a_network_without_batch_norms_says_so(images: list[ImageFile]) -> None:
     assert segmenter.notes[-1] == "the network has no batch norms that could take averages of the target"
 
 
-def test_norms_of_another_network_are_refused(images: list[ImageFile]) -> None:
+def test_norms_of_another_network_are_refused(images: list[ImageSource]) -> None:
     segmenter = segmenter_of(two_norms())
     norms = take_norms(segmenter, images, InferenceOptions())
     other = segmenter_of(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5)).eval())
@@ -163,7 +166,7 @@ def test_norms_of_another_network_are_refused(images: list[ImageFile]) -> None:
         use_norms(other, norms)
 
 
-def test_unreadable_images_count_nothing(images: list[ImageFile]) -> None:
+def test_unreadable_images_count_nothing(images: list[ImageSource]) -> None:
     segmenter = segmenter_of(two_norms())
     images[0].path.write_text("no picture")
     with pytest.raises(BldaError, match="not an image"):
@@ -176,14 +179,14 @@ def test_unreadable_images_count_nothing(images: list[ImageFile]) -> None:
 
 
 def test_enough_images_lie_evenly() -> None:
-    files = [ImageFile(Path(f"{number}.png"), str(number)) for number in range(10 * IMAGES)]
+    files = [PillowImage(Path(f"{number}.png"), str(number)) for number in range(10 * IMAGES)]
     assert [file.key for file in enough_for_norms(files)] == [str(10 * number) for number in range(IMAGES)]
     assert list(enough_for_norms(files[:IMAGES])) == files[:IMAGES]
     assert len(enough_for_norms(files, 8)) == 8
     assert IMAGES // 2 <= len(enough_for_norms(files[: IMAGES + 1])) <= IMAGES
 
 
-def test_the_source_keeps_half_at_least(images: list[ImageFile]) -> None:
+def test_the_source_keeps_half_at_least(images: list[ImageSource]) -> None:
     segmenter = segmenter_of(two_norms())
     for count, source_images in ((4, 8), (8, 8), (11, 11)):
         norms = take_norms(segmenter, (images * count)[:count], InferenceOptions())
@@ -209,14 +212,14 @@ def test_distance_of_two_normal_distributions() -> None:
     assert hellinger(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)).item() == 0
 
 
-def watched(segmenter: NetworkSegmenter, files: list[ImageFile], options: InferenceOptions) -> ObservedNorms:
+def watched(segmenter: NetworkSegmenter, files: list[ImageSource], options: InferenceOptions) -> ObservedNorms:
     with ObservedNorms(segmenter.module) as observed:
         for _ in segmenter.stream(files, options):
             pass
     return observed
 
 
-def test_the_shift_is_the_mean_over_all_channels(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shift_is_the_mean_over_all_channels(images: list[ImageSource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blda_cli.segmenters.norms._ROWS", 1000)  # all of them
     segmenter = segmenter_of(two_norms())
     own = {name: value.clone() for name, value in segmenter.module.state_dict().items()}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from blda_cli.data.images import ImageFile
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
@@ -46,7 +46,7 @@ def test_of_any_size_the_logits_are_the_networks_own(
 
 
 def test_a_fixed_size_and_batch_are_met(
-    tmp_path: Path, tiny_net: nn.Module, pixels: Tensor, images: list[ImageFile]
+    tmp_path: Path, tiny_net: nn.Module, pixels: Tensor, images: list[ImageSource]
 ) -> None:
     segmenter = load(export(tiny_net, tmp_path / "net.onnx", (1, 3, 32, 48)))
     x = F.interpolate(pixels.permute(0, 3, 1, 2).float(), (32, 48), mode="bilinear", antialias=True) / 255

@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import InferenceOptions
@@ -90,7 +91,7 @@ def test_logits_are_the_networks_own(
 
 
 def test_streaming_keeps_the_order_and_batches_equal_sizes(
-    tmp_path: Path, tiny_net: nn.Module, weights: Path, images: list[ImageFile], pixels: Tensor, reference: Reference
+    tmp_path: Path, tiny_net: nn.Module, weights: Path, images: list[ImageSource], pixels: Tensor, reference: Reference
 ) -> None:
     segmenter = load(description(tmp_path), weights)
     batches = list(segmenter.stream(images, InferenceOptions(batch_size=2)))
@@ -100,8 +101,8 @@ def test_streaming_keeps_the_order_and_batches_equal_sizes(
     batches[0].logits.mul_(2)  # those who get them may work in place
 
 
-def test_labels_come_with_their_images(tmp_path: Path, weights: Path, images: list[ImageFile]) -> None:
-    def label(file: ImageFile) -> np.ndarray:
+def test_labels_come_with_their_images(tmp_path: Path, weights: Path, images: list[ImageSource]) -> None:
+    def label(file: ImageSource) -> np.ndarray:
         with Image.open(file.path) as image:
             return np.full((image.height, image.width), len(file.key), dtype=np.uint8)
 
@@ -114,7 +115,7 @@ def test_labels_come_with_their_images(tmp_path: Path, weights: Path, images: li
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_logits_are_the_same(tmp_path: Path, weights: Path, images: list[ImageFile]) -> None:
+def test_on_a_gpu_the_logits_are_the_same(tmp_path: Path, weights: Path, images: list[ImageSource]) -> None:
     spec = parse_model(description(tmp_path), weights)
     on_cpu = list(load_segmenter(spec, CPU).stream(images * 4, InferenceOptions()))
     on_gpu = list(load_segmenter(spec, torch.device("cuda")).stream(images * 4, InferenceOptions()))
@@ -263,7 +264,7 @@ def test_sides_are_made_multiples_and_the_logits_cut(
     torch.testing.assert_close(segmenter.logits(pixels), expected)
 
 
-def test_a_classifiers_logits_pass_through(tmp_path: Path, images: list[ImageFile], pixels: Tensor) -> None:
+def test_a_classifiers_logits_pass_through(tmp_path: Path, images: list[ImageSource], pixels: Tensor) -> None:
     segmenter = load(description(tmp_path, "", "tiny:Wrapped", "x.mean(dim=(2, 3))"))
     assert segmenter.logits(pixels).shape == (2, 5)
     (first, _) = segmenter.stream(images, InferenceOptions(batch_size=2, flip=True, scales=(0.5, 1.0)))
@@ -312,7 +313,7 @@ def test_mixed_precision_is_close(tmp_path: Path, weights: Path, pixels: Tensor)
     torch.testing.assert_close(half.float(), segmenter.logits(pixels), atol=0.03, rtol=0.03)
 
 
-def test_logits_that_are_not_finite_name_the_image(tmp_path: Path, images: list[ImageFile]) -> None:
+def test_logits_that_are_not_finite_name_the_image(tmp_path: Path, images: list[ImageSource]) -> None:
     section = '[classes]\nnames = ["a", "b", "c", "d", "e"]'
     segmenter = load(description(tmp_path, section, "tiny:nan"))
     assert any("no torch.nn.Module" in note for note in segmenter.notes)
@@ -322,7 +323,7 @@ def test_logits_that_are_not_finite_name_the_image(tmp_path: Path, images: list[
         list(segmenter.stream(images, InferenceOptions()))
 
 
-def test_a_bad_image_is_skipped_or_stops(tmp_path: Path, weights: Path, images: list[ImageFile]) -> None:
+def test_a_bad_image_is_skipped_or_stops(tmp_path: Path, weights: Path, images: list[ImageSource]) -> None:
     segmenter = load(description(tmp_path), weights)
     images[1].path.write_bytes(images[1].path.read_bytes()[:100])
     skipped: list[SkippedFile] = []
@@ -384,7 +385,7 @@ def test_real_frames(shared_data: Path) -> None:
     espnet = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
     segmenter = load(str(espnet), shared_data / "weights" / "espnet_cityscapes_p2_q8.pth")
     frame = sorted((shared_data / "camvid" / "dusk" / "images").glob("*.png"))[0]
-    (batch,) = segmenter.stream([ImageFile(frame, frame.stem)], InferenceOptions())
+    (batch,) = segmenter.stream([PillowImage(frame, frame.stem)], InferenceOptions())
     with Image.open(frame) as image:
         assert tuple(batch.logits.shape) == (1, 11, image.height, image.width)
     assert segmenter.classes.names[:2] == ("sky", "building")

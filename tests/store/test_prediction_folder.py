@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from blda_cli.core.fitting import AlignmentSettings
-from blda_cli.data.images import ImageFile
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.store.predictions import (
     ARGMAX,
@@ -41,8 +42,8 @@ def record(**changes: object) -> RunRecord:
     return RunRecord(**{**content, **changes})  # type: ignore[arg-type]
 
 
-def image(key: str) -> ImageFile:
-    return ImageFile(Path(f"{key}.png"), key)
+def image(key: str) -> ImageSource:
+    return PillowImage(Path(f"{key}.png"), key)
 
 
 def test_record_comes_back(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.data.images import ImageFile, image_size, read_image
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.augmentation import Augmentation
 from blda_cli.finetuning.data.mixing import block_mask, class_masks
@@ -38,7 +38,7 @@ class Crop:
         mirrored: it was mirrored left to right after it was cut.
     """
 
-    file: ImageFile
+    file: ImageSource
     image_size: tuple[int, int]
     top: int
     left: int
@@ -105,7 +105,7 @@ class Batch:
     @property
     def files(self) -> list[str]:
         """The images the crops are from, source and target."""
-        return [str(crop.file.path) for crop in self.source_crops + self.target_crops]
+        return [crop.file.location for crop in self.source_crops + self.target_crops]
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; from pinned memory without waiting, on CUDA."""
@@ -140,9 +140,9 @@ class Sampler:
 
     def __init__(
         self,
-        source: Sequence[ImageFile],
+        source: Sequence[ImageSource],
         source_labels: LabelReader,
-        target: Sequence[ImageFile],
+        target: Sequence[ImageSource],
         class_pixels: np.ndarray,
         settings: Settings,
         *,
@@ -167,7 +167,7 @@ class Sampler:
         self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_share)
         self.hard: HardSampleMiner | None = None
         cache = ReadingCache(_CACHE_BYTES)
-        self._image = cache.reading(lambda file: read_image(file.path))
+        self._image = cache.reading(lambda file: file.read())
         self._labels = cache.reading(source_labels)
 
     def prefer(self, classes: Sequence[Sequence[int]]) -> None:
@@ -236,8 +236,8 @@ class Sampler:
 
 
 def count_class_pixels(
-    files: Sequence[ImageFile],
-    labels: Callable[[ImageFile], np.ndarray],
+    files: Sequence[ImageSource],
+    labels: Callable[[ImageSource], np.ndarray],
     num_classes: int,
     workers: int,
     monitor: Monitor,
@@ -259,7 +259,7 @@ def count_class_pixels(
         Interrupted: the user asked to stop.
     """
 
-    def count(file: ImageFile) -> np.ndarray:
+    def count(file: ImageSource) -> np.ndarray:
         values = labels(file)
         return np.bincount(values[values != IGNORE_INDEX].ravel(), minlength=num_classes)
 
@@ -273,18 +273,18 @@ def count_class_pixels(
     return np.stack(pixels)
 
 
-def check_crop(files: Sequence[ImageFile], crop: tuple[int, int]) -> None:
+def check_crop(files: Sequence[ImageSource], crop: tuple[int, int]) -> None:
     """Refuse a crop that does not fit into every image.
 
     Raises:
         BldaError: it is larger than one; the message names the image and the largest crop that fits all.
     """
-    sizes = [image_size(file.path) for file in files]
+    sizes = [file.size() for file in files]
     for file, (height, width) in zip(files, sizes, strict=True):
         if height < crop[0] or width < crop[1]:
             largest = min(min(size) for size in sizes)
             raise BldaError(
-                f"a crop of {crop[0]}x{crop[1]} is larger than {file.path} ({height}x{width}, height x width): "
+                f"a crop of {crop[0]}x{crop[1]} is larger than {file.location} ({height}x{width}, height x width): "
                 f"--crop {largest} fits all"
             )
 
@@ -296,11 +296,11 @@ class ReadingCache:
         self._room = capacity
         self._lock = threading.Lock()
 
-    def reading(self, read: Callable[[ImageFile], np.ndarray]) -> Callable[[ImageFile], np.ndarray]:
+    def reading(self, read: Callable[[ImageSource], np.ndarray]) -> Callable[[ImageSource], np.ndarray]:
         """``read`` with a memory of its own, in the shared room."""
-        kept: dict[ImageFile, np.ndarray] = {}
+        kept: dict[ImageSource, np.ndarray] = {}
 
-        def cached(file: ImageFile) -> np.ndarray:
+        def cached(file: ImageSource) -> np.ndarray:
             values = kept.get(file)
             if values is None:
                 values = read(file)

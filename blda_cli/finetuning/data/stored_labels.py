@@ -9,8 +9,8 @@ from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet
-from blda_cli.data.images import ImageFile
 from blda_cli.data.label_files import read_label_file, write_label_png
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.samples import Crop, ReadingCache
 
@@ -29,7 +29,7 @@ class StoredLabels:
         self._num_classes = num_classes
         self._whole = ReadingCache(_CACHE_BYTES).reading(self._read)
 
-    def write(self, file: ImageFile, labels: Tensor, classes: ClassSet) -> None:
+    def write(self, file: ImageSource, labels: Tensor, classes: ClassSet) -> None:
         """Keep an image's labels, integers ``[H, W]``.
 
         Raises:
@@ -45,12 +45,12 @@ class StoredLabels:
         """
         return torch.from_numpy(np.stack([crop.cut(self._whole(crop.file)) for crop in crops])).long()
 
-    def _read(self, file: ImageFile) -> np.ndarray:
+    def _read(self, file: ImageSource) -> np.ndarray:
         values = read_label_file(self._path(file)).values
         if values is None:
             raise BldaError(f"{self._path(file)} is not as it was written: start the run anew")
         labels: np.ndarray = np.where(values < self._num_classes, values.astype(np.int16), IGNORE_INDEX)
         return labels
 
-    def _path(self, file: ImageFile) -> Path:
+    def _path(self, file: ImageSource) -> Path:
         return self.folder / f"{file.key}.png"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blda_cli.data.images import ImageFile
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
 from blda_cli.finetuning.data.samples import Batch
 from blda_cli.finetuning.methods.objective import Losses, Objective
 from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
@@ -64,11 +64,11 @@ class Stage:
 
     number: int
     resumed: bool
-    exported: Callable[[Sequence[ImageFile]], NetworkSegmenter]
+    exported: Callable[[Sequence[ImageSource]], NetworkSegmenter]
     classifier: str | None
-    source: Sequence[ImageFile]
+    source: Sequence[ImageSource]
     source_labels: LabelReader
-    target: Sequence[ImageFile]
+    target: Sequence[ImageSource]
     folder: Path
     workers: int
     monitor: Monitor
@@ -77,7 +77,7 @@ class Stage:
         self,
         what: str,
         segmenter: NetworkSegmenter,
-        files: Sequence[ImageFile],
+        files: Sequence[ImageSource],
         inference: InferenceOptions | None = None,
         labels: LabelReader | None = None,
     ) -> Iterator[LogitBatch]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.losses import cross_entropy
 from blda_cli.core.norms import Norms
-from blda_cli.data.images import ImageFile, read_image
 from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
@@ -34,9 +34,9 @@ _CROPS = 32
 def prepare_norms(
     segmenter: NetworkSegmenter,
     settings: Settings,
-    source: Sequence[ImageFile],
+    source: Sequence[ImageSource],
     labels: LabelReader,
-    target: Sequence[ImageFile],
+    target: Sequence[ImageSource],
     monitor: Monitor,
 ) -> bool:
     """Give a network the averages it is to keep, if it is to keep any.
@@ -89,7 +89,7 @@ def _costs(
     segmenter: NetworkSegmenter,
     norms: Norms | None,
     settings: Settings,
-    source: Sequence[ImageFile],
+    source: Sequence[ImageSource],
     labels: LabelReader,
     monitor: Monitor,
 ) -> tuple[float, float]:
@@ -111,7 +111,7 @@ def _costs(
     return by_batch, by_kept
 
 
-def _batches(source: Sequence[ImageFile], settings: Settings) -> list[Sequence[ImageFile]]:
+def _batches(source: Sequence[ImageSource], settings: Settings) -> list[Sequence[ImageSource]]:
     """Images from all over the source, as many at a time as all processes train on together; no batch is smaller."""
     files = source[:: -(-len(source) // _CROPS)]
     size = min(settings.training.batch_size * current_shard().world, len(files))
@@ -119,13 +119,13 @@ def _batches(source: Sequence[ImageFile], settings: Settings) -> list[Sequence[I
 
 
 def _crops(
-    files: Sequence[ImageFile], labels: LabelReader, crop: tuple[int, int], device: torch.device
+    files: Sequence[ImageSource], labels: LabelReader, crop: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Crops from the middle of the images, float32 ``[N, 3, h, w]``, and their labels, int64 ``[N, h, w]``."""
     height, width = crop
     pairs = []
     for file in files:
-        image, truth = read_image(file.path), labels(file)
+        image, truth = file.read(), labels(file)
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         pairs.append([values[top : top + height, left : left + width] for values in (image, truth)])
     images, truths = (torch.from_numpy(np.stack(values)).to(device) for values in zip(*pairs, strict=True))

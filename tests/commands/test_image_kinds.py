@@ -1,0 +1,113 @@
+"""The same pixels give the same results, whichever kind of file they come in."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from blda_cli.data import images
+from blda_cli.data.source import ImageSource
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Run, Scene
+
+
+@dataclass(frozen=True)
+class Stack(ImageSource):
+    """A made-up kind: all images of a folder in one archive."""
+
+    suffixes = frozenset({".stack"})
+
+    @classmethod
+    def found_in(cls, path: Path, key: str) -> list[Self]:
+        with np.load(path) as archive:
+            return [cls(path, name, name) for name in archive.files]
+
+    def size(self) -> tuple[int, int]:
+        return self.read().shape[:2]
+
+    def read(self) -> np.ndarray:
+        with np.load(self.path) as archive:
+            return np.asarray(archive[self.part])
+
+
+@pytest.fixture
+def stacked(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The scene's images in one file."""
+    module = types.ModuleType("blda_cli.data.stacks")
+    module.Stack = Stack  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(images, "KINDS", [*images.KINDS, "stacks:Stack"])
+    path = tmp_path / "all.stack"
+    with path.open("wb") as file:
+        np.savez(file, **{key: np.array(Image.open(scene.images / f"{key}.png")) for key in scene.keys})  # type: ignore[arg-type]
+    return path
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    for name in ("progress/stamps", "provenance"):
+        del found[name]
+    return found
+
+
+def test_a_new_kind_goes_through_every_command(
+    run: Run, scene: Scene, stacked: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    results = []
+    for name, source in (("png", scene.images), ("stack", stacked)):
+        where = tmp_path / name
+        options = ["--model", scene.model, "--images", source, "--device", "cpu"]
+        run("collect-stats", *options, "--labels", scene.labels, "--output", where / "s.h5")
+        run("align", *options, "--stats", where / "s.h5", "--output", where / "aligned")
+        run("report", "--stats", where / "s.h5", "--aligned", where / "aligned", "--labels", scene.labels,
+            "--output", where / "report")  # fmt: skip
+        predictions = {key: data for key, data in tree(where / "aligned").items() if key.endswith(".png")}
+        page = (where / "report" / "report.html").read_text()
+        results.append((arrays(where / "s.h5"), predictions, page.count("data:image/webp")))
+    (png, png_predictions, pictures), (stack, stack_predictions, same_pictures) = results
+    assert png.keys() == stack.keys()
+    for name in png:
+        np.testing.assert_array_equal(png[name], stack[name], err_msg=name)
+    assert png_predictions == stack_predictions
+    assert pictures == same_pictures > 0
+    record = json.loads((tmp_path / "stack" / "aligned" / "run.json").read_text())
+    assert record["images"][scene.keys[0]] == f"{stacked}#{scene.keys[0]}"
+
+
+def test_a_run_goes_on_unless_the_file_has_changed(
+    run: Run, refused: Callable[..., str], scene: Scene, stacked: Path, tmp_path: Path
+) -> None:
+    options = ["--model", scene.model, "--images", stacked, "--device", "cpu", "--batch-size", "1"]
+    stats, bad = tmp_path / "s.h5", scene.labels / f"{scene.keys[3]}.png"
+    label = bad.read_bytes()
+    bad.write_bytes(label[:40])
+    collect = ["collect-stats", *options, "--labels", scene.labels, "--output", stats]
+    refused(*collect)
+    bad.write_bytes(label)
+    with stacked.open("ab") as file:
+        file.write(b"\0")
+    assert f"{stacked}#{scene.keys[0]} or its label is not the file it was" in refused(*collect)
+
+
+def test_training_draws_from_a_new_kind(run: Run, scene: Scene, stacked: Path, tmp_path: Path) -> None:
+    result = run(
+        "finetune", "--model", scene.model, "--source-images", stacked, "--source-labels", scene.labels,
+        "--target-images", stacked, "--output", tmp_path / "run", "--iterations", "1", "--crop", "16x16",
+        "--method", "dacs", "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert json.loads(result.stdout)["output"] == str(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert f"{stacked}#{scene.keys[0]}" in record["data"]
