@@ -131,7 +131,8 @@ class OnlineMixture:
 
     Every update runs :data:`EM_ITERATIONS` steps of EM on the batch from the current parameters and blends:
     ``φ ← τⁿ φ_old + (1 − τⁿ) φ_new``, ``τ = momentum · min(step / warmup, 1)``, ``n`` the steps since the row was
-    last updated, so that rows seen rarely catch up.
+    last updated, so that rows seen rarely catch up. A row's first fit is taken whole: blended, a row first seen
+    after 40 updates would keep two thirds of its random start and count as fitted.
 
     Attributes:
         mixture: ``[*rows, K]`` float32.
@@ -140,6 +141,7 @@ class OnlineMixture:
         step: updates so far.
         momentum: blending at the end of the warm-up.
         warmup: updates until then.
+        blend_first_fit: a row's first fit, too, is blended with what the row starts from, as published.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class OnlineMixture:
         components: int = COMPONENTS,
         momentum: float = 0.99,
         warmup: int = 1500,
+        blend_first_fit: bool = False,
         device: torch.device | None = None,
     ) -> None:
         """Start with means drawn from a standard normal (the same at every start), variances one, equal weights."""
@@ -160,6 +163,7 @@ class OnlineMixture:
         self.step = 0
         self.momentum = momentum
         self.warmup = warmup
+        self.blend_first_fit = blend_first_fit
 
     def update(
         self, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0, enough: float = MINIMUM_PIXELS
@@ -177,6 +181,8 @@ class OnlineMixture:
     def blend(self, batch: GaussianMixture, rows: Tensor) -> None:
         """Blend in the mixtures fitted to a batch, where ``rows`` (bool ``[*rows]``) says so."""
         kept = (self.momentum * min(self.step / max(self.warmup, 1), 1.0)) ** self.staleness
+        if not self.blend_first_fit:
+            kept = torch.where(self.fitted, kept, 0.0)
         kept = torch.where(rows, kept, 1.0).unsqueeze(-1)
         old = self.mixture
         self.mixture = GaussianMixture(

@@ -10,6 +10,7 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import without_nan
+from blda_cli.finetuning.checkpoint import check_tensors
 from blda_cli.finetuning.data.samples import Batch, Sampler
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
@@ -62,6 +63,7 @@ class TrainingLoop:
         machine: Machine,
         monitor: Monitor,
         initial: dict[str, Any],
+        norms: str,
         target: Sequence[ImageSource],
         validation: tuple[list[ImageSource], LabelReader] | None,
     ) -> None:
@@ -73,6 +75,7 @@ class TrainingLoop:
         self.scores: dict[str, Any] | None = None
         self._settings = trainer.settings
         self._initial = initial
+        self._norms = norms
         self._validation = validation
         self._first = current_shard().first
         self._events: EventLog | None = None
@@ -189,13 +192,27 @@ class TrainingLoop:
             raise Interrupted
 
     def _save(self) -> None:
+        """Replace the checkpoint, unless what would be written is not finite: then the last one is the good one.
+
+        Raises:
+            BldaError: it cannot be written, or something in it is not finite.
+        """
         self._watch.settle()
+        state = self.trainer.state_dict()
+        try:
+            check_tensors(state, "trainer")
+        except ValueError as error:
+            raise BldaError(
+                f"iteration {self.trainer.step}: {error}, though all losses are finite: a gradient was not. The last "
+                "checkpoint is kept: go on from it with a smaller --learning-rate or without --amp"
+            ) from error
         if self._first:
             self.folder.save_checkpoint(
                 {
                     "settings": self._settings.to_toml(),
                     "model": self._initial,
-                    "trainer": self.trainer.state_dict(),
+                    "norms": self._norms,
+                    "trainer": state,
                 }
             )
             self.folder.plot_metrics(self.trainer.segmenter.classes)

@@ -1,5 +1,6 @@
 """``blda finetune``: from settings to a run folder."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -7,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blda_cli.core.choices import LabelSource
+import torch
+
+from blda_cli.core.choices import LabelSource, Training
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import find_images, refuse_among
 from blda_cli.data.labels import LabelReader, label_reader
@@ -75,21 +78,26 @@ def finetune(
         )
     initial = segmenter.identity
     target = find_images(data.target_images) if data.target_images else []
-    source, source_labels = _labelled(spec, segmenter, data.source_images, data.source_labels, data.source_encoding)
+    source, source_labels, meaning = _labelled(
+        spec, segmenter, data.source_images, data.source_labels, data.source_encoding
+    )
     if (data.val_images is None) != (data.val_labels is None):
         raise BldaError("--val-images needs --val-labels, and the reverse: give both or neither")
     validation = None
     if data.val_images is not None:
         assert data.val_labels is not None
-        validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)
+        validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)[:2]
     for place, found in ((data.source_images, source), (data.target_images, target)):
         refuse_among(output, place, (file.path for file in found))
     refuse_among(output, data.source_labels, source_labels.paths.values())
     check_crop(source, settings.training.crop)
-    holds_norms = prepare_norms(segmenter, settings, source, source_labels, target, monitor)
-    trainer = Trainer(segmenter, settings, holds_norms=holds_norms)
-    if trainer.method.uses_target:
+    if settings.training.method is not Training.SOURCE:
         check_crop(target, settings.training.crop)
+    _try_crop(segmenter, settings.training.crop)
+    kept = None if state is None else state.get("norms")
+    chosen = settings if kept is None else settings.with_values({"training.norms": kept}, str(folder.checkpoint))
+    norms = prepare_norms(segmenter, chosen, source, source_labels, target, monitor)
+    trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
 
     if state is not None:
         go_on_from(state, folder, trainer, initial)
@@ -102,7 +110,7 @@ def finetune(
         raise BldaError(
             f"{changed} is not as it was when the run in {output} began: a run goes on with the data it began with"
         )
-    pixels = None if changed else folder.class_pixels(keys, segmenter.classes)
+    pixels = None if changed else folder.class_pixels(keys, segmenter.classes, meaning)
     if pixels is None:
         pixels = count_class_pixels(source, source_labels, len(segmenter.classes), machine.workers, monitor)
     if pixels.sum() == 0:
@@ -123,9 +131,9 @@ def finetune(
     if first:
         counts = {"source": len(source), "target": len(target)}
         folder.start(settings, {**provenance.as_json(), "model": initial, **counts, "data": stamps})
-        folder.keep_class_pixels(keys, segmenter.classes, pixels)
+        folder.keep_class_pixels(keys, segmenter.classes, meaning, pixels)
         folder.cut_metrics(trainer.step)
-    loop = TrainingLoop(trainer, folder, machine, monitor, initial, target, validation)
+    loop = TrainingLoop(trainer, folder, machine, monitor, initial, norms, target, validation)
     sampler = Sampler(source, source_labels, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
     if state is None:
         loop.validate()
@@ -145,14 +153,28 @@ def finetune(
 
 def _labelled(
     spec: SegmenterSpec, segmenter: NetworkSegmenter, images: str, labels: str, encoding: str
-) -> tuple[list[ImageSource], LabelReader]:
+) -> tuple[list[ImageSource], LabelReader, str]:
+    """Images, the reader of their labels, and text that changes when the label files' values mean other classes."""
     files = find_images(images)
-    chosen: str | LabelEncoding = encoding
-    if encoding == "auto":
-        mapping = spec.labels.mapping
-        chosen = custom_encoding(mapping) if mapping else spec.labels.encoding or encoding
+    mapping = spec.labels.mapping if encoding == "auto" else {}
+    named = spec.labels.encoding or encoding if encoding == "auto" else encoding
+    chosen: str | LabelEncoding = custom_encoding(mapping) if mapping else named
     reader = label_reader(files, labels, segmenter.classes, encoding=chosen, groups=spec.classes.groups or None)
-    return files, reader
+    return files, reader, json.dumps([mapping or named, spec.classes.groups], sort_keys=True, default=dict)
+
+
+def _try_crop(segmenter: NetworkSegmenter, crop: tuple[int, int]) -> None:
+    """Run a grey crop, before anything that takes long.
+
+    Raises:
+        BldaError: the network does not take crops of this size.
+    """
+    grey = torch.full((1, 3, *crop), 127.0, device=segmenter.device)
+    try:
+        with torch.no_grad():
+            segmenter.forward_logits(grey, crop)
+    except BldaError as error:
+        raise BldaError(f"--crop {crop[0]}x{crop[1]} cannot be trained on: {error}") from error
 
 
 def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:

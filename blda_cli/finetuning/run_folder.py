@@ -29,6 +29,14 @@ _ENTRY: dict[str, Any] = {
 }
 """What a line of the metrics may hold that is drawn."""
 
+_CHECKPOINT: dict[str, Any] = {
+    "settings": str,
+    "model": dict[str, Any],
+    "norms": str | None,
+    "trainer": dict[str, Any],
+}
+"""What a checkpoint holds; older ones lack ``norms``."""
+
 
 class RunFolder:
     """Where a run leaves everything.
@@ -114,21 +122,30 @@ class RunFolder:
         _write_text(self._record, to_json({"format": FORMAT, **record}))  # the folder is ours now
         _write_text(self.config, settings.to_toml())
 
-    def class_pixels(self, keys: Sequence[str], classes: ClassSet) -> np.ndarray | None:
-        """What :meth:`keep_class_pixels` kept, if it is of these images and classes; int64 ``[images, C]``."""
+    def class_pixels(self, keys: Sequence[str], classes: ClassSet, meaning: str) -> np.ndarray | None:
+        """What :meth:`keep_class_pixels` kept, if it is of these images, classes and label values; ``[images, C]``."""
         try:
             with np.load(self._class_pixels, allow_pickle=False) as kept:
                 same = np.array_equal(kept["keys"], keys) and np.array_equal(kept["classes"], classes.names)
+                same = same and str(kept["meaning"]) == meaning
                 pixels = np.asarray(kept["pixels"])
         except Exception:  # zipfile, zlib and numpy each have their own; what is lost is counted again
             return None
         fits = pixels.shape == (len(keys), len(classes)) and pixels.dtype.kind == "i" and pixels.min(initial=0) >= 0
         return pixels if same and fits else None
 
-    def keep_class_pixels(self, keys: Sequence[str], classes: ClassSet, pixels: np.ndarray) -> None:
-        """Keep how many pixels of each class every source image has, as reading all labels takes long."""
+    def keep_class_pixels(self, keys: Sequence[str], classes: ClassSet, meaning: str, pixels: np.ndarray) -> None:
+        """Keep how many pixels of each class every source image has, as reading all labels takes long.
+
+        Args:
+            keys: of the images.
+            classes: the segmenter's.
+            meaning: text that changes when the label files' values mean other classes.
+            pixels: int64 ``[images, C]``.
+        """
         with replacing(self._class_pixels) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, keys=np.array(keys), classes=np.array(classes.names), pixels=pixels)
+            names = np.array(classes.names)
+            np.savez(stream, keys=np.array(keys), classes=names, meaning=np.array(meaning), pixels=pixels)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint; the old one stays until the new one is on disk.
@@ -155,7 +172,7 @@ class RunFolder:
             return None
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            for name, hint in (("settings", str), ("model", dict[str, Any]), ("trainer", dict[str, Any])):
+            for name, hint in _CHECKPOINT.items():
                 check_type(state.get(name), hint, name)
             tomllib.loads(state["settings"])
         except ValueError as error:

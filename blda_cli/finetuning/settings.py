@@ -115,6 +115,7 @@ HOSTS: dict[str, dict[str, Any]] = {
 PUBLISHED: dict[str, Any] = {
     "host.whole_images": False,
     "blda.tau": 0.1,
+    "blda.blend_first_fit": True,
     "blda.debias_pseudo_labels": False,
     "training.norms": "batch",
     "run.target_norms": False,
@@ -136,6 +137,9 @@ class BldaSettings:
     momentum: float = setting(0.99, "EMA momentum of the mixtures.", at_least=0, at_most=1)
     warmup: int = setting(
         1500, "Updates until the banks' momentum is reached; at most a tenth of the iterations.", at_least=0
+    )
+    blend_first_fit: bool = setting(
+        False, "Blend the first fit of a cell with its random start (published), instead of taking it whole."
     )
     debias_pseudo_labels: bool = setting(
         False, "Shift the teacher's logits by the location form before they label (not published)."

@@ -1,4 +1,4 @@
-"""What the processes that ``torchrun`` started do together: begin, wait for each other, add up."""
+"""Collectives between the processes of ``torchrun``: join, wait, sum, maximum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,9 @@ _PATIENCE = timedelta(days=30)
 
 @contextmanager
 def process_group(device: torch.device | None = None) -> Iterator[None]:
-    """Join the other processes, where there are some.
+    """Join the other processes, where there are some; none leaves before all have come to the end of their work.
+
+    A process that leaves early closes its connections, which the others, still at work, die of.
 
     Args:
         device: of this process' tensors that are added up; None where there are none.
@@ -36,6 +38,7 @@ def process_group(device: torch.device | None = None) -> Iterator[None]:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     try:
         yield
+        wait_for_all(current_shard())
     finally:
         dist.destroy_process_group()
 

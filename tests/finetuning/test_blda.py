@@ -9,7 +9,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import Tails
 from blda_cli.core.mixture import GaussianMixture
-from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, fit, reach
+from blda_cli.core.online_mixture import LogitGrid, OnlineMixture, count_cells, reach
 from blda_cli.core.shifts import Anchors, quantile_shifts
 from blda_cli.finetuning.methods.blda import Blda
 from blda_cli.finetuning.methods.objective import MixedTargets, Objective
@@ -115,17 +115,34 @@ def test_the_strength_is_limited_where_the_shift_outweighs_the_loss() -> None:
 
 
 def test_the_banks_are_fitted_to_cells_and_pools() -> None:
+    """Mean and variance of a mixture that EM was run on are those of its values, whatever it started from."""
     blda = method()
-    start = blda.source.mixture
     outputs, labels = forward(1)
     blda.source_losses(outputs, labels)
-    grid = LogitGrid.spanning(reach(outputs.logits), 256)
-    counts = count_cells(grid, outputs.logits.detach(), labels)
-    pooled = torch.stack([counts.diagonal().sum(dim=1), counts.sum(dim=(0, 1)) - counts.diagonal().sum(dim=1)])
-    rows = torch.cat([counts.flatten(0, 1), pooled])
-    torch.testing.assert_close(blda.source.mixture.means, fit(start, grid.centers, rows, grid.width).means)
+    logits = outputs.logits.detach().movedim(1, 0)
+    cells = [logits[channel][labels == label] for label in range(C) for channel in range(C)]
+    positive = [label * C + label for label in range(C)]
+    pools = [torch.cat([cell for n, cell in enumerate(cells) if (n in positive) == own]) for own in (True, False)]
+    mixture, means = blda.source.mixture, blda.source.means()
+    spread = mixture.variances + (mixture.means - means.unsqueeze(-1)).square()
+    for row, values in enumerate([*cells, *pools]):
+        assert float(means[row]) == pytest.approx(float(values.mean()), abs=0.01)  # a bin is 0.06 wide
+        assert float((mixture.weights * spread).sum(-1)[row]) == pytest.approx(float(values.var()), rel=0.02)
     assert blda.source.fitted.all()
     assert not blda.target.fitted.any()
+
+
+def test_first_fits_are_whole_unless_published() -> None:
+    for published in (False, True):
+        blda = method(blda__blend_first_fit=published, blda__warmup=1)
+        outputs, labels = forward(1)
+        few = labels.masked_fill(labels == 0, IGNORE_INDEX)
+        for _ in range(3):
+            blda.source_losses(outputs, few)
+        blda.source_losses(outputs, labels)
+        mean = float(outputs.logits.detach()[:, 0][labels == 0].mean())
+        missed = abs(float(blda.source.means()[0]) - mean)
+        assert missed > 1 if published else missed < 0.01
 
 
 def test_mixed_pixels_look_in_the_bank_of_their_domain() -> None:

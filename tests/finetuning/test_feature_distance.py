@@ -1,8 +1,12 @@
 import copy
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.errors import BldaError
@@ -32,6 +36,46 @@ def test_it_is_zero_at_the_start_and_grows_with_the_encoder(project: Any) -> Non
     torch.testing.assert_close(float(loss.detach()), float(torch.full((12,), 0.5).norm()))
     loss.backward()
     assert student.network.get_parameter("encoder.3.bias").grad is not None
+
+
+def test_the_initial_encoder_is_in_evaluation_mode() -> None:
+    """Its dropout is off, and its norms have the averages it came with."""
+    network = nn.Sequential(OrderedDict(encoder=nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))))
+    distance = FeatureDistance(network.train(), "encoder", ("car",), ())
+    images = 2 + torch.rand(1, 3, 8, 8)
+    outputs = Outputs(images, encoder_features=images + 1, encoder_inputs=((images,), {}))
+    loss = float(distance.loss(outputs, torch.zeros(1, 8, 8, dtype=torch.long)))
+    assert loss == pytest.approx(3**0.5, rel=1e-4)
+
+
+def test_it_takes_what_a_stem_in_half_precision_leaves(project: Any, tmp_path: Path, batches: Any) -> None:
+    (tmp_path / "studentnet.py").write_text((project.folder / "studentnet.py").read_text() + STEMMED)
+    (tmp_path / "net.toml").write_text(Path(project.model).read_text().replace("studentnet:make", "studentnet:stemmed"))
+    stemmed = replace(project, folder=tmp_path)
+    (tmp_path / "net.toml").rename(tmp_path / "tiny.toml")
+    for domain in ("day", "dusk"):
+        (tmp_path / domain).symlink_to(project.folder / domain)
+    values = {"training__amp": True, "host__feature_distance": 0.005}
+    report = stemmed.trainer(**values).train_step(batches(stemmed, [[0, 1]], **values))
+    assert bool(torch.isfinite(report.losses["feature_distance"]))
+
+
+STEMMED = """
+
+class Stemmed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 3, 1, 1)
+        self.encoder = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.GroupNorm(3, 12))
+        self.classifier = nn.Conv2d(12, 4, 1)
+
+    def forward(self, images):
+        return self.classifier(self.encoder(self.stem(images)).relu())
+
+
+def stemmed(**_):
+    return Stemmed()
+"""
 
 
 def test_only_features_that_are_mostly_of_one_thing_count(project: Any) -> None:

@@ -71,7 +71,7 @@ def prepared(folder: Path, norms: str, batch_size: int = 1) -> tuple[bool, Netwo
     labels = label_reader(files, str(folder / "labels"), segmenter.classes, encoding="ids")
     values = {"training.norms": norms, "training.crop": (16, 16), "training.batch_size": batch_size}
     settings = Settings().with_values(values, "test")
-    return prepare_norms(segmenter, settings, files, labels, files, SilentMonitor()), segmenter
+    return prepare_norms(segmenter, settings, files, labels, files, SilentMonitor()) != "batch", segmenter
 
 
 def test_averages_are_kept_where_those_of_crops_cost_much(images: str, tmp_path: Path) -> None:
@@ -92,6 +92,19 @@ def test_averages_are_kept_where_a_network_fails_by_the_batch(images: str, tmp_p
     (tmp_path / "net.toml").write_text(TOML.replace("brightnet:make", "brightnet:pooled"))
     assert prepared(tmp_path, "auto")[0]
     assert not prepared(tmp_path, "auto", batch_size=7)[0]
+
+
+@pytest.mark.parametrize(("norms", "told"), [("auto", True), ("batch", True), ("target", False), ("source", False)])
+def test_processes_without_cuda_are_told_that_each_has_its_own_norms(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: str, told: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(SilentMonitor, "say", lambda _, line: said.append(line))
+    prepared(tmp_path, norms)
+    assert not any("number of processes" in line for line in said)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    prepared(tmp_path, norms)
+    assert any("number of processes" in line for line in said) == told
 
 
 def test_a_choice_needs_no_look(images: str, tmp_path: Path) -> None:

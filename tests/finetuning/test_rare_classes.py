@@ -29,6 +29,12 @@ def test_an_image_with_enough_of_the_class_is_drawn_or_else_any_that_has_it() ->
         assert {smaller.draw(generator) for _ in range(300)} == expected
 
 
+def test_enough_is_a_share_of_the_image_and_not_of_the_class() -> None:
+    sampler = RareClassSampler(np.array([[100, 10], [10_000, 10]]), temperature=1.0, share=0.05)
+    generator = np.random.default_rng(0)
+    assert {image for drawn, image in (sampler.draw(generator) for _ in range(100)) if drawn == 1} == {0}
+
+
 def test_the_published_temperature_does_not_overflow() -> None:
     sampler = RareClassSampler(PIXELS, temperature=1e-4, share=0.3)
     assert np.isfinite(sampler.probabilities).all()

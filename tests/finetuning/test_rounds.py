@@ -14,11 +14,12 @@ from torch import nn
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.losses import cross_entropy
 from blda_cli.core.spatial_priors import PositionCounts, at_size
+from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.rare_classes import HardSampleMiner
-from blda_cli.finetuning.data.samples import Sampler, count_class_pixels
+from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.methods.base import MethodContext
 from blda_cli.finetuning.methods.cag import Cag
@@ -169,6 +170,21 @@ def test_stored_labels_are_cut_like_their_crops(
         np.testing.assert_array_equal(stored.cut([crop])[0].numpy(), expected)
 
 
+def test_labels_of_150_classes_are_kept_as_they_are(project: Any, tmp_path: Path) -> None:
+    (file, *_) = find_images(project.folder / "dusk" / "images")
+    stored = StoredLabels(tmp_path, 150)
+    labels = torch.arange(40 * 56).view(40, 56) % 151
+    labels[labels == 150] = IGNORE_INDEX
+    stored.write(file, labels, class_set([f"class {number}" for number in range(150)]))
+    assert torch.equal(stored.cut([Crop(file, (40, 56), 0, 0, (40, 56), mirrored=False)])[0], labels)
+
+
+def test_the_portion_grows_to_its_limit(project: Any, tmp_path: Path) -> None:
+    project.run(tmp_path / "run", **rounds("st", rounds__rounds=3, rounds__portion_limit=0.27))
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("pseudo_labels/*/round.json"))]
+    assert [record["portion"] for record in records] == pytest.approx([0.2, 0.25, 0.27])
+
+
 def test_methods_in_rounds_leave_images_as_they_are_unless_told(project: Any) -> None:
     for method in METHODS:
         host = Settings().with_values({"training.method": method}, "test").host
@@ -297,6 +313,12 @@ def test_cag_labels_by_anchors_and_by_probability_and_averages_what_they_cost(pr
         expected = int(probability.argmax()) if probability.max() >= 0.6 else IGNORE_INDEX
         assert int(pseudo.labels[2 + n, row, column]) == expected
     assert torch.equal(pseudo.weights, (pseudo.labels != IGNORE_INDEX).float())
+    own = cag.feature_losses("target", Outputs(logits, features=features), pseudo.labels)
+    by_anchors, by_probability = (
+        cag.feature_losses("target", Outputs(logits, features=features), labels) for labels in pseudo.labels.split(2)
+    )
+    assert own == by_anchors
+    assert own != by_probability
     student = Outputs(torch.randn(2, 4, 8, 10, generator=generator))
     targets = MixedTargets(pseudo.labels, pseudo.weights, torch.zeros(pseudo.labels.shape, dtype=torch.bool))
     loss = Objective().mixed_losses(student.repeated(2), targets)["mixed"]

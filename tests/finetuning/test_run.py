@@ -15,6 +15,7 @@ from blda_cli.data.images import find_images
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import read_settings
+from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.align import check_statistics
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -77,6 +78,7 @@ def test_metrics_tell_what_happened(finished: tuple[Path, dict[str, Any]]) -> No
     entries = lines(finished[0])
     trained = [entry for entry in entries if "loss" in entry]
     assert [entry["iteration"] for entry in trained] == [2, 4, 6]
+    assert [entry["learning_rate"] for entry in trained] == pytest.approx([5e-3 / 6, 3e-3 / 6, 1e-3 / 6])
     for entry in trained:
         assert entry["loss"] == pytest.approx(sum(entry["losses"].values()))
         assert entry["crops_per_second"] > 0
@@ -87,6 +89,19 @@ def test_metrics_tell_what_happened(finished: tuple[Path, dict[str, Any]]) -> No
     assert [entry["iteration"] for entry in validations] == [0, 4, 6]
     assert validations[-1]["validation"] == finished[1]["validation"]
     assert 0 <= finished[1]["validation"]["mean_iou"] <= 1
+
+
+def test_validation_labels_have_an_encoding_of_their_own(project: Any, tmp_path: Path) -> None:
+    """Roads, cars and skies by Cityscapes' label ids; trees have no label."""
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (project.folder / "dusk" / "labels").iterdir():
+        city = np.array([7, 0, 26, 23, *[0] * 252], dtype=np.uint8)
+        Image.fromarray(city[np.array(Image.open(path))]).save(labels / path.name)
+    values: dict[str, Any] = {"data__val_images": str(project.folder / "dusk" / "images")}
+    values |= {"data__val_labels": str(labels), "data__val_encoding": "cityscapes-ids", "training__iterations": 1}
+    accuracy = project.run(tmp_path / "run", **values)["validation"]["accuracy"]
+    assert [name for name in CLASSES if accuracy[name] == accuracy[name]] == ["road", "car", "sky"]
 
 
 def test_the_model_is_one_for_the_other_commands(finished: tuple[Path, dict[str, Any]], project: Any) -> None:
@@ -156,6 +171,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(project: Any, tmp_path: Path) -
         for value in state["trainer"]["objective"]["source"].values()
         if torch.is_tensor(value)
     )
+
+
+def test_weights_that_are_not_finite_leave_the_last_checkpoint(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient may be NaN under finite losses; the losses of the step tell nothing."""
+    step = Trainer.train_step
+
+    def failing(trainer: Trainer, batches: Any) -> Any:
+        report = step(trainer, batches)
+        if trainer.step == 3:
+            next(trainer.student.parameters()).data[:] = torch.nan
+        return report
+
+    monkeypatch.setattr(Trainer, "train_step", failing)
+    output = tmp_path / "run"
+    with pytest.raises(BldaError, match=r"iteration 3: trainer\.student\..* is not .*The last checkpoint is kept"):
+        project.run(output, run__checkpoint_every=1)
+    assert checkpoint(output)["trainer"]["step"] == 2
+    monkeypatch.undo()
+    project.run(output, resume=True, run__checkpoint_every=1)
+    assert checkpoint(output)["trainer"]["step"] == 6
 
 
 def test_a_full_disk_loses_nothing(project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,13 +358,85 @@ def test_without_tensorboard_the_extra_is_named(project: Any, tmp_path: Path, mo
 
 def test_source_labels_are_read_through_once(project: Any, tmp_path: Path) -> None:
     folder, classes = RunFolder(tmp_path), class_set(["a", "b"])
-    assert folder.class_pixels(["x", "y"], classes) is None
-    folder.keep_class_pixels(["x", "y"], classes, np.array([[1, 2], [3, 4]]))
-    kept = folder.class_pixels(["x", "y"], classes)
+    assert folder.class_pixels(["x", "y"], classes, "ids") is None
+    folder.keep_class_pixels(["x", "y"], classes, "ids", np.array([[1, 2], [3, 4]]))
+    kept = folder.class_pixels(["x", "y"], classes, "ids")
     assert kept is not None
     assert kept.tolist() == [[1, 2], [3, 4]]
-    assert folder.class_pixels(["x", "z"], classes) is None
-    assert folder.class_pixels(["x", "y"], class_set(["a", "c"])) is None
+    assert folder.class_pixels(["x", "z"], classes, "ids") is None
+    assert folder.class_pixels(["x", "y"], class_set(["a", "c"]), "ids") is None
+    assert folder.class_pixels(["x", "y"], classes, "others") is None
+
+
+@pytest.mark.parametrize("change", ["mapping", "encoding"])
+def test_a_run_begun_anew_counts_again_what_its_labels_mean_now(project: Any, tmp_path: Path, change: str) -> None:
+    """The files and the classes are those of before; cars and trees are the other way round."""
+    (tmp_path / "studentnet.py").write_text((project.folder / "studentnet.py").read_text())
+    toml, mapping = (
+        tmp_path / "tiny.toml",
+        '[labels.mapping]\n0 = "road"\n{} = "tree"\n{} = "car"\n3 = "sky"\n',
+    )
+    toml.write_text(Path(project.model).read_text().replace('[labels]\nencoding = "ids"\n', ""))
+    described, output, counts = toml.read_text(), tmp_path / "run", []
+    for order in ((1, 2), (2, 1)):
+        toml.write_text(described + (mapping.format(*order) if change == "mapping" or order == (2, 1) else ""))
+        encoding = "ids" if change == "encoding" and order == (1, 2) else "auto"
+        with pytest.raises(Interrupted):
+            project.run(output, StopAt(1), data__model=str(toml), data__source_encoding=encoding)
+        counts.append(np.load(output / "source_classes.npz")["pixels"])
+        (output / "checkpoint.pth").unlink()
+    assert np.array_equal(counts[1], counts[0][:, [0, 2, 1, 3]])
+    assert not np.array_equal(counts[1], counts[0])
+
+
+LARGE_ONLY = """
+
+class Large(Tiny):
+    def forward(self, images):
+        if images.shape[2] < 36:
+            raise ValueError("give at least 36 rows")
+        return super().forward(images)
+
+
+def make_large(**_):
+    network = Large(4, 0.0, 0)
+    network.encoder[1] = nn.BatchNorm2d(12)
+    return network
+"""
+
+
+def test_sizes_are_looked_at_before_anything_is_run(normed_project: Any, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    for number, size in enumerate([(56, 40), (56, 31)]):
+        Image.new("RGB", size).save(small / f"{number}.png")
+    monitor = StopAt(1)
+    (tmp_path / "studentnet.py").write_text(Path(normed_project.folder, "studentnet.py").read_text() + LARGE_ONLY)
+    (tmp_path / "net.toml").write_text(Path(normed_project.model).read_text().replace("net:make", "net:make_large"))
+    with pytest.raises(BldaError, match=r"--crop 32x40 cannot be trained on: .*\[1, 3, 32, 40\].*at least 36 rows"):
+        normed_project.run(tmp_path / "run", monitor, data__model=str(tmp_path / "net.toml"))
+    with pytest.raises(BldaError, match=r"a crop of 32x40 is larger than .*1\.png \(31x56"):
+        normed_project.run(tmp_path / "run", monitor, data__target_images=str(small))
+    assert not hasattr(monitor, "training")  # no work was begun
+
+
+@pytest.mark.parametrize("chosen", ["batch", "target"])
+def test_what_batch_norms_normalise_by_is_chosen_once(
+    normed_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    """Where the costs come out otherwise on resuming, the run goes on as it began."""
+    costs = {"batch": (1.0, 1.0), "target": (9.0, 1.0)}
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms._costs", lambda *_: costs[chosen])
+    normed_project.run(tmp_path / "through")
+    with pytest.raises(Interrupted):
+        normed_project.run(tmp_path / "halted", StopAt(3))
+    other = "target" if chosen == "batch" else "batch"
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms._costs", lambda *_: costs[other])
+    normed_project.run(tmp_path / "halted", resume=True)
+    through, halted = checkpoint(tmp_path / "through"), checkpoint(tmp_path / "halted")
+    assert through["norms"] == halted["norms"] == chosen
+    assert same(through["trainer"], halted["trainer"])
+    assert (tmp_path / "halted" / "model.toml").read_text() == (tmp_path / "through" / "model.toml").read_text()
 
 
 @pytest.mark.parametrize("norms", ["target", "source", "batch"])

@@ -49,7 +49,8 @@ def test_crops_know_where_they_lie(project: Any, batches: Callable[..., Any]) ->
         (whole,), (crop,) = batch.target_wholes, batch.target_crops
         np.testing.assert_array_equal(whole.permute(1, 2, 0).numpy(), read_image(crop.file.path))
         np.testing.assert_array_equal(crop.cut_map(whole).numpy(), batch.target_images[0].numpy())
-    assert len({batch.target_crops[0].mirrored for batch in drawn}) == 2
+    mirrored = {(batch.source_crops[0].mirrored, batch.target_crops[0].mirrored) for batch in drawn}
+    assert len(mirrored) == 4  # each by its own draw
     assert len({batch.target_crops[0].left for batch in drawn}) > 3
 
 

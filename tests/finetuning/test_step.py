@@ -58,7 +58,7 @@ class Bank:
                     means = (share * sample[:, None]).sum(0) / share.sum(0)
                     variances = (share * (sample[:, None] - means) ** 2).sum(0) / share.sum(0)
                     new = {"weights": share.mean(0), "means": means, "variances": variances.clamp(min=1e-4)}
-                old_share = kept ** float(self.stale[cell])
+                old_share = kept ** float(self.stale[cell]) if self.fitted[cell] else 0.0
                 for name, value in self.values.items():
                     value[cell] = old_share * old[name] + (1 - old_share) * new[name]
             self.stale[cell] = 1 if len(sample) >= enough else self.stale[cell] + 1

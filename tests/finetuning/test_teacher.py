@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from blda_cli.finetuning.networks.teacher import Teacher
@@ -27,11 +28,35 @@ def test_dropout_and_stochastic_depth_are_off_and_batch_norms_take_the_batch() -
     student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout2d(0.9), DropPath())
     teacher = Teacher(student, 0.9, holds_norms=False).network
     assert isinstance(teacher, nn.Sequential)
-    assert [module.training for module in teacher] == [True, True, False, False]
+    assert [module.training for module in teacher] == [False, True, False, False]
     with torch.no_grad():
         normalised = teacher[:3](torch.randn(2, 3, 8, 8) + 5)
     torch.testing.assert_close(normalised.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
     assert torch.count_nonzero(teacher.state_dict()["1.running_mean"]) == 0
+
+
+class Attending(nn.Module):
+    """Dropout as torch's own attention has it and as a function, beside a batch norm that has a child of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+        self.norm = nn.BatchNorm1d(5)
+        self.norm.add_module("drop", nn.Dropout(0.5))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        attended = self.attention(values, values, values, need_weights=False)[0]
+        normalised: torch.Tensor = self.norm(F.dropout(attended, 0.5, self.training))
+        dropped: torch.Tensor = self.norm.get_submodule("drop")(normalised)
+        return dropped
+
+
+def test_no_dropout_of_any_kind_is_on() -> None:
+    teacher = Teacher(Attending(), 0.9, holds_norms=False).network
+    values = torch.randn(2, 5, 4)
+    with torch.no_grad():
+        assert torch.equal(teacher(values), teacher(values))
+    assert [name for name, module in teacher.named_modules() if module.training] == ["norm"]
 
 
 def test_held_norms_normalise_by_the_averages_they_have() -> None:

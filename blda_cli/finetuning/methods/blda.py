@@ -1,5 +1,6 @@
 """BLDA (Li et al., ICML 2025): self-training with logits shifted onto shared distributions, and density regression."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,9 +53,14 @@ class Blda(Objective):
     def __init__(self, settings: BldaSettings, num_classes: int, device: torch.device) -> None:
         self.settings = settings
         self.num_classes = num_classes
-        momentum, warmup = self.settings.momentum, self.settings.warmup
-        self.source = OnlineMixture((num_classes**2 + 2,), momentum=momentum, warmup=warmup, device=device)
-        self.target = OnlineMixture((num_classes**2,), momentum=momentum, warmup=warmup, device=device)
+        bank = partial(
+            OnlineMixture,
+            momentum=settings.momentum,
+            warmup=settings.warmup,
+            blend_first_fit=settings.blend_first_fit,
+            device=device,
+        )
+        self.source, self.target = bank((num_classes**2 + 2,)), bank((num_classes**2,))
         self.target_pixels = torch.zeros(num_classes, device=device)
         self.costs = torch.zeros(2, device=device)
         self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))

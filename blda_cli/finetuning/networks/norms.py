@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -26,6 +28,8 @@ _TOO_DEAR, _NOTHING = 1.25, 0.1
 """Averages are kept where those of batches make the source's cross-entropy more than so many times as large, and by
 more than so much a pixel. It was 1.4 and 1.6 times for DABNet (crops of 320 and 192) and 1.3 for ESPNetv2,
 which are harmed, 1.0 for ESPNet and 1.1 for the drawn streets' network, which are not."""
+
+NormChoice = Literal["batch", "target", "source"]
 
 _CROPS = 32
 """Source crops that this is looked at on."""
@@ -38,8 +42,8 @@ def prepare_norms(
     labels: LabelReader,
     target: Sequence[ImageSource],
     monitor: Monitor,
-) -> bool:
-    """Give a network the averages it is to keep, if it is to keep any.
+) -> NormChoice:
+    """Choose what batch norms normalise by, and give the network the averages that are kept, if any are.
 
     Two crops say little of a domain. Networks differ in what that does to them: normalised by crops, and nothing
     learnt, ESPNet and the drawn streets' network lose little and train well; DABNet loses 18 points of mIoU and ends
@@ -54,17 +58,22 @@ def prepare_norms(
         monitor: is told the progress and what was chosen.
 
     Returns:
-        Whether averages are kept.
+        The choice, the same in all processes; ``"batch"`` where the network has no batch norms.
 
     Raises:
         BldaError: an image or label cannot be read.
         Interrupted: the user asked to stop.
     """
     choice = settings.training.norms
-    if choice == "batch" or not has_norms(segmenter):
-        return False
-    if choice == "source":
-        return True
+    if not has_norms(segmenter):
+        return "batch"
+    if current_shard().world > 1 and segmenter.device.type != "cuda" and choice in ("auto", "batch"):
+        monitor.say(
+            "batch norms: without CUDA each process normalises by its own crops, so what comes out depends on the "
+            "number of processes; with --norms target it does not"
+        )
+    if choice in ("batch", "source"):
+        return choice
 
     def advance(count: int) -> None:
         monitor.advance(count)
@@ -77,12 +86,13 @@ def prepare_norms(
         norms = take_norms(segmenter, files, InferenceOptions(), advance=advance)
     if choice == "auto":
         by_batch, by_kept = _costs(segmenter, norms, settings, source, labels, monitor)
-        if by_batch <= _TOO_DEAR * by_kept or by_batch <= by_kept + _NOTHING:
-            return False
+        harmed = by_batch > _TOO_DEAR * by_kept and by_batch > by_kept + _NOTHING
+        if not all_maximum(torch.tensor(float(harmed), device=segmenter.device)):
+            return "batch"
         harm = "fails" if math.isinf(by_batch) else f"loses {by_batch / by_kept:.1f} times as much on the source"
         monitor.say(f"batch norms: averages are kept (--norms target), as by those of crops the network {harm}")
     use_norms(segmenter, norms)
-    return True
+    return "target"
 
 
 def _costs(

@@ -5,17 +5,14 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-
-from blda_cli.segmenters.norms import hold_norms
 
 
 class Teacher:
     """A copy of a network that follows it.
 
-    Its dropout and stochastic depth are off. Its batch norms keep their averages, or normalise by the batch, as
-    published (Tranheden et al., WACV 2021): labels then come from the target's statistics, and the running ones, which
-    count once the teacher is exported, follow the student's like all else.
+    It is in evaluation mode, so that dropout of any kind is off. Its batch norms alone may be in training mode: they
+    normalise by the batch, as published (Tranheden et al., WACV 2021), so that labels come from the target's
+    statistics; the running ones, which count once the teacher is exported, follow the student's like all else.
 
     Attributes:
         network: the teacher itself.
@@ -24,14 +21,11 @@ class Teacher:
     def __init__(self, student: nn.Module, momentum: float, *, holds_norms: bool) -> None:
         self.network = copy.deepcopy(student).requires_grad_(False)
         self._momentum = momentum
-        self.network.train()
-        for module in self.network.modules():
-            if isinstance(module, _DropoutNd) or "droppath" in type(module).__name__.lower().replace("_", ""):
-                module.eval()
-            elif isinstance(module, _BatchNorm):
-                module.momentum = 0.0
-        if holds_norms:
-            hold_norms(self.network)
+        trained = [norm for norm in self.network.train().modules() if isinstance(norm, _BatchNorm) and norm.training]
+        self.network.eval()
+        for norm in [] if holds_norms else trained:
+            norm.training = True  # the layer alone: a norm of timm's has activations and dropout as children
+            norm.momentum = 0.0
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int) -> None:
