@@ -51,7 +51,7 @@ class Setting:
     high: float
     above: bool
     form: str | None
-    choices: tuple[str, ...]
+    choices: Iterable[str]
 
     def fit(self, value: Any) -> Any:
         """A value from TOML or the command line as the field's type.
@@ -121,7 +121,7 @@ class Setting:
             return typing.get_args(hint)
         if isinstance(hint, type) and issubclass(hint, StrEnum):
             return tuple(str(one) for one in hint)
-        return self.choices
+        return tuple(self.choices)
 
     def words(self, hint: Any = None) -> str:
         """What a value should be, for messages."""
@@ -175,7 +175,7 @@ def setting(
         "high": at_most,
         "above": above is not None,
         "form": form,
-        "choices": tuple(choices),
+        "choices": choices,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from blda_cli.commands.options import F, json_option, provenance, quiet_option, scales, size, together
+from blda_cli.finetuning.methods import takers
 from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings, read_settings
 from blda_cli.settings import Setting, sections_of, settings_of
 
@@ -41,7 +42,7 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
         except ValueError as error:
             raise click.BadParameter(str(error), context, parameter) from error
 
-    flag = f"--{one.name.replace('_', '-')}"
+    flag = _flag(one.name)
     attributes: dict[str, Any] = {"default": None if one.default == "" else one.default, "show_default": True}
     if one.hint is bool:
         flag += f"/--no-{flag[2:]}"
@@ -56,6 +57,11 @@ def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> C
     elif isinstance(one.default, tuple):
         attributes |= {"type": int, "nargs": len(one.default), "show_default": " ".join(map(str, one.default))}
     return click.option(flag, f"{section}__{one.name}", help=one.help, callback=fit, **attributes)
+
+
+def _flag(name: str) -> str:
+    """The option of a setting, of ``section.name`` or ``name``."""
+    return f"--{name.rpartition('.')[2].replace('_', '-')}"
 
 
 @click.command("finetune")
@@ -173,11 +179,18 @@ def command(
     }
     sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
     settings = settings.with_values(sets | given, "command line").resolved()
-    needed = ["model", "source_images", "source_labels"]
-    needed += ["target_images"] if settings.training.method != "source" else []
+    for name in given:
+        if not settings.takes(name):
+            others = " or ".join(takers(name))
+            raise click.UsageError(
+                f"{_flag(name)} does nothing with --method {settings.training.method}: leave it out, or give {others}"
+            )
+    needed = ["model"]
+    needed += ["source_images", "source_labels"] if settings.method.source != "unused" else []
+    needed += ["target_images"] if settings.method.target else []
     for name in needed:
         if not getattr(settings.data, name):
-            raise click.UsageError(f"--{name.replace('_', '-')} is missing")
+            raise click.UsageError(f"{_flag(name)} is missing")
     first, own = current_shard().first, choose_device(device)
     held = locked(output) if first else nullcontext()
     with process_group(own), monitored(quiet=quiet or not first) as monitor, held:

@@ -1,7 +1,6 @@
 """What a user can choose between, by name; no torch here, so that the command line can offer the names at once.
 
-A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here; a new way to
-train a module in :mod:`blda_cli.finetuning.methods`, a line in its ``METHODS`` and a name here.
+A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here.
 """
 
 from enum import StrEnum
@@ -95,30 +94,3 @@ class LogitSpace(StrEnum):
     """Minus the pixel's mean over the classes."""
     LOG_SOFTMAX = "log-softmax"
     """Log-probabilities."""
-
-
-class Training(StrEnum):
-    """How a network is trained."""
-
-    BLDA = "blda"
-    """DACS with BLDA's corrected losses."""
-    DACS = "dacs"
-    """Self-training on mixed images, by a teacher that follows the student."""
-    SOURCE = "source"
-    """On the labelled source alone."""
-    ST = "st"
-    """Rounds of labelling the whole target with one threshold, and training."""
-    CBST = "cbst"
-    """The same with a threshold for each class."""
-    CBST_SP = "cbst-sp"
-    """The same with spatial priors."""
-    CAG = "cag"
-    """Stages of labels by the distance to the classes' anchors."""
-
-
-class LossCorrection(StrEnum):
-    """What corrects the cross-entropy of a training method."""
-
-    NONE = "none"
-    BLDA = "blda"
-    """BLDA's shifted logits and density regression; ``--method blda`` always has it."""

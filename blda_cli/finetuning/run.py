@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from blda_cli.core.choices import LabelSource, Training
+from blda_cli.core.choices import LabelSource
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import find_images, refuse_among
 from blda_cli.data.labels import LabelReader, label_reader
@@ -91,7 +91,7 @@ def finetune(
         refuse_among(output, place, (file.path for file in found))
     refuse_among(output, data.source_labels, source_labels.paths.values())
     check_crop(source, settings.training.crop)
-    if settings.training.method is not Training.SOURCE:
+    if settings.method.target:
         check_crop(target, settings.training.crop)
     _try_crop(segmenter, settings.training.crop)
     kept = None if state is None else state.get("norms")
@@ -118,7 +118,7 @@ def finetune(
     absent = [name for name, count in zip(segmenter.classes.names, pixels.sum(axis=0), strict=True) if count == 0]
     if absent:
         monitor.say(f"the source labels never hold {', '.join(absent)}: training will not keep what is known of them")
-    drawn = target if trainer.method.uses_target else source
+    drawn = target if settings.method.target else source
     if segmenter.notes:
         monitor.say("; ".join(segmenter.notes))
     resized, (height, width) = segmenter.preprocessor.section.size, drawn[0].size()

@@ -4,14 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from blda_cli.core.choices import LossCorrection, Training
+from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
 from blda_cli.settings import read, read_toml, setting, write
-
-IN_ROUNDS = frozenset({Training.ST, Training.CBST, Training.CBST_SP, Training.CAG})
-"""Methods that were published without what DACS and DAFormer do to images."""
-
-PLAIN_HOST = {"host.classmix": False, "host.color_jitter": 0.0, "host.blur": 0.0, "host.rare_class_sampling": False}
-"""Where these methods are chosen, the host's settings that they start from."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +27,13 @@ class DataSettings:
 class TrainingSettings:
     """``[training]``: the optimisation."""
 
-    method: Training = setting(Training.BLDA, "How to train.")
-    correction: LossCorrection = setting(
-        LossCorrection.NONE, "What corrects the method's cross-entropy; dacs with blda is method blda."
+    method: str = setting(
+        "blda",
+        f"How to train: {'; '.join(f'{name}: {entry.summary}' for name, entry in METHODS.items())}.",
+        choices=METHODS,
+    )
+    correction: str = setting(
+        "none", "What corrects the method's cross-entropy; dacs with blda is method blda.", choices=CORRECTIONS
     )
     iterations: int = setting(40_000, "Optimiser steps.", at_least=1)
     crop: tuple[int, int] = setting((512, 512), "Size of the training crops.", at_least=8, form="[height, width]")
@@ -215,6 +213,20 @@ class Settings:
     cag: CagSettings = field(default_factory=CagSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
+    @property
+    def method(self) -> MethodEntry:
+        """What the method needs and takes."""
+        return METHODS[self.training.method]
+
+    @property
+    def correction(self) -> CorrectionEntry:
+        """What corrects the method's cross-entropy."""
+        return CORRECTIONS[self.method.correction or self.training.correction]
+
+    def takes(self, name: str) -> bool:
+        """Whether a setting ``section.name`` changes anything under this method and correction."""
+        return not takers(name) or takes((*self.method.options, *self.correction.options), name)
+
     def with_values(self, values: dict[str, Any], origin: str) -> "Settings":
         """Replace settings.
 
@@ -225,9 +237,9 @@ class Settings:
         Raises:
             BldaError: there is no such setting, or the value does not fit.
         """
-        method = values.get("training.method", self.training.method)
-        if method in IN_ROUNDS and self.training.method not in IN_ROUNDS:
-            values = {**PLAIN_HOST, **values}
+        chosen = METHODS.get(values.get("training.method", self.training.method))
+        if chosen is not None and chosen.defaults != self.method.defaults:
+            values = {**chosen.defaults, **values}
         tables: dict[str, Any] = {}
         for key, value in values.items():
             section, _, name = key.partition(".")
@@ -257,5 +269,6 @@ def read_settings(path: Path) -> Settings:
     tables = read_toml(path)
     training = tables.get("training")
     method = training.get("method") if isinstance(training, dict) else None
-    base = Settings().with_values(PLAIN_HOST, str(path)) if method in IN_ROUNDS else None
+    entry = METHODS.get(method) if isinstance(method, str) else None
+    base = Settings().with_values(dict(entry.defaults), str(path)) if entry is not None else None
     return read(Settings, tables, path, base=base)

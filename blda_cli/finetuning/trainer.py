@@ -12,15 +12,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.choices import LossCorrection, Training
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.checkpoint import check_alike, check_optimizer, check_tensors
 from blda_cli.finetuning.data.augmentation import augment
 from blda_cli.finetuning.data.mixing import paste
 from blda_cli.finetuning.data.samples import Batch
-from blda_cli.finetuning.methods import METHODS
-from blda_cli.finetuning.methods.base import MethodContext
-from blda_cli.finetuning.methods.blda import Blda
+from blda_cli.finetuning.methods import load
+from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
 from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.networks.feature_distance import FeatureDistance
 from blda_cli.finetuning.networks.student import Outputs, Student, run_labelling, run_student
@@ -81,12 +79,10 @@ class Trainer:
         if not any(one.requires_grad for one in segmenter.module.parameters()):
             raise BldaError("the network has no parameter that requires gradients, so there is nothing to train")
         self._classes = len(segmenter.classes)
-        self.objective = Objective()
-        if training.method is Training.BLDA or training.correction is LossCorrection.BLDA:
-            self.objective = Blda(settings.blda, self._classes, self._device)
+        self.objective: Objective = load(settings.correction.make).of(settings, self._classes, self._device)
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum, holds_norms=holds_norms)
-        self.method = METHODS[training.method](
+        self.method: TrainingMethod = load(settings.method.make)(
             MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)
         )
         if current_shard().world > 1 and self._device.type == "cuda" and not holds_norms:
@@ -210,7 +206,7 @@ class Trainer:
             losses["feature_distance"] = host.feature_distance * distance
         report = StepReport({}, *torch.zeros(2, self._classes, device=self._device))
         self._backward(losses, share, report)
-        if not self.method.uses_target:
+        if not self.settings.method.target:
             return report
 
         pseudo = self.method.label(batch, None if self.method.network is None else self._run_labelling(batch))

@@ -120,6 +120,34 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "--source-images is missing" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--method", "dacs", "--portion", "0.3"),
+            "--portion does nothing with --method dacs: leave it out, or give --method st or --method cbst or "
+            "--method cbst-sp",
+        ),
+        (("--method", "dacs", "--tau", "0.3"), "give --method blda or --correction blda"),
+        (("--method", "cbst", "--confidence", "0.3"), "give --method blda or --method dacs"),
+        (("--method", "source", "--no-classmix"), "--classmix does nothing with --method source"),
+        (("--margin", "1"), "--margin does nothing with --method blda: leave it out, or give --method cag"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(
+    project: Any, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    result = tiny(project, tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_a_correction_go_with_it(project: Any, tmp_path: Path) -> None:
+    result = tiny(project, tmp_path / "run", "--method", "cbst", "--correction", "blda", "--tau", 0.3, "--portion", 0.3)
+    assert result.exit_code == 0, result.stderr
+
+
 def test_a_kind_that_cannot_be_trained_says_what_to_give(project: Any, tmp_path: Path) -> None:
     (tmp_path / "logits").mkdir()
     np.save(tmp_path / "logits" / "0.npy", np.zeros((4, 40, 56), dtype=np.float32))

@@ -1,20 +1,161 @@
-"""The training methods, one line each."""
+"""Training methods, and corrections of their cross-entropy: what each needs and takes, one entry each.
 
-from collections.abc import Callable
+Nothing here imports torch, so that options and help are made from it at once. A new method is a module with a class
+derived from :class:`blda_cli.finetuning.methods.base.TrainingMethod` and one entry in :data:`METHODS`; choices, help,
+what is refused, and what has to be given follow from the entry.
+"""
 
-from blda_cli.core.choices import Training
-from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
-from blda_cli.finetuning.methods.cag import Cag
-from blda_cli.finetuning.methods.cbst import Cbst
-from blda_cli.finetuning.methods.dacs import Dacs
-from blda_cli.finetuning.methods.source import SourceOnly
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-METHODS: dict[Training, Callable[[MethodContext], TrainingMethod]] = {
-    Training.SOURCE: SourceOnly,
-    Training.DACS: Dacs,
-    Training.BLDA: Dacs,
-    Training.ST: Cbst,
-    Training.CBST: Cbst,
-    Training.CBST_SP: Cbst,
-    Training.CAG: Cag,
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """What a training method needs and takes.
+
+    Attributes:
+        make: its class, as ``package.module:class``; it is called with a
+            :class:`blda_cli.finetuning.methods.base.MethodContext`.
+        summary: what it does, for the help.
+        source: whether it needs labelled source images, takes the target's own labels in their place (``"optional"``),
+            or looks at no source (``"unused"``).
+        target: it learns from target images.
+        rounds: it divides the iterations into rounds or stages, each begun by a look at all images.
+        options: settings that change something under this method and not under every other: ``section.name``, or
+            ``section.*`` for all of a section.
+        correction: corrects its cross-entropy, whatever ``training.correction`` says.
+        defaults: settings that it starts from, where they are others than the general ones.
+    """
+
+    make: str
+    summary: str
+    source: Literal["needed", "optional", "unused"] = "needed"
+    target: bool = True
+    rounds: bool = False
+    options: tuple[str, ...] = ()
+    correction: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CorrectionEntry:
+    """What a correction of the cross-entropy takes.
+
+    Attributes:
+        make: its class, as ``package.module:class``, derived from
+            :class:`blda_cli.finetuning.methods.objective.Objective`.
+        options: as of :class:`MethodEntry`.
+    """
+
+    make: str
+    options: tuple[str, ...] = ()
+
+
+_HERE = "blda_cli.finetuning.methods"
+
+_SOURCE = (
+    *("host.rare_class_sampling", "host.rare_class_temperature", "host.rare_class_share"),
+    *("host.feature_distance", "host.thing_classes"),
+)
+"""What is done with source images."""
+
+_TARGET = (
+    *_SOURCE,
+    *("host.ignore_rows", "host.classmix", "host.color_jitter", "host.color_strength", "host.blur", "host.blur_sigma"),
+    *("host.masked_consistency", "host.mask_ratio", "host.mask_block"),
+)
+"""What is done with source images and mixed target images."""
+
+_TEACHER = (*_TARGET, "host.confidence", "host.whole_images")
+"""The same where a teacher labels batch by batch."""
+
+_ROUNDS = (*_TARGET, "rounds.rounds")
+
+_SELECTION = (
+    *_ROUNDS,
+    *("rounds.portion", "rounds.portion_step", "rounds.portion_limit", "rounds.label_scales", "rounds.label_flip"),
+)
+"""Options of methods that keep the most confident predictions of a round."""
+
+_PLAIN_HOST = {"host.classmix": False, "host.color_jitter": 0.0, "host.blur": 0.0, "host.rare_class_sampling": False}
+"""Methods in rounds were published without what DACS and DAFormer do to images."""
+
+METHODS: dict[str, MethodEntry] = {
+    "blda": MethodEntry(
+        f"{_HERE}.dacs:Dacs",
+        "dacs with BLDA's corrected losses",
+        source="optional",
+        options=_TEACHER,
+        correction="blda",
+    ),
+    "dacs": MethodEntry(
+        f"{_HERE}.dacs:Dacs",
+        "a teacher, the network's moving average, labels mixed images",
+        source="optional",
+        options=_TEACHER,
+    ),
+    "source": MethodEntry(
+        f"{_HERE}.source:SourceOnly",
+        "the labelled source alone",
+        target=False,
+        options=_SOURCE,
+    ),
+    "st": MethodEntry(
+        f"{_HERE}.cbst:Cbst",
+        "rounds of labelling the whole target with one threshold",
+        rounds=True,
+        options=_SELECTION,
+        defaults=_PLAIN_HOST,
+    ),
+    "cbst": MethodEntry(
+        f"{_HERE}.cbst:Cbst",
+        "the same with a threshold for each class",
+        source="optional",
+        rounds=True,
+        options=(*_SELECTION, "rounds.mined_share"),
+        defaults=_PLAIN_HOST,
+    ),
+    "cbst-sp": MethodEntry(
+        f"{_HERE}.cbst:Cbst",
+        "cbst with spatial priors",
+        rounds=True,
+        options=(*_SELECTION, "rounds.mined_share"),
+        defaults=_PLAIN_HOST,
+    ),
+    "cag": MethodEntry(
+        f"{_HERE}.cag:Cag",
+        "stages of labels by the distance to the classes' centroids",
+        rounds=True,
+        options=(*_ROUNDS, "cag.*"),
+        defaults=_PLAIN_HOST,
+    ),
 }
+
+CORRECTIONS: dict[str, CorrectionEntry] = {
+    "none": CorrectionEntry(f"{_HERE}.objective:Objective"),
+    "blda": CorrectionEntry(f"{_HERE}.blda:Blda", options=("blda.*",)),
+}
+
+
+def load(make: str) -> Any:
+    """What ``package.module:name`` names."""
+    module, _, name = make.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def takes(options: Iterable[str], name: str) -> bool:
+    """Whether a setting ``section.name`` is among some options."""
+    return any(name == one or (one.endswith(".*") and name.startswith(one[:-1])) for one in options)
+
+
+def takers(name: str) -> list[str]:
+    """The command line's options that make something of a setting which only some methods take; empty for others."""
+    corrections = [correction for correction, entry in CORRECTIONS.items() if takes(entry.options, name)]
+    methods = [
+        f"--method {method}"
+        for method, entry in METHODS.items()
+        if takes(entry.options, name) or entry.correction in corrections
+    ]
+    return [*methods, *(f"--correction {correction}" for correction in corrections)]

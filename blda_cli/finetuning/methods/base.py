@@ -115,7 +115,6 @@ class TrainingMethod(ABC):
     """How target pixels get their labels.
 
     Attributes:
-        uses_target: false where only the source is trained on; nothing is labelled then.
         uses_features: labels or losses need the features in front of the classifier.
         stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
         preferred: classes that source images are drawn for, in groups, the first first; set when a stage begins.
@@ -124,7 +123,6 @@ class TrainingMethod(ABC):
             differ in size it is run on the crops.
     """
 
-    uses_target = True
     uses_features = False
     stages = 0
     preferred: Sequence[Sequence[int]] = ()

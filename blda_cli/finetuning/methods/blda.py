@@ -1,7 +1,7 @@
 """BLDA (Li et al., ICML 2025): self-training with logits shifted onto shared distributions, and density regression."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from blda_cli.core.online_mixture import ENOUGH, LogitGrid, OnlineMixture, count
 from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.methods.pseudo_labels import debiased_labels
 from blda_cli.finetuning.networks.student import Outputs
-from blda_cli.finetuning.settings import PUBLISHED, BldaSettings
+from blda_cli.finetuning.settings import PUBLISHED, BldaSettings, Settings
 from blda_cli.runtime.process_group import all_maximum, all_sum
 from blda_cli.runtime.shards import current_shard
 
@@ -49,6 +49,11 @@ class Blda(Objective):
     """
 
     uses_density = True
+
+    @classmethod
+    def of(cls, settings: Settings, num_classes: int, device: torch.device) -> Self:
+        """See :class:`Objective`."""
+        return cls(settings.blda, num_classes, device)
 
     def __init__(self, settings: BldaSettings, num_classes: int, device: torch.device) -> None:
         self.settings = settings

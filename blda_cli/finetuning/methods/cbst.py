@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.choices import Training
 from blda_cli.core.self_training import ConfidenceHistogram, mining_order, select_labels
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.files import replacing, to_json
@@ -34,7 +33,7 @@ class Cbst(TrainingMethod):
         self.settings = context.settings.rounds
         self.stages = self.settings.rounds
         method = context.settings.training.method
-        self.balanced, self.spatial = method is not Training.ST, method is Training.CBST_SP
+        self.balanced, self.spatial = method != "st", method == "cbst-sp"
         self.num_classes = context.num_classes
         self._device = context.device
         self._priors: Tensor | None = None

@@ -9,8 +9,6 @@ from blda_cli.finetuning.networks.student import Outputs
 class SourceOnly(TrainingMethod):
     """The target is not looked at."""
 
-    uses_target = False
-
     def __init__(self, context: MethodContext) -> None:
         pass
 
