@@ -5,6 +5,7 @@ import re
 
 import torch
 
+from blda_cli.core import kernels
 from blda_cli.errors import BldaError
 
 
@@ -16,8 +17,12 @@ def choose_device(name: str) -> torch.device:
             ``cuda:N`` or ``mps``.
 
     Raises:
-        BldaError: there is no such device.
+        BldaError: there is no such device, or ``BLDA_KERNELS`` in the environment names no kernels.
     """
+    try:
+        kernels.wanted()
+    except ValueError as error:
+        raise BldaError(str(error)) from error
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
@@ -274,6 +275,60 @@ def test_the_fast_kernels_are_chosen_where_they_are_installed() -> None:
     assert kernels._choose("align_location", logits) is kernels.torch_kernels.align_location
 
 
-def test_without_the_extra_torch_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_FAST", {"cpu": "absent_kernels"})
+@pytest.fixture
+def selection(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The choice of kernels, made anew in the test and after it."""
+    monkeypatch.delenv("BLDA_KERNELS", raising=False)
+    kernels._fast.cache_clear()
+    yield monkeypatch
+    kernels._fast.cache_clear()
+
+
+def test_without_the_extra_torch_does_it_all(selection: pytest.MonkeyPatch) -> None:
+    selection.setattr(kernels, "_FAST", {"cpu": "absent_kernels"})
     assert kernels._choose("argmax", drawn(3, 10)) is kernels.torch_kernels.argmax
+
+
+@pytest.mark.parametrize("kernel", ["argmax", "count_cells", "align_quantile"])
+def test_the_environment_asks_for_torch(selection: pytest.MonkeyPatch, kernel: str) -> None:
+    selection.setenv("BLDA_KERNELS", "torch")
+    assert kernels._choose(kernel, drawn(3, 10)) is getattr(kernels.torch_kernels, kernel)
+
+
+def test_an_unknown_name_in_the_environment_is_refused(selection: pytest.MonkeyPatch) -> None:
+    selection.setenv("BLDA_KERNELS", "cuda")
+    with pytest.raises(ValueError, match=r"BLDA_KERNELS=cuda .* torch or triton"):
+        kernels.argmax(drawn(3, 10))
+
+
+class _OnCuda(Tensor):
+    """Says that it is on a CUDA device."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
+def test_triton_is_chosen_on_cuda_once_it_has_run_there(selection: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    module = ModuleType("triton_kernels")
+    module.argmax = lambda logits: tried.append(logits)  # type: ignore[attr-defined]
+    selection.setattr(kernels, "import_module", lambda name: module)
+    selection.setattr(torch, "zeros", lambda *shape, device: device)
+    for _ in range(2):
+        assert kernels._choose("argmax", drawn(3, 10).as_subclass(_OnCuda)) is module.argmax
+    assert tried == ["cuda"]
+
+
+def test_where_triton_cannot_compile_torch_does_it_unless_triton_is_asked_for(selection: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> ModuleType:
+        raise RuntimeError("Failed to find C compiler")
+
+    selection.setattr(kernels, "import_module", broken)
+    logits = drawn(3, 10).as_subclass(_OnCuda)
+    assert kernels._choose("argmax", logits) is kernels.torch_kernels.argmax
+    selection.setenv("BLDA_KERNELS", "triton")
+    with pytest.raises(RuntimeError, match="C compiler"):
+        kernels._choose("argmax", logits)
+    # What is asked for on CUDA changes nothing on a CPU.
+    assert kernels._choose("align_location", drawn(3, 10)) is kernels.torch_kernels.align_location

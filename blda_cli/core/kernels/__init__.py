@@ -1,8 +1,8 @@
 """The loops over pixels, each a pure function, and the one place that decides which implementation runs.
 
 All implementations of a kernel take the same arguments and pass the same tests. ``torch_kernels`` has every kernel
-and runs anywhere; ``numba_kernels`` (CPU) and ``triton_kernels`` (CUDA, with ``BLDA_KERNELS=triton`` in the
-environment) have those where that pays.
+and runs anywhere; ``numba_kernels`` (CPU) and ``triton_kernels`` (CUDA) have those where that pays. The fastest that
+works here is chosen; ``BLDA_KERNELS`` in the environment overrides it, see :func:`wanted`.
 """
 
 import os
@@ -12,6 +12,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blda_cli.core.kernels import torch_kernels
@@ -26,13 +27,10 @@ __all__ = [
     "count_cells",
     "count_cells_soft",
     "quantile_factors",
+    "wanted",
 ]
 
-_FAST = {"cpu": "numba_kernels"}
-# The CUDA kernels pass every test in Triton's interpreter and compile for sm_80 and sm_90, but no card has run them
-# yet: until one has, they are asked for.
-if os.environ.get("BLDA_KERNELS") == "triton":
-    _FAST["cuda"] = "triton_kernels"
+_FAST = {"cpu": "numba_kernels", "cuda": "triton_kernels"}
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -120,17 +118,45 @@ def align_offset(logits: Tensor, offsets: Tensor) -> Tensor:
     return ids
 
 
+def wanted() -> str | None:
+    """The implementation that ``BLDA_KERNELS`` in the environment asks for.
+
+    Returns:
+        ``"torch"``: torch's, on any device. ``"triton"``: Triton's on CUDA, its errors shown. None: the fastest that
+        works.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    name = os.environ.get("BLDA_KERNELS") or None
+    if name not in (None, "torch", "triton"):
+        raise ValueError(f"BLDA_KERNELS={name} in the environment: it must be torch or triton, or unset")
+    return name
+
+
 def _choose(kernel: str, logits: Tensor) -> Callable[..., Any]:
     """The fastest implementation of a kernel for these logits."""
-    fast = _implementation(_FAST[logits.device.type]) if logits.device.type in _FAST else None
+    fast = _fast(logits.device.type, wanted())
     chosen: Callable[..., Any] = getattr(fast, kernel, None) or getattr(torch_kernels, kernel)
     return chosen
 
 
 @cache
-def _implementation(name: str) -> ModuleType | None:
-    """A module of kernels, None where its compiler is not installed or finds no folder to keep compiled code in."""
-    try:
-        return import_module(f"{__name__}.{name}")
-    except (ImportError, RuntimeError):
+def _fast(device: str, wanted: str | None) -> ModuleType | None:
+    """The compiled kernels for a type of device; None where torch's are to be used.
+
+    numba may not be installed, or find no folder to keep compiled code in. Triton comes with torch, but needs a C
+    compiler and a card that it supports, which only running a kernel tells.
+    """
+    name = _FAST.get(device)
+    if name is None or wanted == "torch":
         return None
+    try:
+        module = import_module(f"{__name__}.{name}")
+        if device == "cuda":
+            module.argmax(torch.zeros(1, 1, 1, device=device))
+    except Exception:  # whatever the compiler raises
+        if name == f"{wanted}_kernels":
+            raise
+        return None
+    return module
