@@ -354,10 +354,21 @@ def _path(path: str, key: str) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a message."""
+    # How deep Python itself follows a value before it gives up differs between its versions.
+    if _is_deeper(value, _DEEPEST):
+        return "a value nested too deep to show"
     try:
         return _short(json.dumps(value, ensure_ascii=False, default=str))
-    except (ValueError, RecursionError):
+    except ValueError:  # a number of thousands of digits
         return "a value too long to show"
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and tables are nested more than so many times."""
+    if not isinstance(value, dict | list):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)
 
 
 def _short(text: str) -> str:

@@ -38,7 +38,7 @@ def test_importing_it_does_not_wait_for_torch() -> None:
     assert all(repr(name) in done.stdout for name in blda_cli.__all__)
     assert all(hasattr(blda_cli, name) for name in blda_cli.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Aligment'"):
-        _ = blda_cli.Aligment
+        _ = blda_cli.Aligment  # codespell:ignore
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from blda_cli.commands import cli
-
-CLASSES = ("road", "tree", "car", "sky")
-COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])
+from tests.scene import CLASSES, COLORS
 
 # The nearest colour by a 1x1 convolution, biased towards roads.
 # TINY_SIGNAL=2@3 has it send its own process signal 2 in the third call.

@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "no such TOML": (model("ROOT/none.toml"), "none.toml: no such file"),
     "broken TOML": (written("x.toml", "[segmenter", model("ROOT/x.toml")), "not TOML"),
     "unknown TOML key": (toml(more="\n[preprocessing]\nmeen = [0, 0, 0]\n"), "unknown key preprocessing.meen"),
-    "unknown TOML table": (toml(more="\n[clases]\n"), "unknown key clases"),
+    "unknown TOML table": (toml(more="\n[clases]\n"), "unknown key clases"),  # codespell:ignore
     "no such module": (toml(factory="nowhere:make"), "no module 'nowhere'"),
     "no such factory": (toml(factory="tiny:build"), "no callable 'build'"),
     "factory that fails": (toml(arguments="sharpnes = 1"), "tiny:make fails"),

@@ -17,9 +17,7 @@ from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.provenance import Provenance
-
-CLASSES = ("road", "tree", "car", "sky")
-COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])
+from tests.scene import COLORS
 
 NETWORK = '''
 import torch

@@ -13,8 +13,7 @@ from blda_cli.data.pillow_images import read_image
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.samples import Batch, check_crop, count_class_pixels
 from blda_cli.runtime.monitor import SilentMonitor
-
-COLORS = np.array([[110, 100, 105], [60, 120, 60], [170, 60, 60], [150, 180, 230]])
+from tests.scene import COLORS
 
 
 def equal(one: Batch, other: Batch) -> bool:

@@ -69,7 +69,7 @@ def test_short_runs_have_short_warm_ups() -> None:
     ("text", "said"),
     [
         ("[training]\niteration = 3", "unknown key training.iteration; the nearest known one is training.iterations"),
-        ("[trainig]\niterations = 3", "unknown key trainig; the nearest known one is training"),
+        ("[trainig]\niterations = 3", "unknown key trainig; the nearest known one is training"),  # codespell:ignore
         ("method = 'blda'", "unknown key method"),
         ("training = 'blda'", 'training = "blda" should be a table'),
         ("[training]\niterations = '3'", "should be a whole number of at least 1"),

@@ -360,7 +360,7 @@ def test_identity_tells_what_changes_the_logits(tmp_path: Path, weights: Path, t
         ("tiny:unmake", "", "no callable 'unmake'"),
         ("tiny:broken", "", "no licence"),
         ("tiny:number", "", "returns int"),
-        ("tiny:make", "arguments = {chanels = 3}", "chanels"),
+        ("tiny:make", "arguments = {chanels = 3}", "chanels"),  # codespell:ignore
         ("tiny", "", "should be module:callable"),
         ("missing.py:make", "", "no such file"),
         ("tiny:make", '[classes]\nnames = ["a", "b"]', "channels = 2 keeps the first 2"),

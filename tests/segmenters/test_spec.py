@@ -155,8 +155,8 @@ PYTHON = '[segmenter]\nkind = "python"\nfactory = "a:b"\n'
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        (PYTHON + 'wieghts = "x"', "unknown key segmenter.wieghts; the nearest known one is segmenter.weights"),
-        (PYTHON + "[preprocesing]\nscale = 1", "unknown key preprocesing; the nearest known one is preprocessing"),
+        (PYTHON + 'weight = "x"', "unknown key segmenter.weight; the nearest known one is segmenter.weights"),
+        (PYTHON + "[preprocess]\nscale = 1", "unknown key preprocess; the nearest known one is preprocessing"),
         (PYTHON + "[classes]\nname = 1", "unknown key classes.name; the nearest known one is classes.names"),
         (PYTHON + "[labels]\nencodings = 1", "the nearest known one is labels.encoding"),
         (PYTHON + 'channels = "19"', 'segmenter.channels = "19" should be a whole number from 1 to 65536'),
@@ -175,7 +175,7 @@ PYTHON = '[segmenter]\nkind = "python"\nfactory = "a:b"\n'
             "each a whole number from 0 to 255",
         ),
         (PYTHON + "[classes.groups]\nsky = 'sky'", 'groups.sky = "sky" should be a list of different class names'),
-        ('[segmenter]\nkind = "pyhton"', "one of python"),
+        ('[segmenter]\nkind = "pythons"', "one of python"),
         ("[segmenter]\nfactory = 'a:b'", "kind is missing"),
         ("[segmenter]\nkind = 'onnx'", "path is missing"),
         ("kind = onnx", "not TOML"),

@@ -67,7 +67,7 @@ def _named(name: str, command: str = "collect") -> Callable[[World], list[str]]:
 
 
 def _not_utf_8(command: str) -> Callable[[World], list[str]]:
-    return _named(os.fsdecode(b"caf\xe9.png"), command)
+    return _named(os.fsdecode(b"caf\xe9.png"), command)  # codespell:ignore
 
 
 def _normal_forms(world: World) -> list[str]:
@@ -248,7 +248,7 @@ CASES: list[Case] = [
     case("a list of nothing", _list("# nothing\n"), "list.txt"),
     case("a list of what is not there", _list("images/none.png\n"), "list.txt", "line 1"),
     case("a list with a NUL", _list("images/a\0b.png\n"), "list.txt", "line 1"),
-    case("a list in another encoding", _list("caf\xe9.png\n".encode("utf-16")), "list.txt"),
+    case("a list in another encoding", _list("caf\xe9.png\n".encode("utf-16")), "list.txt"),  # codespell:ignore
     case("a list of folders", _list("images\n"), "list.txt", "line 1"),
     case("an array of text", _array(np.array(["a"])), "1.npy"),
     case("an array of objects", _array(np.array([object()])), "1.npy", "pickled"),

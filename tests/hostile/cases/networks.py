@@ -181,7 +181,7 @@ CASES: list[Case] = [
     case("a number of 400 digits", described(arguments=f"bias = 1{'0' * 400}"), "tiny.toml"),
     case("a number of 5000 digits", described(arguments=f"bias = 1{'0' * 5000}"), "tiny.toml"),
     case("5000 brackets", described(arguments=f"bias = {'[' * 5000}{']' * 5000}"), "tiny.toml"),
-    case("an unknown key", described(more="\n[preprocesing]\nx = 1\n"), "tiny.toml", "preprocesing"),
+    case("an unknown key", described(more="\n[preprocess]\nx = 1\n"), "tiny.toml", "preprocess"),
     case("a size beyond sense", described(more="\n[preprocessing]\nsize = [1000000000, 8]\n"), "tiny.toml", "size"),
     case("a padding beyond sense", described(more="\n[preprocessing]\nmultiple_of = 100000000\n"), "multiple_of"),
     case("weights of nothing", weights(b""), "w.pth"),
