@@ -324,7 +324,7 @@ def load_subject(model: str, weights: Path | None, images: str, device: str, cal
     spec = parse_model(model, weights)
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     own_folder = array_folder is not None and Path(images).is_dir() and real(Path(images)) == real(Path(array_folder))
-    files: Sequence[ImageSource] = find_logits(images) if own_folder else find_images(images)
+    files: Sequence[ImageSource] = find_logits(images) if own_folder else find_images(images, spec.preprocessing.pixels)
     with redirect_stdout(sys.stderr):  # a factory may print, and the result may be wanted as JSON
         segmenter = load_segmenter(spec, choose_device(device))
     if calibrator is not None:

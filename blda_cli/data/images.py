@@ -8,51 +8,61 @@ from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 
+from blda_cli.data.pixels import AS_SEEN, PixelFormat
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import real
 
-KINDS = ["pillow_images:PillowImage", "logit_arrays:LogitArray"]
+_PILLOW = "pillow_images:PillowImage"
+
+KINDS = ["array_images:ArrayImage", "raster_images:RasterImage", _PILLOW]
 """The kinds of image, as ``"module:class"`` in this package. A file is of the first kind that has its suffix; one with
-another suffix that is named outright or in a list, of the first of all."""
+another suffix that is named outright or in a list is left to Pillow."""
 
 
 def kinds() -> list[type[ImageSource]]:
     """The classes that `KINDS` names."""
-    pairs = [kind.split(":") for kind in KINDS]
-    return [getattr(importlib.import_module(f"blda_cli.data.{module}"), name) for module, name in pairs]
+    return [_named(kind) for kind in KINDS]
+
+
+def _named(kind: str) -> type[ImageSource]:
+    module, name = kind.split(":")
+    found: type[ImageSource] = getattr(importlib.import_module(f"blda_cli.data.{module}"), name)
+    return found
 
 
 def image_suffixes() -> frozenset[str]:
-    """The lower-case suffixes of the files that a folder is searched for."""
-    return frozenset().union(*(kind.suffixes for kind in kinds() if kind.searched))
+    """The lower-case suffixes of all kinds of image."""
+    return frozenset().union(*(kind.suffixes for kind in kinds()))
 
 
 def kind_of(path: Path) -> type[ImageSource]:
     """The kind of a file, by its suffix."""
-    known = kinds()
-    return next((kind for kind in known if path.suffix.lower() in kind.suffixes), known[0])
+    suffix = path.suffix.lower()
+    return next((kind for kind in kinds() if suffix in kind.suffixes), _named(_PILLOW))
 
 
-def image_at(location: str, key: str) -> ImageSource:
+def image_at(location: str, key: str, pixels: PixelFormat = AS_SEEN) -> ImageSource:
     """The image that a record names.
 
     Args:
         location: as `ImageSource.location` gave it.
         key: its key.
+        pixels: which of its samples are read.
     """
     path, _, part = location.rpartition("#")
     if Path(path).suffix.lower() in image_suffixes() and Path(location).suffix.lower() not in image_suffixes():
-        return kind_of(Path(path))(Path(path), key, part)
-    return kind_of(Path(location))(Path(location), key)
+        return kind_of(Path(path))(Path(path), key, part, pixels)
+    return kind_of(Path(location))(Path(location), key, pixels=pixels)
 
 
-def find_images(source: str | Path) -> list[ImageSource]:
+def find_images(source: str | Path, pixels: PixelFormat = AS_SEEN) -> list[ImageSource]:
     """Find the images of a folder, a glob or a list.
 
     Args:
         source: a folder (searched through), one image, a glob (``**`` goes through folders), or a ``.txt`` file
             with one path a line, relative to the list.
+        pixels: which of their samples are read; see `ImageSource.pixels`.
 
     Returns:
         The images, sorted by key.
@@ -61,9 +71,13 @@ def find_images(source: str | Path) -> list[ImageSource]:
         BldaError: there is none, a listed one does not exist, or two differ only in their suffix.
     """
     root, paths = find_files(source, image_suffixes(), "images")
+    alone = all(kind_of(path).only_alone for path in paths)
     found: dict[str, ImageSource] = {}
     for path in paths:
-        for image in kind_of(path).found_in(path, path.relative_to(root).with_suffix("").as_posix()):
+        kind = kind_of(path)
+        if kind.only_alone and not alone:
+            continue
+        for image in kind.found_in(path, path.relative_to(root).with_suffix("").as_posix(), pixels):
             if image.key in found:
                 raise BldaError(
                     f"{found[image.key].location} and {image.location} would both be called {image.key}: rename one, "

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
-from blda_cli.data.pillow_images import unreadable
+from blda_cli.data.pillow_images import is_wide_color, rawmode, unreadable, wide_color
 from blda_cli.errors import BldaError
 from blda_cli.files import check_regular, replacing
 
@@ -57,9 +57,9 @@ def read_label_file(path: Path) -> RawLabel:
 
 
 def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
-    rawmode = _rawmode(image)
-    if image.mode in ("RGB", "RGBA") and ";16" in rawmode:
-        return RawLabel(_first_channel_of_16_bits(image, rawmode, path), wide_color=True)
+    if is_wide_color(image):  # as SYNTHIA stores its classes: the first channel
+        return RawLabel(wide_color(image, path)[..., 0], wide_color=True)
+    raw = rawmode(image)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
@@ -69,7 +69,7 @@ def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
         return RawLabel(values.astype(np.uint8))
     if image.mode in ("L", "LA"):
         # Pillow stretches grey of fewer bits to 0..255.
-        return RawLabel(values // {"L;2": 85, "L;4": 17}.get(rawmode, 1))
+        return RawLabel(values // {"L;2": 85, "L;4": 17}.get(raw, 1))
     if image.mode == "F" or image.mode.startswith("I"):
         exact = values.astype(np.float64)
         if not np.array_equal(exact, np.floor(exact)) or exact.min(initial=0) < 0 or exact.max(initial=0) >= 2**31:
@@ -78,30 +78,6 @@ def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
     colors = np.asarray(image.convert("RGB"))
     grey = np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])
     return RawLabel(colors[..., 0] if grey else None, colors=colors)
-
-
-def _rawmode(image: ImageFile.ImageFile) -> str:
-    """How the file stores its pixels, in Pillow's words, e.g. ``RGB;16B``."""
-    arguments = image.tile[0][3] if image.tile else None
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
-
-
-def _first_channel_of_16_bits(image: ImageFile.ImageFile, rawmode: str, path: Path) -> np.ndarray:
-    """Both bytes of a 16-bit colour picture's first channel, as SYNTHIA stores its classes.
-
-    Pillow has no mode for such pictures and keeps each value's upper byte. Decoded again as if the bytes were in
-    the other order it keeps the lower.
-    """
-    swapped = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}.get(rawmode)
-    if image.format != "PNG" or swapped is None:
-        raise BldaError(f"{path} is a 16-bit colour picture of a kind that cannot be read: save its ids as 16-bit grey")
-    upper = np.asarray(image)[..., 0].astype(np.uint16)
-    with Image.open(path) as again:
-        tile = again.tile[0]
-        again.tile = [(*tile[:3], swapped)]  # type: ignore[list-item]  # a plain tuple before Pillow 11
-        lower = np.asarray(again)[..., 0]
-    values: np.ndarray = upper << 8 | lower
-    return values
 
 
 def packed(colors: np.ndarray) -> np.ndarray:

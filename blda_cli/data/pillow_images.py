@@ -1,6 +1,8 @@
 """Images in the formats that Pillow reads."""
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,16 @@ from blda_cli.files import check_regular
 
 # What is too large for Pillow is refused by it; what is merely large is not worth a warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_SAMPLES_PER_PIXEL = 277
+"""A TIFF tag."""
+
+_BANDS = {
+    **dict.fromkeys(("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"), ("gray",)),
+    "LA": ("gray", "alpha"),
+    "RGBA": ("red", "green", "blue", "alpha"),
+}
+"""Names of the bands by Pillow's mode; other modes are read as RGB."""
 
 # EXIF orientations that swap width and height.
 _TRANSPOSED = frozenset({5, 6, 7, 8})
@@ -28,9 +40,32 @@ class PillowImage(ImageSource):
         """See `ImageSource.size`."""
         return image_size(self.path)
 
-    def read(self) -> np.ndarray:
-        """See `ImageSource.read`."""
+    def seen(self) -> np.ndarray:
+        """See `ImageSource.seen`."""
         return read_image(self.path)
+
+    def band_names(self) -> Sequence[str]:
+        """See `ImageSource.band_names`."""
+        with _opened(self.path) as image:
+            return _BANDS.get(image.mode, ("red", "green", "blue"))
+
+    def samples(self, bands: Sequence[int]) -> np.ndarray:
+        """See `ImageSource.samples`."""
+        with _opened(self.path) as image:
+            return np.ascontiguousarray(_stored(image, self.path)[..., list(bands)])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image of a file; what fails while it is open is said in one line."""
+    try:
+        check_regular(path)
+        with Image.open(path) as image:
+            yield image
+    except BldaError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise unreadable(path, error) from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -48,14 +83,10 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         BldaError: it cannot be read.
     """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
-    except BldaError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise unreadable(path, error) from error
+    with _opened(path) as image:
+        if image.format == "TIFF" and image.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 4:  # type: ignore[attr-defined]
+            raise BldaError(f"{path} has more than four bands: pip install 'blda-cli[geo]' for what reads them")
+        return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -66,17 +97,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         BldaError: it cannot be read.
     """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            width, height = image.size
-            # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
-    except BldaError:
-        raise
-    except Exception as error:
-        raise unreadable(path, error) from error
+    with _opened(path) as image:
+        width, height = image.size
+        # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
     return (width, height) if turned else (height, width)
 
 
@@ -99,3 +124,49 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "P":  # a transparent entry is dropped with the alpha channel, not blended
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
+
+
+def _stored(image: Image.Image, path: Path) -> np.ndarray:
+    """The samples of all bands, ``[H, W, B]``."""
+    if is_wide_color(image):
+        return wide_color(image, path)
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in _BANDS:
+        image = _to_rgb(image, path)
+    values = np.asarray(image)
+    if image.mode == "1":
+        values = values.astype(np.uint8) * 255
+    return values if values.ndim == 3 else values[..., None]
+
+
+def rawmode(image: Image.Image) -> str:
+    """How an opened file stores its pixels, in Pillow's words, e.g. ``RGB;16B``."""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else None
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def is_wide_color(image: Image.Image) -> bool:
+    """Whether an opened file has colour channels of 16 bits."""
+    return image.mode in ("RGB", "RGBA") and ";16" in rawmode(image)
+
+
+def wide_color(image: Image.Image, path: Path) -> np.ndarray:
+    """Both bytes of a PNG with colour channels of 16 bits, as uint16 ``[H, W, 3 or 4]``.
+
+    Pillow has no mode for such pictures and keeps each value's upper byte. Decoded again as if the bytes were in
+    the other order it keeps the lower.
+
+    Raises:
+        BldaError: it is of another format.
+    """
+    swapped = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}.get(rawmode(image))
+    if image.format != "PNG" or swapped is None:
+        raise BldaError(f"{path} is a 16-bit colour picture of a kind that Pillow cannot read whole: save it as PNG")
+    upper = np.asarray(image).astype(np.uint16)
+    with Image.open(path) as again:
+        tile = again.tile[0]
+        again.tile = [(*tile[:3], swapped)]  # type: ignore[list-item]  # a plain tuple before Pillow 11
+        lower = np.asarray(again)
+    values: np.ndarray = upper << 8 | lower
+    return values

@@ -2,12 +2,14 @@
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
 
+from blda_cli.data.pixels import AS_SEEN, PixelFormat, stretched
 from blda_cli.files import stamp
 
 
@@ -20,30 +22,33 @@ class ImageSource(ABC):
         key: names its outputs: relative, with ``/``, without a suffix or ``..``, unique among the images found
             together.
         part: which image of the file it is, where a file may hold several; else empty.
+        pixels: which of its samples are read, and on which scale.
     """
 
     path: Path
     key: str
     part: str = ""
+    pixels: PixelFormat = AS_SEEN
 
     suffixes: ClassVar[frozenset[str]]
     """Lower-case suffixes of the files that this kind reads."""
 
-    searched: ClassVar[bool] = True
-    """Whether a folder is searched for them; files that are named outright are read all the same."""
+    only_alone: ClassVar[bool] = False
+    """Whether a folder that holds images of other kinds, too, is not searched for them."""
 
     @classmethod
-    def found_in(cls, path: Path, key: str) -> list[Self]:
+    def found_in(cls, path: Path, key: str, pixels: PixelFormat) -> list[Self]:
         """The images that a file holds: by default one.
 
         Args:
             path: the file.
             key: its path relative to the searched folder, without the suffix.
+            pixels: see `ImageSource.pixels`.
 
         Raises:
             BldaError: the file cannot be read.
         """
-        return [cls(path, key)]
+        return [cls(path, key, pixels=pixels)]
 
     @property
     def location(self) -> str:
@@ -68,13 +73,57 @@ class ImageSource(ABC):
             BldaError: it cannot be read.
         """
 
-    @abstractmethod
     def read(self) -> np.ndarray:
-        """The image as it is meant to be seen; called from several threads.
+        """The pixels that a network is fed; called from several threads.
 
         Returns:
-            uint8 ``[H, W, 3]``, RGB.
+            uint8 ``[H, W, 3]``, RGB; or where ``pixels`` says more, float32 ``[H, W, B]`` on the same scale.
+
+        Raises:
+            BldaError: it cannot be read, or lacks a band.
+        """
+        if self.pixels.as_seen:
+            return self.seen()
+        samples = self.samples(self.pixels.indices(self.band_names(), self.location))
+        return self.pixels.scaled(samples, self.location)
+
+    def picture(self) -> np.ndarray:
+        """A picture of what `read` gives, for people.
+
+        Returns:
+            uint8 ``[H, W, 3]``, RGB; of bands the first three, stretched.
 
         Raises:
             BldaError: it cannot be read.
         """
+        return self.seen() if self.pixels.as_seen else stretched(self.read())
+
+    @abstractmethod
+    def seen(self) -> np.ndarray:
+        """The image as a viewer shows it: uint8 ``[H, W, 3]``, RGB.
+
+        Raises:
+            BldaError: it cannot be read, or cannot be shown without more being said.
+        """
+
+    def band_names(self) -> Sequence[str]:
+        """One name for each band, empty text where it has none; by default those of `seen`.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return ("red", "green", "blue")
+
+    def samples(self, bands: Sequence[int]) -> np.ndarray:
+        """Some of its bands as they are stored; by default of `seen`.
+
+        Args:
+            bands: indices from 0, each below the number of `band_names`.
+
+        Returns:
+            ``[H, W, len(bands)]`` of the file's own type.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return np.ascontiguousarray(self.seen()[..., list(bands)])

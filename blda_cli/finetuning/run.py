@@ -77,7 +77,7 @@ def finetune(
             "FILE, or a Hugging Face model"
         )
     initial = segmenter.identity
-    target = find_images(data.target_images) if data.target_images else []
+    target = find_images(data.target_images, spec.preprocessing.pixels) if data.target_images else []
     source, source_labels, meaning = _labelled(
         spec, segmenter, data.source_images, data.source_labels, data.source_encoding
     )
@@ -155,7 +155,7 @@ def _labelled(
     spec: SegmenterSpec, segmenter: NetworkSegmenter, images: str, labels: str, encoding: str
 ) -> tuple[list[ImageSource], LabelReader, str]:
     """Images, the reader of their labels, and text that changes when the label files' values mean other classes."""
-    files = find_images(images)
+    files = find_images(images, spec.preprocessing.pixels)
     mapping = spec.labels.mapping if encoding == "auto" else {}
     named = spec.labels.encoding or encoding if encoding == "auto" else encoding
     chosen: str | LabelEncoding = custom_encoding(mapping) if mapping else named
@@ -169,7 +169,7 @@ def _try_crop(segmenter: NetworkSegmenter, crop: tuple[int, int]) -> None:
     Raises:
         BldaError: the network does not take crops of this size.
     """
-    grey = torch.full((1, 3, *crop), 127.0, device=segmenter.device)
+    grey = torch.full((1, segmenter.preprocessor.section.channels, *crop), 127.0, device=segmenter.device)
     try:
         with torch.no_grad():
             segmenter.forward_logits(grey, crop)

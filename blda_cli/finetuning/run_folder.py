@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet
+from blda_cli.data.pixels import stretched
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json, unwritable
 from blda_cli.finetuning.learning_curves import learning_curves
@@ -242,12 +243,14 @@ class RunFolder:
 
         Args:
             step: names the file.
-            images: float ``[N, 3, h, w]`` in 0..255.
+            images: float ``[N, B, h, w]`` in 0..255; RGB where B is 3, else shown by `stretched`.
             labels: ``[N, h, w]``.
             classes: for the colours.
         """
         colors = np.array([*classes.palette, (0, 0, 0)], dtype=np.uint8)  # IGNORE_INDEX is the last entry
-        pixels = images.permute(0, 2, 3, 1).round().to(torch.uint8).cpu().numpy()
+        values = images.permute(0, 2, 3, 1).cpu().numpy()
+        of_colors = values.shape[-1] == 3
+        pixels = values.round().clip(0, 255).astype(np.uint8) if of_colors else [stretched(one) for one in values]
         rows = [np.concatenate(pair, axis=1) for pair in zip(pixels, colors[labels.cpu().numpy()], strict=True)]
         with replacing(self.path / "pictures" / f"{step:06}.png") as temporary:
             Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")

@@ -157,7 +157,7 @@ def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray],
 def _picture(image: ImageSource, size: tuple[int, int]) -> Image.Image | None:
     """The image at (width, height); None where it is gone, damaged, or only its logits are there."""
     try:
-        return Image.fromarray(image.read()).resize(size, Image.Resampling.LANCZOS)
+        return Image.fromarray(image.picture()).resize(size, Image.Resampling.LANCZOS)
     except BldaError:
         return None
 

@@ -36,7 +36,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     assert spec.segmenter.path is not None
     path = Path(spec.segmenter.path)
     program = _read(path)
-    image = _image_input(program, path)
+    image = _image_input(program, path, spec.preprocessing.channels)
     batch, _, height, width = image.shape
     preprocessing = spec.preprocessing
     notes: list[str] = []
@@ -78,7 +78,7 @@ def _read(path: Path) -> ExportedProgram:
         logging.disable(logging.NOTSET)
 
 
-def _image_input(program: ExportedProgram, path: Path) -> torch.Tensor:
+def _image_input(program: ExportedProgram, path: Path, bands: int) -> torch.Tensor:
     """The (fake) tensor that stands for the images in the program's graph."""
     names = program.graph_signature.user_inputs
     inputs: Mapping[str, Any] = {
@@ -87,10 +87,14 @@ def _image_input(program: ExportedProgram, path: Path) -> torch.Tensor:
         if node.op == "placeholder" and node.name in names
     }
     images = list(inputs.values())
-    if len(images) != 1 or not isinstance(images[0], torch.Tensor) or images[0].ndim != 4 or images[0].shape[1] != 3:
+    image = images[0] if len(images) == 1 else None
+    if not isinstance(image, torch.Tensor) or image.ndim != 4 or image.shape[1] != bands:
         shapes = [list(one.shape) if isinstance(one, torch.Tensor) else type(one).__name__ for one in images]
-        raise BldaError(f"{path} takes {shapes}; one input [N, 3, H, W] is needed")
-    return images[0]
+        raise BldaError(
+            f"{path} takes {shapes}; one input [N, {bands}, H, W] is needed "
+            "(of other bands than RGB: name them under [preprocessing] bands)"
+        )
+    return image
 
 
 def _divisor(side: int | torch.SymInt) -> int:

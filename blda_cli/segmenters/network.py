@@ -207,6 +207,7 @@ def network_segmenter(
         BldaError: the classes do not fit, or the network cannot be run.
     """
     preprocessing = preprocessing or spec.preprocessing
+    _check_bands(network, preprocessing)
     channels = spec.segmenter.channels
     segmenter = NetworkSegmenter(
         classes=ClassSet((), (), ()),
@@ -258,8 +259,27 @@ def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) ->
     return replace(section, size=size), [note]
 
 
+def _check_bands(network: Network, section: PreprocessingSection) -> None:
+    """Refuse a network whose first convolution takes another number of channels than it would be given."""
+    if section.mean is not None and len(section.mean) != section.channels:
+        raise BldaError(
+            f"the model's own mean has {len(section.mean)} numbers for {section.channels} bands: give mean and std "
+            "under [preprocessing]"
+        )
+    if not isinstance(network, nn.Module):
+        return
+    layers = {name: module.in_channels for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    # The order in which modules are made is mostly, not always, that in which they run.
+    if layers and section.channels not in layers.values():
+        name, takes = next(iter(layers.items()))
+        raise BldaError(
+            f"the network's first layer{f' {name}' if name else ''} takes {takes} channels, but would be given "
+            f"{section.channels}: name its {takes} bands under [preprocessing] bands"
+        )
+
+
 def _count_channels(segmenter: NetworkSegmenter) -> int:
-    grey = torch.full((1, 3, 256, 256), 127.0, device=segmenter.device)
+    grey = torch.full((1, segmenter.preprocessor.section.channels, 256, 256), 127.0, device=segmenter.device)
     try:
         with torch.no_grad():
             padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.preprocessor.section.multiple_of or 1)
@@ -271,7 +291,12 @@ def _count_channels(segmenter: NetworkSegmenter) -> int:
 
 
 def _as_json(section: PreprocessingSection) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+    """A preprocessing as it is recorded; what came with later versions only where it is given."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+    return {key: value for key, value in values.items() if value is not None or key not in _LATER}
+
+
+_LATER = ("bands", "range", "layout")
 
 
 def _half(device: torch.device) -> torch.dtype:

@@ -52,9 +52,13 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
 
     inputs = session.get_inputs()
     shape = inputs[0].shape if len(inputs) == 1 else []
-    if len(shape) != 4 or inputs[0].type not in _INPUT_TYPES or (isinstance(shape[1], int) and shape[1] != 3):
+    bands = spec.preprocessing.channels
+    if len(shape) != 4 or inputs[0].type not in _INPUT_TYPES or (isinstance(shape[1], int) and shape[1] != bands):
         takes = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
-        raise BldaError(f"{path} takes {takes}; one input of floating-point numbers [N, 3, H, W] is needed")
+        raise BldaError(
+            f"{path} takes {takes}; one input of floating-point numbers [N, {bands}, H, W] is needed "
+            "(of other bands than RGB: name them under [preprocessing] bands)"
+        )
     batch, _, height, width = shape
     preprocessing = spec.preprocessing
     if isinstance(height, int) and isinstance(width, int):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blda_cli.data.classes import Color
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.kinds import KINDS
 from blda_cli.settings import read, read_toml, setting, write
@@ -44,11 +45,11 @@ class PreprocessingSection:
     """``[preprocessing]``: how pixels become the network's input; None where the segmenter's own default holds."""
 
     color: Literal["rgb", "bgr"] = setting("rgb", "Order of the channels.")
-    mean: tuple[float, float, float] | None = setting(
-        None, "Subtracted from each channel, in the order of `color`.", form="three numbers, one per colour channel"
+    mean: tuple[float, ...] | None = setting(
+        None, "Subtracted from each channel, in the order of `color` or `bands`.", form="one number per channel"
     )
-    std: tuple[float, float, float] | None = setting(
-        None, "What each channel is then divided by.", above=0, form="three numbers, one per colour channel"
+    std: tuple[float, ...] | None = setting(
+        None, "What each channel is then divided by.", above=0, form="one number per channel"
     )
     scale: float | None = setting(
         None,
@@ -71,6 +72,31 @@ class PreprocessingSection:
         at_most=1 << 12,
     )
     output: Literal["logits", "probabilities"] = setting("logits", "What the network gives.")
+    bands: tuple[int | str, ...] | None = setting(
+        None,
+        "In place of `color`: the bands that the network takes, in its order.",
+        at_least=1,
+        form="a list of band numbers from 1, or of names",
+    )
+    range: tuple[float, float] | None = setting(
+        None,
+        "The stored values that become 0 and 1 (0 and 255 where `scale` is given); without it the range of the file's "
+        "integer type.",
+        form="[low, high]",
+    )
+    layout: Literal["hwc", "chw"] | None = setting(
+        None, "The axes of images that are .npy or .npz arrays, where their lengths leave it open."
+    )
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Which samples of a file are read, and on which scale."""
+        return PixelFormat(self.bands or (), self.range, self.layout)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network takes."""
+        return self.pixels.channels
 
 
 @dataclass(frozen=True)
@@ -201,8 +227,17 @@ def _short_form(model: str) -> NetworkSection:
 
 
 def _read_spec(file: Path) -> SegmenterSpec:
-    spec = read(SegmenterSpec, read_toml(file), file)
+    table = read_toml(file)
+    spec = read(SegmenterSpec, table, file)
     own = spec.preprocessing
+    if own.bands is not None and "color" in table["preprocessing"]:
+        raise BldaError(f"{file}: preprocessing.bands says the order of the channels: remove color")
+    if own.range is not None and own.range[0] >= own.range[1]:
+        raise BldaError(f"{file}: preprocessing.range = {list(own.range)} should be [low, high], low below high")
+    for name, values in (("mean", own.mean), ("std", own.std)):
+        if values is not None and len(values) != own.channels:
+            of = f"the {own.channels} bands" if own.bands else "the three colour channels"
+            raise BldaError(f"{file}: preprocessing.{name} has {len(values)} numbers: give one for each of {of}")
     if own.scale is None and own.mean is not None and max(own.mean) > 1:
         raise BldaError(
             f"{file}: preprocessing.mean = {list(own.mean)} is for pixels in 0..255, but without a scale they are in "

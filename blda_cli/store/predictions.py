@@ -23,6 +23,8 @@ from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import image_at
 from blda_cli.data.label_files import read_label_file, write_label_png
+from blda_cli.data.logit_arrays import LogitArray
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
@@ -169,6 +171,13 @@ def _check(record: RunRecord) -> None:
         check_type(record.statistics.get(name), str, f"statistics.{name}")
     for name, value in record.statistics.items():
         check_type(value, str | None, f"statistics.{name}")
+    said = record.model.get("preprocessing") or {}
+    check_type(said, Mapping[str, Any], "model.preprocessing")
+    check_type(said.get("range"), list[float] | None, "model.preprocessing.range")
+    check_type(said.get("layout"), str | None, "model.preprocessing.layout")
+    bands = said.get("bands") or []
+    check_type(bands, list[Any], "model.preprocessing.bands")
+    _expect("model.preprocessing.bands", all(isinstance(band, str | int) for band in bands), "names and numbers")
     check_type(record.model.get("groups"), Mapping[str, list[str]] | None, "model.groups")
 
 
@@ -347,7 +356,14 @@ class AlignedFolder:
     @property
     def files(self) -> list[ImageSource]:
         """The images it holds predictions of."""
-        return [image_at(place, key) for key, place in self.record.images.items() if key in self.record.changed]
+        record = self.record
+        places = [(key, Path(place)) for key, place in record.images.items() if key in record.changed]
+        if record.model.get("kind") == "logits" and all(place.suffix in LogitArray.suffixes for _, place in places):
+            return [LogitArray(place, key) for key, place in places]
+        said = record.model.get("preprocessing") or {}
+        low_high = said.get("range")
+        pixels = PixelFormat(tuple(said.get("bands") or ()), low_high and tuple(low_high), said.get("layout"))
+        return [image_at(str(place), key, pixels) for key, place in places]
 
     def read(self, key: str, kind: str) -> np.ndarray:
         """The class ids of an image.

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import images
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.data.source import ImageSource
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class Stack(ImageSource):
     suffixes = frozenset({".stack"})
 
     @classmethod
-    def found_in(cls, path: Path, key: str) -> list[Self]:
+    def found_in(cls, path: Path, key: str, pixels: PixelFormat) -> list[Self]:
         with np.load(path) as archive:
-            return [cls(path, name, name) for name in archive.files]
+            return [cls(path, name, name, pixels) for name in archive.files]
 
     def size(self) -> tuple[int, int]:
         return self.read().shape[:2]
 
-    def read(self) -> np.ndarray:
+    def seen(self) -> np.ndarray:
         with np.load(self.path) as archive:
             return np.asarray(archive[self.part])
 
@@ -85,6 +86,57 @@ def test_a_new_kind_goes_through_every_command(
     assert pictures == same_pictures > 0
     record = json.loads((tmp_path / "stack" / "aligned" / "run.json").read_text())
     assert record["images"][scene.keys[0]] == f"{stacked}#{scene.keys[0]}"
+
+
+BANDS = """
+[preprocessing]
+bands = [3, "b1", 5]
+range = [0, 65535]
+"""
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_bands_of_a_raster_are_what_the_png_holds(
+    run: Run, scene: Scene, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    for key in scene.keys:
+        rgb = np.array(Image.open(scene.images / f"{key}.png")).astype(np.uint16) * 257
+        bands = np.stack([rgb[..., 1], rgb[..., 0] // 3, rgb[..., 0], rgb[..., 1] + 9, rgb[..., 2], rgb[..., 2]])
+        path = tmp_path / "rasters" / f"{key}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = {"height": bands.shape[1], "width": bands.shape[2]}
+        with rasterio.open(path, "w", driver="GTiff", count=6, dtype="uint16", **size) as raster:
+            raster.write(bands)
+            raster.descriptions = [f"b{number}" for number in range(1, 7)]
+    results = []
+    for name, model, source in (
+        ("png", scene.model, scene.images),
+        ("tif", scene.describe("bands.toml", more=BANDS), tmp_path / "rasters"),
+    ):
+        where = tmp_path / name
+        options = ["--model", model, "--images", source, "--device", "cpu"]
+        run("collect-stats", *options, "--labels", scene.labels, "--output", where / "s.h5")
+        run("align", *options, "--stats", where / "s.h5", "--output", where / "aligned")
+        run("report", "--stats", where / "s.h5", "--aligned", where / "aligned", "--output", where / "report")
+        predictions = {key: data for key, data in tree(where / "aligned").items() if key.endswith(".png")}
+        page = (where / "report" / "report.html").read_text()
+        results.append((arrays(where / "s.h5"), predictions, page.count("data:image/webp")))
+    (png, png_predictions, pictures), (tif, tif_predictions, same_pictures) = results
+    for name in png.keys() - {"model"}:
+        np.testing.assert_array_equal(png[name], tif[name], err_msg=name)
+    assert png_predictions == tif_predictions
+    assert pictures == same_pictures > 0
+    run("finetune", "--model", scene.describe("bands.toml", more=BANDS), "--source-images", tmp_path / "rasters",
+        "--source-labels", scene.labels, "--target-images", tmp_path / "rasters", "--output", tmp_path / "run",
+        "--iterations", "1", "--crop", "16x16", "--method", "dacs", "--device", "cpu")  # fmt: skip
+
+
+def test_a_network_of_other_bands_is_named(refused: Callable[..., str], scene: Scene, tmp_path: Path) -> None:
+    model = scene.describe("two.toml", more="[preprocessing]\nbands = [1, 2]\n")
+    options = ["--model", model, "--images", scene.images, "--device", "cpu"]
+    said = refused("collect-stats", *options, "--output", tmp_path / "s.h5")
+    assert said.startswith("the network's first layer head takes 3 channels, but would be given 2: name its 3 bands")
 
 
 def test_a_run_goes_on_unless_the_file_has_changed(

@@ -16,6 +16,7 @@ from blda_cli.data.images import find_images, image_at
 from blda_cli.data.labels import label_reader
 from blda_cli.data.logit_arrays import LogitArray
 from blda_cli.data.pillow_images import PillowImage
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
@@ -27,13 +28,13 @@ class Film(ImageSource):
     suffixes = frozenset({".film"})
 
     @classmethod
-    def found_in(cls, path: Path, key: str) -> list[Self]:
-        return [cls(path, f"{key}/{number}", str(number)) for number in range(len(path.read_text().split()))]
+    def found_in(cls, path: Path, key: str, pixels: PixelFormat) -> list[Self]:
+        return [cls(path, f"{key}/{number}", str(number), pixels) for number in range(len(path.read_text().split()))]
 
     def size(self) -> tuple[int, int]:
         return 1, self.read().shape[1]
 
-    def read(self) -> np.ndarray:
+    def seen(self) -> np.ndarray:
         row = np.frombuffer(bytes.fromhex(self.path.read_text().split()[int(self.part)]), np.uint8)
         return row[None, :, None].repeat(3, axis=2)
 
@@ -98,16 +99,20 @@ def test_labels_belong_to_the_images_of_a_file(folder: Path, tmp_path: Path) -> 
     assert [int(reader(file)) for file in found] == [1, 0]
 
 
-def test_an_array_of_logits_is_found_only_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_arrays_of_logits(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 4, 5), np.float32))
     np.savez(tmp_path / "b.npz", logits=np.zeros((1, 3, 4, 6), np.float16), more=np.zeros(2))
     np.save(tmp_path / "c.npy", np.zeros(3, np.float32))
-    with pytest.raises(BldaError, match="holds no images"):
-        find_images(tmp_path)
-    array, archive, whole = (image_at(str(tmp_path / name), name[0]) for name in ("a.npy", "b.npz", "c.npy"))
-    assert isinstance(array, LogitArray)
+    array, archive, whole = (LogitArray(tmp_path / name, name[0]) for name in ("a.npy", "b.npz", "c.npy"))
     assert (array.size(), archive.size()) == ((4, 5), (4, 6))
     with pytest.raises(BldaError, match=r"c.npy is of shape \[3\]: one answer for a whole image"):
         whole.size()
     with pytest.raises(BldaError, match=r"a.npy holds logits, not an image"):
         array.read()
+
+
+def test_arrays_beside_other_images_are_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((20, 30, 3), np.uint8))
+    assert [file.key for file in find_images(tmp_path)] == ["a"]
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    assert find_images(tmp_path) == [PillowImage(tmp_path / "a.png", "a")]

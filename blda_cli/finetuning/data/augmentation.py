@@ -66,20 +66,21 @@ def augment(images: Tensor, tone: Tensor, color: Tensor, blur: Tensor) -> Tensor
     """Apply a batch's draws.
 
     Args:
-        images: float ``[N, 3, H, W]``, RGB in 0..255.
+        images: float ``[N, B, H, W]`` in 0..255; RGB where B is 3.
         tone: brightness and contrast, ``[N, 2]``.
-        color: ``[N, 3, 3]``.
+        color: ``[N, 3, 3]``; other bands than RGB have none.
         blur: ``[N, T]``, T odd.
 
     Returns:
         Of the same shape and range.
     """
-    count, _, height, width = images.shape
+    count, bands, height, width = images.shape
     brightness, contrast = tone.view(count, 2, 1, 1).unbind(1)
     images = ((images.flatten(2) + 255 * brightness).clamp_(0, 255) * contrast).clamp_(0, 255)
-    images = (color @ images).clamp_(0, 255).view(1, count * 3, height, width)
-    taps = blur.repeat_interleave(3, dim=0)
+    images = (color @ images).clamp_(0, 255) if bands == 3 else images
+    images = images.view(1, count * bands, height, width)
+    taps = blur.repeat_interleave(bands, dim=0)
     radius = blur.shape[1] // 2
-    images = F.conv2d(F.pad(images, (radius, radius, 0, 0), "replicate"), taps[:, None, None, :], groups=count * 3)
-    images = F.conv2d(F.pad(images, (0, 0, radius, radius), "replicate"), taps[:, None, :, None], groups=count * 3)
-    return images.view(count, 3, height, width)
+    images = F.conv2d(F.pad(images, (radius, radius, 0, 0), "replicate"), taps[:, None, None, :], groups=count * bands)
+    images = F.conv2d(F.pad(images, (0, 0, radius, radius), "replicate"), taps[:, None, :, None], groups=count * bands)
+    return images.view(count, bands, height, width)

@@ -278,7 +278,7 @@ def _trace(segmenter: NetworkSegmenter, network: nn.Module, crop: tuple[int, int
 
     try:
         with torch.no_grad():
-            grey = torch.full((1, 3, *crop), 127.0, device=segmenter.device)
+            grey = torch.full((1, segmenter.preprocessor.section.channels, *crop), 127.0, device=segmenter.device)
             logits = segmenter.forward_logits(grey, crop, run)
     finally:
         network.train(was_training)
