@@ -20,7 +20,7 @@ from blda_cli.version import __version__
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.core.choices import NormSource
-    from blda_cli.core.norms import Norms
+    from blda_cli.core.norms import MixedNorms, Norms
     from blda_cli.data.classes import ClassSet
     from blda_cli.data.labels import LabelReader
     from blda_cli.data.source import ImageSource
@@ -195,7 +195,7 @@ NORMS_HINT = (
 )
 
 
-def norms_from(said: str | None) -> "Norms | NormSource":
+def norms_from(said: str | None) -> "Norms | MixedNorms | NormSource":
     """What :data:`norms_option` stands for.
 
     Raises:

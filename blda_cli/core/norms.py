@@ -1,7 +1,8 @@
 """What batch norms normalise by: a mean and a variance per channel, and blends of those of two domains."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -82,6 +83,29 @@ class Norms:
             "source_images": self.source_images,
             "digest": f"sha256:{digest.hexdigest()}",
         }
+
+
+@dataclass(frozen=True)
+class MixedNorms:
+    """Norms that mix their running statistics with each image's own, and how their weight was chosen.
+
+    Attributes:
+        weight: λ, of the running statistics; with 1 the network is as it was trained.
+        images: images that it was chosen on; 0 where it was given.
+        agreements: of every weight that was compared, the share of pixels whose class is the same in a smaller copy of
+            the image.
+        information: likewise, the mutual information of the two predictions in nats, by which it was chosen.
+    """
+
+    weight: float
+    images: int = 0
+    agreements: Mapping[float, float] = field(default_factory=dict)
+    information: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What tells these norms from others, as JSON; None where the network is as it was trained."""
+        return None if self.weight == 1 else {"weight": self.weight}
 
 
 def image_moments(values: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.histogram import DEFAULT_BINS
-from blda_cli.core.norms import SHIFTED, Norms
+from blda_cli.core.norms import SHIFTED, MixedNorms, Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
@@ -103,7 +103,7 @@ def collect_statistics(
     counting: CountingOptions,
     inference: InferenceOptions,
     labels: LabelReader | None,
-    norms: Norms | NormSource = NormSource.SOURCE,
+    norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
     provenance: Provenance,
     overwrite: bool,
     monitor: Monitor,
@@ -154,7 +154,7 @@ def collect_statistics(
     if overwrite:
         part.unlink(missing_ok=True)
     may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms
-    if isinstance(norms, Norms):
+    if isinstance(norms, Norms | MixedNorms):
         content.norms = norms
     elif norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
         first_part = shard.path(output, 0)

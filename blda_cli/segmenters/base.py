@@ -93,10 +93,18 @@ class Segmenter(ABC):
         Raises:
             BldaError: a model of this kind is not one.
         """
-        raise BldaError(
-            f"a model of kind {self.identity['kind']} cannot be trained, nor its norms changed: give the network as "
-            "module:factory (of a torch.nn.Module) --weights FILE, or a Hugging Face model"
-        )
+        raise self._unchangeable()
+
+    def mix_norms(self, weight: float) -> None:
+        """Let every batch norm normalise by ``weight · running + (1 − weight) · each image's own`` statistics.
+
+        See :class:`blda_cli.segmenters.instance_norms.InstanceNorms`. A weight of 1 undoes it.
+
+        Raises:
+            BldaError: the network has no batch norms, or a model of this kind cannot change them.
+        """
+        if weight != 1:
+            raise self._unchangeable()
 
     def stream(
         self,
@@ -133,20 +141,24 @@ class Segmenter(ABC):
         dimensions = 0
         for batch_files, arrays, batch_labels in upload(batches, self.device):
             names = [self.origin(file).location for file in batch_files]
-            try:
-                logits = self.logits(arrays, options)
-            except BldaError as error:
-                raise BldaError(f"{names[0]}: {error}") from error
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise BldaError(f"{names[0]}: the memory does not suffice: {LESS_MEMORY}") from error
+            logits = self.named_logits(names[0], arrays, options)
             check_range(logits, names)
             if dimensions not in (0, logits.ndim):
                 kind = "of a whole image" if logits.ndim == 2 else "per pixel"
                 raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
             dimensions = logits.ndim
             yield LogitBatch(batch_files, logits, batch_labels)
+
+    def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
+        """See `logits`; what goes wrong is said to be of the image ``name``."""
+        try:
+            return self.logits(arrays, options)
+        except BldaError as error:
+            raise BldaError(f"{name}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise BldaError(f"{name}: the memory does not suffice: {LESS_MEMORY}") from error
 
     @abstractmethod
     def read(self, file: ImageSource) -> np.ndarray:
@@ -185,3 +197,9 @@ class Segmenter(ABC):
             BldaError: there is none.
         """
         return file
+
+    def _unchangeable(self) -> BldaError:
+        return BldaError(
+            f"a model of kind {self.identity['kind']} cannot be trained, nor its norms changed: give the network as "
+            "module:factory (of a torch.nn.Module) --weights FILE, or a Hugging Face model"
+        )

@@ -33,6 +33,10 @@ class CalibratedSegmenter(Segmenter):
         """See `Segmenter.module`."""
         return self.inner.module
 
+    def mix_norms(self, weight: float) -> None:
+        """See `Segmenter.mix_norms`."""
+        self.inner.mix_norms(weight)
+
     def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`."""
         return self.inner.read(file)

@@ -5,7 +5,7 @@ adaptation module (Wang et al., "Dynamically Instance-Guided Adaptation", CVPR 2
 over the target is needed, and what else is in the batch does not matter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,13 +17,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import image_moments, mix_moments
-from blda_cli.segmenters.norms import norm_layers
 
 _FEW_POSITIONS = 64
 """A layer that sees fewer positions of an image (pooling branches, at most 6 × 6 of them) keeps its running
 statistics."""
 
 Moments = tuple[Tensor, Tensor]
+"""Means and variances, float32 ``[N, C]``."""
+
+Recorded = list[Moments | None]
+"""What each call of a layer saw in a forward pass, in their order; None where there were too few positions."""
+
+
+BUFFERS = ("running_mean", "running_var")
+
+
+def norm_layers(network: nn.Module) -> dict[str, Any]:
+    """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if all(isinstance(getattr(layer, kind, None), Tensor) for kind in BUFFERS)
+    }
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,9 @@ class InstanceNorms:
         self._put_aside: dict[nn.Module, Moments] = {}
         self._content = _Content()
         self._input: tuple[int, ...] = ()
-        self._recorded: dict[nn.Module, list[Moments | None]] | None = None
-        self._held: dict[nn.Module, list[Moments | None]] | None = None
-        self._calls: dict[nn.Module, int] = {}
+        self._passes: list[Recorded] | None = None
+        self._held: Recorded | None = None
+        self._call = 0
 
     def __enter__(self) -> Self:
         self._hooks = [self._network.register_forward_pre_hook(self._begin)]
@@ -101,48 +116,56 @@ class InstanceNorms:
             self._content = before
 
     @contextmanager
-    def recorded(self) -> Iterator[dict[nn.Module, list[Moments | None]]]:
-        """Keep the statistics that one forward pass within ``with`` normalises by, for `held`."""
-        self._recorded = {}
+    def recorded(self) -> Iterator[list[Recorded]]:
+        """Keep the images' own statistics that forward passes within ``with`` see, for `held`: a list a pass."""
+        self._passes = []
         try:
-            yield self._recorded
+            yield self._passes
         finally:
-            self._recorded = None
+            self._passes = None
 
     @contextmanager
-    def held(self, recorded: dict[nn.Module, list[Moments | None]]) -> Iterator[None]:
-        """Normalise within ``with`` by recorded statistics: windows by those of their whole image."""
-        self._held = recorded
+    def held(self, passes: Sequence[Recorded]) -> Iterator[None]:
+        """Take recorded statistics for the images' own within ``with``: windows are normalised by their whole image's.
+
+        Args:
+            passes: of one pass over whole images; of several, over parts of equal size of one image, the statistics
+                of all parts together are taken.
+        """
+        self._held = [_pooled(calls) for calls in zip(*passes, strict=True)]
         try:
             yield
         finally:
             self._held = None
 
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._calls.clear()
+        self._call = 0
+        if self._passes is not None:
+            self._passes.append([])
         self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
 
     def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.weight == 1 or not inputs or (layer.training and isinstance(layer, _BatchNorm)):
             return None
         values: Tensor = inputs[0]
-        mixed = self._moments(layer, values)
-        if self._recorded is not None:
-            self._recorded.setdefault(layer, []).append(mixed)
-        if mixed is None:
+        own = self._own(values) if self._held is None else self._held[self._call]
+        self._call += 1
+        if self._passes is not None:
+            self._passes[-1].append(own)
+        if own is None:
             return None
-        mean, variance = mixed
-        own = _running(layer)
-        swappable = "running_mean" in layer._buffers and "running_var" in layer._buffers
+        running: Moments = layer.running_mean, layer.running_var  # type: ignore[assignment]
+        mean, variance = mix_moments(running, own, self.weight)
+        swappable = all(name in layer._buffers for name in BUFFERS)
         if len(values) == 1 and swappable and not variance.requires_grad:  # the layer's own kernel does it, at no cost
-            self._put_aside[layer] = own
-            layer._buffers["running_mean"] = mean[0].to(own[0].dtype)
-            layer._buffers["running_var"] = variance[0].to(own[1].dtype)
+            self._put_aside[layer] = running
+            layer._buffers["running_mean"] = mean[0].to(running[0].dtype)
+            layer._buffers["running_var"] = variance[0].to(running[1].dtype)
             return None
         # Values that the layer, normalising by its running statistics, takes to where these would take the given ones.
         eps = getattr(layer, "eps", 1e-5)
-        scale = ((own[1].float() + eps) / (variance + eps)).sqrt()
-        shift = own[0].float() - mean * scale
+        scale = ((running[1].float() + eps) / (variance + eps)).sqrt()
+        shift = running[0].float() - mean * scale
         shape = (*scale.shape, *[1] * (values.ndim - 2))
         moved = torch.addcmul(shift.view(shape), values, scale.view(shape))
         return (moved.to(values.dtype), *inputs[1:])
@@ -151,17 +174,8 @@ class InstanceNorms:
         if layer in self._put_aside:
             layer._buffers["running_mean"], layer._buffers["running_var"] = self._put_aside.pop(layer)
 
-    def _moments(self, layer: nn.Module, values: Tensor) -> Moments | None:
-        """Mixed means and variances, float32 ``[N, C]``; None where the layer keeps its running ones."""
-        if self._held is not None:
-            call = self._calls.get(layer, 0)
-            self._calls[layer] = call + 1
-            return self._held[layer][call]
-        own = self._own(values)
-        return None if own is None else mix_moments(_running(layer), own, self.weight)
-
     def _own(self, values: Tensor) -> Moments | None:
-        """Means and variances of each image, float32 ``[N, C]``; None where there are too few positions."""
+        """Statistics of each image; None where there are too few positions."""
         content = self._content
         whole = len(self._input) == 4 and values.ndim == 4 and len(values) == self._input[0]
         if whole and content.size is not None:
@@ -179,5 +193,10 @@ class InstanceNorms:
         return image_moments(values, hidden == 0)
 
 
-def _running(layer: nn.Module) -> Moments:
-    return layer.running_mean, layer.running_var  # type: ignore[return-value]
+def _pooled(parts: Sequence[Moments | None]) -> Moments | None:
+    """Statistics of parts of equal size together: the law of total variance."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    means, variances = (torch.stack(kind) for kind in zip(*known, strict=True))
+    return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)

@@ -1,6 +1,7 @@
 """A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
 from blda_cli.segmenters.inference import average_views, slide
+from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
 from blda_cli.segmenters.outputs import (
     check_meaning,
     check_scores,
@@ -27,6 +29,9 @@ from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory, reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
 Network = Callable[[Tensor], Any]
+
+_WHOLE_PIXELS = 1 << 24
+"""The network runs once over a whole image of at most so many pixels for the norm statistics of its windows."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class NetworkSegmenter(Segmenter):
         port: how it takes images and gives scores.
         outputs: how many of its channels are used: the first ones.
         cut: whether it may give more than those.
+        norm_weight: λ of :class:`blda_cli.segmenters.instance_norms.InstanceNorms`; 1: the network's own norms.
         grouping: makes the classes' logits from those of the outputs; None where they are the same.
     """
 
@@ -63,6 +69,7 @@ class NetworkSegmenter(Segmenter):
     cut: bool = False
     grouping: Grouping | None = None
     port: Port = Port()
+    norm_weight: float = 1.0
     _meaning_checked: bool = False
 
     @property
@@ -72,8 +79,18 @@ class NetworkSegmenter(Segmenter):
             return self.network
         return super().module
 
+    def mix_norms(self, weight: float) -> None:
+        """See `Segmenter.mix_norms`."""
+        if weight != 1 and not norm_layers(self.module):
+            raise BldaError("the network has no batch norms whose statistics could be mixed with each image's own")
+        self.norm_weight = weight
+
     def forward_logits(
-        self, images: Tensor, size: tuple[int, int] | None = None, network: Network | None = None
+        self,
+        images: Tensor,
+        size: tuple[int, int] | None = None,
+        network: Network | None = None,
+        norms: InstanceNorms | None = None,
     ) -> Tensor:
         """Logits of the classes, with gradients: preprocessing, network, outputs, channels, (resizing,) groups.
 
@@ -82,6 +99,7 @@ class NetworkSegmenter(Segmenter):
             size: (height, width) to resize the scores to; None leaves them as the network gives them (with what
                 padding it leaves in).
             network: runs in place of ``self.network``: a copy of it, or a wrapper around it.
+            norms: that network's, where they are at work: they leave padding out.
 
         Returns:
             ``[N, C, h, w]``, or ``[N, C]`` of a classifier.
@@ -89,7 +107,7 @@ class NetworkSegmenter(Segmenter):
         Raises:
             BldaError: what the network returns cannot be scores of the classes.
         """
-        return self._logits(self._scores(images, size, network or self.network))
+        return self._logits(self._scores(images, size, network or self.network, norms))
 
     def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`: uint8 ``[H, W, 3]``, RGB."""
@@ -100,16 +118,20 @@ class NetworkSegmenter(Segmenter):
         pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
         size = (pixels.shape[2], pixels.shape[3])
 
+        norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
+
         def of_view(view: Tensor) -> Tensor:
             window, stride = options.slide, options.stride
             if window is None or stride is None:
-                return self._logits(self._scores(view, size, self.network))
-            scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
+                return self._logits(self._scores(view, size, self.network, norms))
+            with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms)):
+                scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
             whole = (view.shape[2], view.shape[3])
             return self._logits(fit_scores(scores, whole, whole, size))
 
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
-        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
+        amp = torch.autocast(self.device.type, _half(self.device), enabled=options.amp)
+        with torch.no_grad(), amp, norms or nullcontext():
             return average_views(of_view, pixels, options.scales, options.flip).detach()
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
@@ -117,11 +139,30 @@ class NetworkSegmenter(Segmenter):
         if options.amp and not isinstance(self.network, nn.Module):
             self._note("--amp makes no difference: the network is not run by PyTorch")
 
-    def _scores(self, images: Tensor, size: Sequence[int] | None, network: Network) -> Tensor:
-        """Scores of the outputs that are kept, resized to ``size`` where it is given."""
+    def _whole_statistics(self, view: Tensor, window: tuple[int, int], norms: InstanceNorms) -> list[Recorded]:
+        """What its batch norms see of whole images, for the windows of these."""
+        height, width = window
+        if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
+            height, width = view.shape[2], view.shape[3]
+        with norms.recorded() as passes:  # window after window where the image is too large, or each is resized
+            slide(lambda part: self._scores(part, part.shape[2:], self.network, norms), view, *[(height, width)] * 2)
+        return passes
+
+    def _scores(
+        self, images: Tensor, size: Sequence[int] | None, network: Network, norms: InstanceNorms | None = None
+    ) -> Tensor:
+        """Scores of the outputs that are kept, resized to ``size`` where it is given.
+
+        Args:
+            images: see `forward_logits`.
+            size: (height, width), or None.
+            network: runs on them.
+            norms: those of the network that are at work, which are told what is padding.
+        """
         resized = self.preprocessor(images)
         padded = pad_to_multiple(resized, self.preprocessor.section.multiple_of or 1)
-        scores = self._run(network, padded)
+        with nullcontext() if norms is None else norms.content((resized.shape[2], resized.shape[3])):
+            scores = self._run(network, padded)
         check_scores(scores, len(padded), self.outputs, self.cut)
         scores = scores[:, : self.outputs]
         if not self._meaning_checked:  # once, as it waits for the device

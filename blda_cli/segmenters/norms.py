@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from blda_cli.core.norms import ChannelMoments, Norms, blend, hellinger
+from blda_cli.core.norms import ChannelMoments, MixedNorms, Norms, blend, hellinger
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.instance_norms import BUFFERS, norm_layers
 
 IMAGES = 32
 """Images that averages are taken over, spread evenly; eight did as well."""
@@ -81,7 +82,7 @@ def take_norms(
     averages = {
         f"{name}.{kind}".lstrip("."): blend(one, other, source_images, images).float()
         for name, (source, target) in replaced.averages().items()
-        for kind, one, other in zip(_BUFFERS, source, target, strict=True)
+        for kind, one, other in zip(BUFFERS, source, target, strict=True)
     }
     return Norms(averages, images, source_images)
 
@@ -155,22 +156,29 @@ class _ReplacedNorms(ObservedNorms):
             _put(self._norms[name], mean, variance)
 
 
-def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
-    """Put averages into a network; its identity says so from then on.
+def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
+    """Put averages into a network, or let it mix its norms; its identity says so from then on.
 
     Args:
         segmenter: is changed.
-        norms: what :func:`take_norms` gave for the same network; None leaves everything as it is.
+        norms: what :func:`take_norms` or :func:`blda_cli.segmenters.norm_choice.choose_weight` gave for the same
+            network; None leaves everything as it is.
 
     Raises:
-        BldaError: they are of another network.
+        BldaError: they are of another network, or the network cannot mix its norms.
     """
     if norms is None:
+        return
+    if isinstance(norms, MixedNorms):
+        segmenter.mix_norms(norms.weight)
+        if norms.identity is not None:
+            segmenter.identity = {**segmenter.identity, "norms": norms.identity}
+            _note(segmenter, f"batch norms: mixed with each image's own statistics, weight {norms.weight:g}")
         return
     own = {
         f"{name}.{kind}".lstrip("."): getattr(norm, kind)
         for name, norm in norm_layers(segmenter.module).items()
-        for kind in _BUFFERS
+        for kind in BUFFERS
     }
     foreign = [name for name, values in norms.averages.items() if name not in own or own[name].shape != values.shape]
     if foreign:
@@ -178,7 +186,13 @@ def use_norms(segmenter: Segmenter, norms: Norms | None) -> None:
     for name, values in norms.averages.items():
         own[name].copy_(values)
     segmenter.identity = {**segmenter.identity, "norms": norms.identity}
-    note = f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}"
+    _note(
+        segmenter,
+        f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}",
+    )
+
+
+def _note(segmenter: Segmenter, note: str) -> None:
     if note not in segmenter.notes:
         segmenter.notes.append(note)
 
@@ -187,18 +201,6 @@ def hold_norms(network: nn.Module) -> None:
     """Let a network's norms normalise by the averages they have, and keep them, while all else is in training."""
     for norm in norm_layers(network).values():
         norm.eval()
-
-
-_BUFFERS = ("running_mean", "running_var")
-
-
-def norm_layers(network: nn.Module) -> dict[str, Any]:
-    """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
-    return {
-        name: layer
-        for name, layer in network.named_modules()
-        if all(isinstance(getattr(layer, kind, None), Tensor) for kind in _BUFFERS)
-    }
 
 
 def _put(norm: Any, mean: Tensor, variance: Tensor) -> None:

@@ -18,7 +18,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.distributions import Empirical
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import fit_mixtures, fit_quality
-from blda_cli.core.norms import SHIFTED, Norms
+from blda_cli.core.norms import SHIFTED, MixedNorms, Norms
 from blda_cli.core.sample import MOST_PRIORITY, PixelSample
 from blda_cli.core.spatial_priors import GRID, PositionCounts
 from blda_cli.core.statistics import LogitStatistics
@@ -52,7 +52,8 @@ class StatisticsFile:
         images: keys of the images counted, in order.
         complete: all images that were asked for are counted.
         provenance: how the file came to be.
-        norms: averages that the network's batch norms had in place of its own; None: its own.
+        norms: averages that the network's batch norms had in place of its own, or the weight with which they were mixed
+            with each image's own; None: its own.
         stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
     """
 
@@ -62,7 +63,7 @@ class StatisticsFile:
     images: list[str] = field(default_factory=list)
     complete: bool = False
     provenance: Provenance = field(default_factory=Provenance)
-    norms: Norms | None = None
+    norms: Norms | MixedNorms | None = None
     stamps: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -113,7 +114,9 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
             file.require_dataset("edges", (cells.bins + 1,), "f8")[...] = cells.edges.cpu().numpy()
             if statistics.pixels:
                 _write_anchors(file.create_group(f"anchors/{source}"), cells, content)
-        if content.norms is not None:
+        if isinstance(content.norms, MixedNorms):
+            _write_mixed_norms(file.create_group("mixed_norms"), content.norms)
+        elif content.norms is not None:
             _write_norms(file.create_group("norms"), content.norms)
         if statistics.confusion is not None:
             _dataset(file, "confusion", statistics.confusion.counts.numpy())
@@ -188,7 +191,7 @@ def read_statistics(path: Path) -> StatisticsFile:
             stamps=dict(zip(keys, stamps, strict=False)),
             complete=file.attribute("complete", bool),
             provenance=Provenance.from_json(json.loads(file.text("provenance"))),
-            norms=_read_norms(file) if "norms" in file else None,
+            norms=_read_norms(file),
         )
 
 
@@ -361,7 +364,31 @@ def _write_norms(group: h5py.Group, norms: Norms) -> None:
         group[name] = values.numpy()
 
 
-def _read_norms(file: CheckedFile) -> Norms:
+def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
+    group.attrs.update(weight=norms.weight, images=norms.images)
+    group["weights"] = np.array(list(norms.agreements), dtype=np.float64)
+    group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
+    group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
+
+
+def _read_norms(file: CheckedFile) -> Norms | MixedNorms | None:
+    if "mixed_norms" in file:
+        weight = file.attribute("weight", float, "mixed_norms")
+        if not 0 <= weight <= 1:
+            raise ValueError(f"mixed_norms/weight is {weight:g}, not between 0 and 1")
+        size = (file.shape("mixed_norms/weights") or (0,))[0]
+        weights, shares, information = (
+            file.array(f"mixed_norms/{name}", size, kind="f", least=0, most=most).tolist()
+            for name, most in (("weights", 1), ("agreements", 1), ("information", 64))
+        )
+        return MixedNorms(
+            weight,
+            file.attribute("images", int, "mixed_norms"),
+            dict(zip(weights, shares, strict=True)),
+            dict(zip(weights, information, strict=True)),
+        )
+    if "norms" not in file:
+        return None
     averages = {}
     for name in file.names("norms"):
         least = 0.0 if name.endswith("running_var") else -math.inf

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from blda_cli.core.norms import SHIFTED, hellinger
+from blda_cli.core.norms import SHIFTED, Norms, hellinger
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
@@ -73,7 +73,7 @@ def test_the_file_keeps_what_the_network_had(run: Run, scene: Scene, normed: str
     assert read_statistics(source).norms is None
     assert "norms" not in read_statistics(source).model
     content = read_statistics(path)
-    assert content.norms is not None
+    assert isinstance(content.norms, Norms)
     assert content.model["norms"] == content.norms.identity
     pixels = np.concatenate([np.array(Image.open(image)).reshape(-1, 3) for image in scene.images.rglob("*.png")]) / 255
     for name, own, target in (
@@ -90,7 +90,7 @@ def test_align_runs_the_network_with_the_norms_of_its_statistics(
     said = run("align", *scene.options(model=normed), "--stats", stats, "--output", scene.root / "a")
     assert "batch norms: averages of 6 target images" in said.stderr
     norms = read_statistics(stats).norms
-    assert norms is not None
+    assert isinstance(norms, Norms)
     own, by_hand = (load_segmenter(parse_model(normed), torch.device("cpu")).module for _ in range(2))
     by_hand.load_state_dict(norms.averages, strict=False)
     changed = 0

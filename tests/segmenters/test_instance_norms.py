@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blda_cli.core.norms import image_moments
+from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.instance_norms import InstanceNorms
+from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.spec import NetworkSection, PreprocessingSection, SegmenterSpec
 
 
 class NormAct(nn.BatchNorm2d):
@@ -211,6 +214,20 @@ def test_windows_are_normalised_by_their_whole_image(pictures: Tensor) -> None:
         assert not torch.allclose(layers(pictures[..., :13]), whole[..., :13], atol=1e-2)
 
 
+def test_windows_of_a_large_image_are_normalised_by_all_of_them(pictures: Tensor) -> None:
+    norm = nn.BatchNorm2d(3)
+    layers = nn.Sequential(norm).eval()
+    norm.running_mean = torch.randn(3)
+    parts = pictures.chunk(2, dim=3)
+    with torch.no_grad(), InstanceNorms(layers, 0.4) as norms:
+        whole = layers(pictures)
+        with norms.recorded() as statistics:
+            for part in parts:
+                layers(part)
+        with norms.held(statistics):
+            np.testing.assert_allclose(layers(parts[1]), whole[..., 13:], rtol=1e-4, atol=1e-5)
+
+
 def test_statistics_are_single_precision_under_amp(pictures: Tensor) -> None:
     norm = nn.BatchNorm2d(3)
     layers = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), norm).eval()
@@ -246,3 +263,73 @@ def test_moments_are_those_of_float64(seed: int, shape: tuple[int, int, int], le
 def test_a_weight_is_a_share(weight: float) -> None:
     with pytest.raises(ValueError, match="not between 0 and 1"):
         InstanceNorms(network(), weight)
+
+
+def segmenter_of(layers: nn.Module, weight: float = 0.4, **preprocessing: Any) -> NetworkSegmenter:
+    spec = SegmenterSpec(NetworkSection("python"), PreprocessingSection(**preprocessing))
+    segmenter = network_segmenter(spec, layers, torch.device("cpu"), {"kind": "python"})
+    segmenter.mix_norms(weight)
+    return segmenter
+
+
+@pytest.fixture
+def photos() -> Tensor:
+    """Two images that differ, uint8 ``[2, 40, 60, 3]``."""
+    generator = torch.Generator().manual_seed(2)
+    dark = torch.randint(0, 90, (40, 60, 3), generator=generator)
+    dark[:20] += 60
+    return torch.stack([dark, torch.randint(60, 256, (40, 60, 3), generator=generator)]).to(torch.uint8)
+
+
+def test_a_segmenter_normalises_each_image_by_itself(photos: Tensor) -> None:
+    layers = network()
+    found = segmenter_of(layers).logits(photos)
+    for index, photo in enumerate(photos):
+        scores = torch.from_numpy(reference(layers, photo.permute(2, 0, 1).numpy() / 255, 0.4))
+        expected = nn.functional.interpolate(scores[None], (40, 60), mode="bilinear")[0]
+        np.testing.assert_allclose(found[index].numpy(), expected.numpy(), rtol=1e-3, atol=1e-4)
+    assert not layers[1]._forward_hooks
+    with torch.no_grad():
+        plain = nn.functional.interpolate(
+            layers(photos.permute(0, 3, 1, 2) / 255), (40, 60), mode="bilinear", align_corners=False
+        )
+    assert torch.equal(segmenter_of(layers, 1.0).logits(photos), plain)
+
+
+def pixelwise() -> nn.Sequential:
+    torch.manual_seed(5)
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean, norm.running_var = torch.rand(6), torch.rand(6) + 0.1
+    return nn.Sequential(nn.Conv2d(3, 6, 1), norm, nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)).eval()
+
+
+def test_a_segmenter_leaves_its_padding_out(photos: Tensor) -> None:
+    layers = pixelwise()
+    expected = segmenter_of(layers).logits(photos)
+    found = segmenter_of(layers, multiple_of=64, mean=(0.9, 0.9, 0.9)).logits(photos)
+    shifted = segmenter_of(layers, mean=(0.9, 0.9, 0.9)).logits(photos)
+    np.testing.assert_allclose(found, shifted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("limit", [1 << 24, 100])
+def test_windows_leave_no_seams(photos: Tensor, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Their norms see the whole image; of one that is too large, all of its windows."""
+    monkeypatch.setattr("blda_cli.segmenters.network._WHOLE_PIXELS", limit)
+    layers = pixelwise()
+    if limit == 100:  # what lies behind the first norm sees a little less of the same
+        layers = nn.Sequential(*list(layers)[:4])
+    segmenter = segmenter_of(layers.eval())
+    whole = segmenter.logits(photos)
+    found = segmenter.logits(photos, InferenceOptions(slide=(20, 30), stride=(10, 15)))
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
+    window = segmenter.logits(photos[:, :20, :30])
+    assert not torch.allclose(window, whole[..., :20, :30], atol=1e-2)
+
+
+def test_windows_that_are_resized_are_normalised_alike(photos: Tensor) -> None:
+    flat = photos[:1, :1, :1].expand(1, 40, 60, 3).clone()
+    flat[:, :, 30:] = 200
+    segmenter = segmenter_of(pixelwise()[:4].eval(), size=(80, 60))
+    found = segmenter.logits(flat, InferenceOptions(slide=(40, 30), stride=(40, 30)))
+    np.testing.assert_allclose(found, segmenter_of(segmenter.module).logits(flat), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,80 @@
+"""The weight of instance norms, chosen without labels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from blda_cli.core.agreement import agreement, count_pairs, mutual_information
+from blda_cli.core.norms import MixedNorms
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions, Segmenter
+
+WEIGHTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5)
+"""The weights that are compared."""
+
+CHOICE_IMAGES = 12
+"""Images that they are compared on, spread evenly."""
+
+_SMALLER = 0.75
+"""The scale of the copy whose prediction is compared with the image's."""
+
+_LEVEL = 0.005
+"""Mutual information, in nats, by which a smaller weight must be ahead."""
+
+
+def choose_weight(
+    segmenter: Segmenter,
+    files: Sequence[ImageSource],
+    options: InferenceOptions,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> MixedNorms:
+    """Find the weight with which a network predicts the same for an image and for its smaller copy.
+
+    For every weight each image is run at its size and at three quarters of it. The weight whose two predictions share
+    most information (`blda_cli.core.agreement.mutual_information`, over the pixels of all images) is chosen; where
+    several are level, the largest: the one nearest to the network as it was trained.
+
+    Args:
+        segmenter: can mix its norms; it is as before afterwards.
+        files: the images; `blda_cli.segmenters.norms.enough_for_norms` chooses some of many.
+        options: how images are run; whole predictions are compared, whatever views are averaged later.
+        advance: called after every image.
+
+    Raises:
+        BldaError: an image cannot be read.
+    """
+    classes = len(segmenter.classes)
+    whole = replace(options, scales=(1.0,), flip=False)
+    smaller = replace(whole, scales=(_SMALLER,))
+    pairs = {weight: torch.zeros(classes, classes, dtype=torch.int64) for weight in WEIGHTS}
+    images = 0
+    try:
+        for file in files:
+            try:
+                array = torch.from_numpy(segmenter.read(file))[None].to(segmenter.device)
+            except BldaError:
+                if options.on_error == "stop":
+                    raise
+                continue
+            for weight in WEIGHTS:
+                segmenter.mix_norms(weight)
+                one, other = (_classes(segmenter, file, array, how) for how in (whole, smaller))
+                pairs[weight] += count_pairs(one, other, classes).cpu()
+            images += 1
+            advance(1)
+    finally:
+        segmenter.mix_norms(1.0)
+    if images == 0:
+        raise BldaError("no image could be read, so there is nothing to choose the norms by")
+    shared = {weight: mutual_information(table) for weight, table in pairs.items()}
+    enough = max(shared.values()) - _LEVEL
+    chosen = max(weight for weight, value in shared.items() if value >= enough)
+    return MixedNorms(chosen, images, {weight: agreement(table) for weight, table in pairs.items()}, shared)
+
+
+def _classes(segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions) -> Tensor:
+    return segmenter.named_logits(segmenter.origin(file).location, array, options).argmax(dim=1)

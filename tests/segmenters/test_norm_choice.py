@@ -1,0 +1,112 @@
+"""The weight of instance norms, chosen by what an image and its smaller copy have in common."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from blda_cli.core.norms import MixedNorms
+from blda_cli.data.images import find_images
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
+from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.norm_choice import WEIGHTS, choose_weight
+from blda_cli.segmenters.norms import use_norms
+from blda_cli.segmenters.spec import parse_model
+
+
+def segmenter(mean: float, variance: float) -> NetworkSegmenter:
+    """Three classes by brightness, told apart where the norm makes the brightness normal."""
+    norm = nn.BatchNorm2d(1, affine=False)
+    norm.running_mean, norm.running_var = torch.tensor([mean]), torch.tensor([variance])
+    grey, levels = nn.Conv2d(3, 1, 1, bias=False), nn.Conv2d(1, 3, 1)
+    grey.weight.data.fill_(1 / 3)
+    levels.weight = nn.Parameter(torch.tensor([-4.0, 0, 4]).view(3, 1, 1, 1))
+    levels.bias = nn.Parameter(torch.tensor([-2.0, 0, -2]))
+    return network_segmenter(
+        parse_model("a:b"), nn.Sequential(grey, norm, levels).eval(), torch.device("cpu"), {"kind": "python"}
+    )
+
+
+@pytest.fixture
+def stripes(tmp_path: Path) -> list[ImageSource]:
+    """Two images with three dark levels and a little noise."""
+    generator = np.random.default_rng(0)
+    for name in "ab":
+        levels = np.repeat([10.0, 40.0, 70.0], 16)[:, None, None] + generator.normal(0, 4, (48, 40, 3))
+        Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    return find_images(tmp_path)
+
+
+def information(segmenter: NetworkSegmenter, files: list[ImageSource], weight: float) -> tuple[float, float]:
+    """By hand, over the pixels of all images: shared information and agreement."""
+    segmenter.norm_weight = weight
+    one, other = (
+        np.concatenate(
+            [
+                batch.logits.argmax(dim=1).numpy().ravel()
+                for batch in segmenter.stream(files, InferenceOptions(scales=how))
+            ]
+        )
+        for how in ((1.0,), (0.75,))
+    )
+
+    def entropy(values: np.ndarray) -> float:
+        shares = np.unique(values, return_counts=True)[1] / len(values)
+        return float(-(shares * np.log(shares)).sum())
+
+    return entropy(one) + entropy(other) - entropy(3 * one + other), float((one == other).mean())
+
+
+def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource]) -> None:
+    """Dark images: as trained all is the darkest class, which agrees perfectly and says nothing."""
+    away = segmenter(0.4, 0.004)
+    identity = dict(away.identity)
+    advanced: list[int] = []
+    found = choose_weight(away, stripes, InferenceOptions(scales=(0.5, 1.0), flip=True), advance=advanced.append)
+    assert away.norm_weight == 1
+    assert away.identity == identity
+    assert (found.images, advanced) == (2, [1, 1])
+    assert tuple(found.agreements) == tuple(found.information) == WEIGHTS
+    for weight in WEIGHTS:
+        expected = information(segmenter(0.4, 0.004), stripes, weight)
+        assert (found.information[weight], found.agreements[weight]) == pytest.approx(expected, abs=1e-6)
+    assert found.agreements[1.0] == 1
+    assert found.information[1.0] == 0
+    best = max(found.information.values())
+    assert found.weight == max(weight for weight, value in found.information.items() if value >= best - 0.005)
+    assert found.weight < 0.8
+
+
+def test_a_network_in_domain_keeps_its_norms(stripes: list[ImageSource]) -> None:
+    pixels = np.stack([np.array(Image.open(file.path)) for file in stripes]).mean(axis=3) / 255
+    home = segmenter(float(pixels.mean()), float(pixels.var()))
+    found = choose_weight(home, stripes, InferenceOptions())
+    assert found.weight == 1
+    use_norms(home, found)
+    assert home.norm_weight == 1
+    assert "norms" not in home.identity
+    assert not home.notes or "batch norms" not in home.notes[-1]
+
+
+def test_a_segmenter_says_what_it_mixes(stripes: list[ImageSource]) -> None:
+    away = segmenter(0.4, 0.004)
+    for _ in range(2):
+        use_norms(away, MixedNorms(0.8))
+    assert away.norm_weight == 0.8
+    assert away.identity["norms"] == {"weight": 0.8}
+    notes = [note for note in away.notes if "batch norms" in note]
+    assert notes == ["batch norms: mixed with each image's own statistics, weight 0.8"]
+
+
+def test_unreadable_images_count_nothing(stripes: list[ImageSource]) -> None:
+    stripes[0].path.write_text("no picture")
+    with pytest.raises(BldaError, match="not an image"):
+        choose_weight(segmenter(0.4, 0.004), stripes, InferenceOptions())
+    assert choose_weight(segmenter(0.4, 0.004), stripes, InferenceOptions(on_error="skip")).images == 1
+    with pytest.raises(BldaError, match="no image could be read"):
+        choose_weight(segmenter(0.4, 0.004), stripes[:1], InferenceOptions(on_error="skip"))
