@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from blda_cli.version import __version__
 
 if TYPE_CHECKING:
-    from blda_cli.api import Alignment, write_statistics
+    from blda_cli.api import Alignment, align, collect_stats, merge, report, write_statistics
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
-    from blda_cli.pipelines.report import report
     from blda_cli.segmenters.instance_norms import InstanceNorms
     from blda_cli.segmenters.norms import ObservedNorms
     from blda_cli.store.statistics import read_statistics
@@ -28,6 +27,9 @@ __all__ = [
     "LogitStatistics",
     "ObservedNorms",
     "__version__",
+    "align",
+    "collect_stats",
+    "merge",
     "read_statistics",
     "report",
     "write_statistics",
@@ -39,8 +41,11 @@ _MODULES = {
     "InstanceNorms": "segmenters.instance_norms",
     "LogitStatistics": "core.statistics",
     "ObservedNorms": "segmenters.norms",
+    "align": "api",
+    "collect_stats": "api",
+    "merge": "api",
     "read_statistics": "store.statistics",
-    "report": "pipelines.report",
+    "report": "api",
     "write_statistics": "api",
 }
 

@@ -1,4 +1,4 @@
-"""What the commands do for a person's own inference loop: statistics to be kept, and a correction fitted to them."""
+"""The Python interface: the commands as functions, and a correction for an inference loop of one's own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +9,31 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.corrections import Correction
-from blda_cli.core.fitting import AlignmentSettings, chosen_settings, resolve_strength
+from blda_cli.core.fitting import resolve_strength
+from blda_cli.core.methods import AlignmentSettings, chosen_settings
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.align import evidence_from_files, fit
+from blda_cli.pipelines import align as pipeline_of_align
+from blda_cli.pipelines import collect
+from blda_cli.pipelines import merge as pipeline_of_merge
+from blda_cli.pipelines import report as pipeline_of_report
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
+from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import (
+    AlignRequest,
+    CollectRequest,
+    FilesRequest,
+    MergeRequest,
+    ReportRequest,
+    request,
+)
+from blda_cli.reporting.model import Report
+from blda_cli.settings import fitted
 from blda_cli.store import statistics as store
-from blda_cli.store.provenance import Provenance
-from blda_cli.store.statistics import StatisticsFile, read_statistics
+from blda_cli.store.predictions import RunRecord
+from blda_cli.store.provenance import Provenance, current_provenance
+from blda_cli.store.statistics import StatisticsFile
 
 
 @dataclass(frozen=True)
@@ -63,9 +80,9 @@ class Alignment:
             BldaError: a file cannot be read, the files do not fit each other, or they lack what the method needs.
             ValueError: there is no such choice.
         """
-        paths = (anchors, labelled, spatial_priors)
-        others = [None if path is None else read_statistics(Path(path)) for path in paths]
-        return _fitted(read_statistics(Path(statistics)), others, chosen_settings(choices, preset))
+        given = {"anchors": anchors, "labelled": labelled, "spatial_priors": spatial_priors}
+        files = fitted(FilesRequest, {name: path for name, path in given.items() if path} | {"stats": str(statistics)})
+        return _aligned(AlignmentInputs.read(files), chosen_settings(choices, preset))
 
     @classmethod
     def fit(
@@ -83,7 +100,8 @@ class Alignment:
             BldaError: the statistics lack what the method needs.
             ValueError: there is no such choice.
         """
-        return _fitted(_content(statistics, None, norm_shift), [None] * 3, chosen_settings(choices, preset))
+        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_shift)))
+        return _aligned(inputs, chosen_settings(choices, preset))
 
     def predict(self, logits: Tensor) -> Tensor:
         """The debiased class of every pixel.
@@ -149,8 +167,97 @@ def _content(statistics: LogitStatistics, classes: str | Sequence[str] | None, n
     return StatisticsFile(statistics, names, model={}, complete=True, provenance=Provenance(norm_shift=norm_shift))
 
 
-def _fitted(target: StatisticsFile, others: Sequence[StatisticsFile | None], settings: AlignmentSettings) -> Alignment:
-    anchors, labelled, priors = others
-    evidence = evidence_from_files(settings, target, anchors or target, labelled, priors)
+def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:
+    evidence = inputs.evidence(settings)
     settings = replace(settings, tau=resolve_strength(settings, evidence))
-    return Alignment(settings, target.classes, fit(settings, evidence))
+    return Alignment(settings, inputs.target.content.classes, fit(settings, evidence))
+
+
+def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any) -> StatisticsFile:
+    """Count a segmenter's logits over images, as ``blda collect-stats`` does.
+
+    Args:
+        output: the HDF5 file to write.
+        overwrite: replace it.
+        **options: as the command's, e.g. ``model="net.toml", images="frames", flip=True``.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
+    """
+    return collect.collect_stats(request(CollectRequest, options), _job("collect_stats", output, overwrite, options))
+
+
+def align(*, output: str | Path, overwrite: bool = False, **options: Any) -> RunRecord:
+    """Write a segmenter's corrected predictions of images, as ``blda align`` does.
+
+    Args:
+        output: the folder to write.
+        overwrite: replace it.
+        **options: as the command's, e.g. ``model="net.toml", images="frames", stats="frames.h5"``.
+
+    Returns:
+        The record of the folder.
+
+    Raises:
+        BldaError: the segmenter, an image or a statistics file cannot be read, the statistics are of another model,
+            or the predictions cannot be written.
+    """
+    return pipeline_of_align.align(request(AlignRequest, options), _job("align", output, overwrite, options))
+
+
+def report(
+    stats: str | Path,
+    aligned: Sequence[str | Path] = (),
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Report how over- or under-predicted each class is, and what corrections changed, as ``blda report`` does.
+
+    Args:
+        stats: the statistics.
+        aligned: folders of corrected predictions.
+        output: a folder to write ``report.html``, ``report.json`` and ``report.csv`` to; None writes nothing.
+        overwrite: replace a report that is there.
+        **options: as the command's, e.g. ``labels="labels", compare=True``.
+
+    Returns:
+        The report's numbers.
+
+    Raises:
+        BldaError: a file cannot be read or written, or the files do not fit each other.
+    """
+    options |= {"stats": Path(stats), "aligned": [Path(folder) for folder in aligned] or None}
+    job = _job("report", output, overwrite, options) if output is not None else None
+    return pipeline_of_report.report(request(ReportRequest, options), job)
+
+
+def merge(parts: Sequence[str | Path], *, output: str | Path, overwrite: bool = False) -> StatisticsFile | RunRecord:
+    """Put statistics files, or folders of predictions, of different images together, as ``blda merge`` does.
+
+    Args:
+        parts: the files or folders.
+        output: the file or folder to write.
+        overwrite: replace it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BldaError: the parts do not go together, or the output cannot be written.
+    """
+    options = {"parts": [Path(part) for part in parts]}
+    return pipeline_of_merge.merge(request(MergeRequest, options), _job("merge", output, overwrite, options))
+
+
+def _job(name: str, output: str | Path, overwrite: bool, options: Mapping[str, Any]) -> Job:
+    given = {
+        f"--{key.replace('_', '-')}": value if isinstance(value, bool) else str(value)
+        for key, value in options.items()
+        if value is not None
+    }
+    return Job(Path(output), overwrite, current_provenance(f"blda_cli.{name}", given))

@@ -1,14 +1,14 @@
-"""Settings: frozen dataclasses that say once what a field is, read from and written to TOML.
+"""Settings: frozen dataclasses whose fields declare their type, help and range.
 
-The type hint of a field says what it takes, :func:`setting` gives its help and its range. The model's TOML file, a
-run's ``config.toml``, and the options of ``blda finetune`` are all checked by them.
+The type hint of a field is its type; :func:`setting` adds help and range. The options of all commands, the keyword
+arguments of the Python interface, the model's TOML file and a run's ``config.toml`` are validated by them.
 """
 
 import dataclasses
 import difflib
 import json
 import math
-import tomllib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,11 +17,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tomli_w
-
-from blda_cli.errors import BldaError
-
 T = TypeVar("T")
+
+UNIONS = (types.UnionType, typing.Union)
+"""Origins of ``X | Y``; which one it is depends on X and Y."""
 
 _DEEPEST = 32
 """How deep lists and tables may be nested where anything may stand."""
@@ -41,6 +40,8 @@ class Setting:
         above: the range does not hold ``low`` itself.
         form: what to call a value of this form, where its type says too little.
         choices: the texts it can be, where its type does not say so.
+        metavar: stands for the value in ``--help``.
+        path: its text is most often a path, and so completed as one.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Setting:
     above: bool
     form: str | None
     choices: Iterable[str]
+    metavar: str | None
+    path: bool
 
     def fit(self, value: Any) -> Any:
         """A value from TOML or the command line as the field's type.
@@ -72,13 +75,13 @@ class Setting:
         try:
             return self._converted(value, hint)
         except _UnfitError as error:
-            raise ValueError(f"{_shown(value)} should be {self.words(hint)}") from error
+            raise ValueError(f"{shown(value)} should be {self.words(hint)}") from error
 
     def _converted(self, value: Any, hint: Any) -> Any:
         origin, parts = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return _any(value)
-        if origin is types.UnionType:
+        if origin in UNIONS:
             for part in parts:
                 try:
                     return self._converted(value, part)
@@ -95,6 +98,7 @@ class Setting:
         if hint in (int, float):
             return self._number(value, hint)
         if hint in (str, Path):
+            value = os.fspath(value) if isinstance(value, Path) else value
             return hint(_accepted(value, isinstance(value, str) and value != "" and "\0" not in value))
         if origin is tuple:
             _accepted(value, isinstance(value, list | tuple))
@@ -127,7 +131,7 @@ class Setting:
         """What a value should be, for messages."""
         hint = self.hint if hint is None else hint
         origin, parts = typing.get_origin(hint), typing.get_args(hint)
-        if origin is types.UnionType:
+        if origin in UNIONS:
             parts = tuple(part for part in parts if part is not types.NoneType)
             return self.form if self.form and len(parts) > 1 else " or ".join(map(self.words, parts))
         if options := self.options(hint):
@@ -157,6 +161,8 @@ def setting(
     at_most: float = math.inf,
     form: str | None = None,
     choices: Iterable[str] = (),
+    metavar: str | None = None,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is a setting.
 
@@ -168,6 +174,8 @@ def setting(
         at_most: largest number.
         form: what to call a value of this form, where its type says too little.
         choices: the texts it can be, where its type does not say so.
+        metavar: stands for the value in ``--help``.
+        path: its text is most often a path, and so completed as one.
     """
     metadata = {
         "help": help,
@@ -176,6 +184,8 @@ def setting(
         "above": above is not None,
         "form": form,
         "choices": choices,
+        "metavar": metavar,
+        "path": path,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -203,107 +213,38 @@ def sections_of(cls: type) -> dict[str, type]:
     return {one.name: hints[one.name] for one in dataclasses.fields(cls) if dataclasses.is_dataclass(hints[one.name])}
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        BldaError: it cannot be read, or is not TOML.
-    """
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise BldaError(f"{file}: no such file") from error
-    except OSError as error:
-        raise BldaError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BldaError(f"{file}: not TOML: {_short(str(error))}") from error
-    except ValueError as error:  # of int()
-        raise BldaError(f"{file}: not TOML: a number has too many digits") from error
-    except RecursionError as error:
-        raise BldaError(f"{file}: nested too deep") from error
-
-
-def read(cls: type[T], table: Mapping[str, Any], origin: object, base: T | None = None, path: str = "") -> T:
-    """Make a dataclass of settings and sections from a TOML table.
+def fitted(cls: type[T], values: Mapping[str, Any], base: T | None = None) -> T:
+    """Make a dataclass of settings from some of their values.
 
     Args:
         cls: the dataclass.
-        table: what is given.
-        origin: where that comes from, for messages.
-        base: holds the values of what is not given; None: the defaults.
-        path: of the table within its file, for messages.
+        values: by field, as TOML, JSON, Python or the command line hold them.
+        base: holds the other values; None: the defaults.
 
     Raises:
-        BldaError: a key is unknown, a value does not fit, or one is missing.
+        ValueError: there is no such field, a value does not fit, or one is missing.
     """
-    settings, sections = settings_of(cls), sections_of(cls)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        where = f"{origin}: {_path(path, key)}"
-        if key in settings:
-            values[key] = _read_setting(settings[key], value, where)
-        elif key not in sections:
-            known = [*settings, *sections]
-            nearest = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)[0]
-            raise BldaError(
-                f"{origin}: unknown key {_path(path, key)}; the nearest known one is {_path(path, nearest)}"
-            )
-        elif not isinstance(value, Mapping):
-            raise BldaError(f"{where} = {_shown(value)} should be a table")
-    for name, section in sections.items():
-        own = None if base is None else getattr(base, name)
-        values[name] = read(section, table.get(name, {}), origin, own, _path(path, name))
+    settings = settings_of(cls)
+    for name in values:
+        if name not in settings:
+            nearest = difflib.get_close_matches(name[:100], settings, n=1, cutoff=0.0)[0]
+            raise ValueError(f"there is no setting {name[:60]!r}; the nearest one is {nearest}")
     if base is not None:
-        return dataclasses.replace(base, **values)  # type: ignore[type-var]  # a dataclass, as its class is
-    for name, one in settings.items():
-        if one.default is MISSING and name not in values:
-            raise BldaError(f"{origin}: {_path(path, name)} is missing; it should be {one.words()}")
-    return cls(**values)
+        return dataclasses.replace(base, **_fitted_values(settings, values))  # type: ignore[type-var]  # a dataclass
+    missing = next((one for one in settings.values() if one.default is MISSING and one.name not in values), None)
+    if missing is not None:
+        raise ValueError(f"{missing.name} is missing; it should be {missing.words()}")
+    return cls(**_fitted_values(settings, values))
 
 
-def write(settings: Any) -> str:
-    """Settings as TOML; what is None or an empty table is left out.
-
-    Args:
-        settings: a dataclass of settings and sections; other fields are no part of it.
-    """
-    return tomli_w.dumps(_table(settings))
-
-
-def _read_setting(one: Setting, value: Any, where: str) -> Any:
-    if typing.get_origin(one.hint) is not Mapping:
+def _fitted_values(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
         try:
-            return one.fit(value)
+            found[name] = settings[name].fit(value)
         except ValueError as error:
-            raise BldaError(f"{where} = {error}") from error
-    if not isinstance(value, Mapping):
-        raise BldaError(f"{where} = {_shown(value)} should be a table")
-    items = {}
-    for key, item in value.items():
-        if not key or "\0" in key:
-            raise BldaError(f"{where}: the key {_shown(key)} should be text")
-        try:
-            items[key] = one.fit_item(item)
-        except ValueError as error:
-            raise BldaError(f"{_path(where, key)} = {error}") from error
-    return items
-
-
-def _table(settings: Any) -> dict[str, Any]:
-    cls = type(settings)
-    table = {name: _plain(getattr(settings, name)) for name in settings_of(cls)}
-    table |= {name: _table(getattr(settings, name)) for name in sections_of(cls)}
-    return {name: value for name, value in table.items() if value is not None and value != {}}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return value.as_posix()
-    return str(value) if isinstance(value, str) else value
+            raise ValueError(f"{name} = {error}") from error
+    return found
 
 
 class _UnfitError(Exception):
@@ -346,19 +287,13 @@ def _innermost(hint: Any) -> Any:
     return hint
 
 
-def _path(path: str, key: str) -> str:
-    bare = all(c.isascii() and (c.isalnum() or c in "_-") for c in key) and 0 < len(key) <= 60
-    shown = key if bare else _shown(key)
-    return f"{path}.{shown}" if path else shown
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a message."""
     # How deep Python itself follows a value before it gives up differs between its versions.
     if _is_deeper(value, _DEEPEST):
         return "a value nested too deep to show"
     try:
-        return _short(json.dumps(value, ensure_ascii=False, default=str))
+        return short(json.dumps(value, ensure_ascii=False, default=str))
     except ValueError:  # a number of thousands of digits
         return "a value too long to show"
 
@@ -371,7 +306,7 @@ def _is_deeper(value: Any, depth: int) -> bool:
     return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """At most some 80 characters, none of which breaks the line."""
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

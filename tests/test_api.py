@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import blda_cli
 from blda_cli.core.choices import Shift
-from blda_cli.core.fitting import AlignmentSettings, Evidence, chosen_settings, fit_correction
-from blda_cli.core.fitting.settings import PUBLISHED
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import PUBLISHED, AlignmentSettings, chosen_settings
 from blda_cli.errors import BldaError
 
 C = 4

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blda_cli.errors import BldaError
-from blda_cli.settings import read, read_toml, setting, settings_of, write
+from blda_cli.settings import setting, settings_of
+from blda_cli.settings_files import read, read_toml, write
 
 
 class Colour(StrEnum):

@@ -36,11 +36,12 @@ class ConsoleMonitor:
         self._unit = ""
         self._what, self._total, self._done, self._before = "", 0, 0, 0
         self._said = self._since = 0.0
-        self._asked = False
+        self._asked = self._working = False
 
     def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self.stop()
+        self._working = True
         self._unit = unit
         self._what, self._total, self._done, self._before = what, total, done, done
         self._said = self._since = time.monotonic()
@@ -85,8 +86,8 @@ class ConsoleMonitor:
             self._bar = None
 
     def ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a signal handler's arguments
-        """Ask to stop; a second time, stop at once."""
-        if self._asked:
+        """Ask to stop; a second time, or before the work has begun, stop at once."""
+        if self._asked or not self._working:
             raise KeyboardInterrupt
         self._asked = True
         self.say("stopping after this batch (Ctrl-C again stops at once)")

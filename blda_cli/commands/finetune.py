@@ -1,6 +1,5 @@
 """``blda finetune``."""
 
-import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from blda_cli.commands.options import F, json_option, provenance, quiet_option, scales, size, together
+from blda_cli.commands.options import (
+    F,
+    json_option,
+    option_of,
+    provenance,
+    quiet_option,
+    size,
+    together,
+)
 from blda_cli.finetuning.methods import takers
 from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings, read_settings
-from blda_cli.settings import Setting, sections_of, settings_of
+from blda_cli.settings import sections_of, settings_of
 
 
 def _crop(value: Any) -> tuple[int, int]:
@@ -30,33 +36,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
         types: how to parse those whose own type does not tell.
     """
     settings = settings_of(sections_of(Settings)[section])
-    return together(*(_option(section, settings[name], types.get(name)) for name in names))
-
-
-def _option(section: str, one: Setting, parse: Callable[[Any], Any] | None) -> Callable[[F], F]:
-    """An option whose parameter is called ``section__name``."""
-
-    def fit(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        try:
-            return None if value is None else one.fit(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error), context, parameter) from error
-
-    flag = _flag(one.name)
-    attributes: dict[str, Any] = {"default": None if one.default == "" else one.default, "show_default": True}
-    if one.hint is bool:
-        flag += f"/--no-{flag[2:]}"
-    elif parse:
-        attributes |= {"type": parse, "default": ("," if parse is scales else "x").join(map(str, one.default))}
-        attributes["metavar"] = "S,S,..." if parse is scales else "PIXELS|HxW"
-    elif one.options():
-        attributes |= {"type": click.Choice(one.options()), "default": str(one.default)}
-    elif one.hint in (int, float, float | None):
-        limits: dict[str, Any] = {"min": one.low, "max": None if math.isinf(one.high) else one.high}
-        attributes["type"] = click.IntRange(**limits) if one.hint is int else click.FloatRange(**limits)
-    elif isinstance(one.default, tuple):
-        attributes |= {"type": int, "nargs": len(one.default), "show_default": " ".join(map(str, one.default))}
-    return click.option(flag, f"{section}__{one.name}", help=one.help, callback=fit, **attributes)
+    return together(*(option_of(settings[name], f"{section}__{name}", types.get(name)) for name in names))
 
 
 def _flag(name: str) -> str:
@@ -122,7 +102,6 @@ def _flag(name: str) -> str:
     "portion_limit",
     "label_scales",
     "label_flip",
-    label_scales=scales,
 )
 @_options("cag", "margin", "distance_weight", "discriminative_weight")
 @_options("run", "checkpoint_every", "log_every", "validate_every", "pictures_every", "export", "target_norms")
@@ -137,10 +116,7 @@ def _flag(name: str) -> str:
 @click.option("--workers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Threads that read images.")
 @json_option
 @quiet_option
-@click.pass_context
 def command(
-    context: click.Context,
-    /,
     output: Path,
     resume: bool,
     config: Path | None,
@@ -172,11 +148,7 @@ def command(
     if config is None and resume and (output / "config.toml").is_file():
         config = output / "config.toml"
     settings = read_settings(config) if config else Settings()
-    given = {
-        name.replace("__", "."): value
-        for name, value in options.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    given = {name.replace("__", "."): value for name, value in options.items() if value is not None}
     sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
     settings = settings.with_values(sets | given, "command line").resolved()
     for name in given:

@@ -1,37 +1,33 @@
-"""Options that several commands share, and what they stand for."""
+"""Options of commands, made from the fields of their requests, and the job that a command starts."""
 
+import functools
 import math
-import platform
+import pkgutil
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from blda_cli.version import __version__
+from blda_cli.errors import OptionError
+from blda_cli.pipelines.requests import options_of, request
+from blda_cli.settings import UNIONS, Setting
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
-    from blda_cli.core.choices import NormSource
-    from blda_cli.core.norms import MixedNorms, Norms
-    from blda_cli.data.classes import ClassSet
-    from blda_cli.data.labels import LabelReader
-    from blda_cli.data.source import ImageSource
-    from blda_cli.runtime.shards import ArrayShard, Shard
-    from blda_cli.segmenters.base import InferenceOptions, Segmenter
-    from blda_cli.segmenters.spec import SegmenterSpec
+    from blda_cli.pipelines.job import Job
     from blda_cli.store.provenance import Provenance
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_STRONGEST = 1000
 _MOST_SCALES = 32
 
 
@@ -39,7 +35,7 @@ def size(value: Any) -> tuple[int, int]:
     """Parse ``512x1024``, height first.
 
     Raises:
-        click.BadParameter: it is none.
+        click.BadParameter: it is not a size.
     """
     parts = value if isinstance(value, tuple) else str(value).lower().split("x")
     if len(parts) != 2 or not all(re.fullmatch("0*[1-9][0-9]{0,5}", str(part)) for part in parts):
@@ -51,7 +47,7 @@ def scales(value: Any) -> tuple[float, ...]:
     """Parse ``0.5,1.0``.
 
     Raises:
-        click.BadParameter: they are none.
+        click.BadParameter: it is not a list of scales.
     """
     try:
         numbers = tuple(float(part) for part in str(value).split(","))
@@ -62,38 +58,12 @@ def scales(value: Any) -> tuple[float, ...]:
     return numbers
 
 
-def strength(value: Any) -> float | str:
-    """Parse a number from 0, or ``auto``.
-
-    Raises:
-        click.BadParameter: it is neither, or beyond all sense.
-    """
+def number_or_word(value: Any) -> float | str:
+    """Parse a number; what is none is left as it is, for its setting to judge."""
     try:
-        number = math.nan if value == "auto" else float(value)
+        return float(value)
     except ValueError:
-        number = math.nan
-    if value != "auto" and not 0 <= number <= _STRONGEST:
-        raise click.BadParameter(f"{value!r} is neither a strength from 0 to {_STRONGEST} nor auto")
-    return value if value == "auto" else number
-
-
-def array_shard(value: Any) -> "ArrayShard":
-    """Parse ``3/8``.
-
-    Raises:
-        click.BadParameter: it is no shard.
-    """
-    from blda_cli.runtime.shards import ArrayShard
-
-    number, _, of = str(value).partition("/")
-    if not all(re.fullmatch("[0-9]{1,6}", part) for part in (number, of)) or not 1 <= int(number) <= int(of):
-        raise click.BadParameter(f"{value!r} is not a shard such as 3/8 (of 1/8 to 8/8)")
-    return ArrayShard(int(number), int(of))
-
-
-def choice(options: type[StrEnum]) -> "click.Choice[str]":
-    """One of an enumeration's values, as text."""
-    return click.Choice([str(one) for one in options])
+        return str(value)
 
 
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -107,299 +77,168 @@ def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-model_options = together(
-    click.option(
-        "--model",
-        required=True,
-        type=click.Path(),  # most often one, and so completed as one
-        metavar="MODEL",
-        help="The segmenter: a TOML file, hf:NAME, a Hugging Face folder, net.pt2, net.ts, net.onnx, module:factory "
-        "or logits:DIR.",
-    ),
-    click.option(
-        "--weights",
-        type=click.Path(path_type=Path),
-        help="Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only.",
-    ),
-)
-"""``--model`` and ``--weights``."""
+def option_of(one: Setting, name: str | None = None, parse: Callable[[Any], Any] | None = None) -> Callable[[F], F]:
+    """A click option of a setting; not given, its parameter is None and the setting's default holds.
 
-images_option = click.option(
-    "--images",
-    required=True,
-    type=click.Path(),
-    metavar="DIR",
-    help="The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
-)
-
-inference_options = together(
-    click.option("--slide", type=size, metavar="HxW", help="Run window by window of this size; overlaps are averaged."),
-    click.option(
-        "--stride", type=size, metavar="HxW", help="Step between windows.  [default: two thirds of the window]"
-    ),
-    click.option(
-        "--scales",
-        type=scales,
-        default="1.0",
-        show_default=True,
-        metavar="S,S,...",
-        help="Average over these image scales.",
-    ),
-    click.option("--flip", is_flag=True, help="Average with the flipped image."),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1, 1 << 16),
-        default=1,
-        show_default=True,
-        help="Images of one size to run together.",
-    ),
-    click.option("--amp", is_flag=True, help="Run the network in mixed precision."),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Where to run; auto takes a GPU where there is one.",
-    ),
-    click.option(
-        "--workers", type=click.IntRange(1, 1024), default=2, show_default=True, help="Threads that read images ahead."
-    ),
-    click.option(
-        "--on-error",
-        type=click.Choice(["stop", "skip"]),
-        default="stop",
-        show_default=True,
-        help="At an unreadable image: stop, or name it, count it and go on.",
-    ),
-)
-"""How images are run; :func:`inference_from` makes what they stand for."""
-
-calibrator_option = click.option(
-    "--calibrator",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Put the logits through a calibrator that fiducio fitted and saved.",
-)
-
-norms_option = click.option(
-    "--norms",
-    metavar="source|target|auto|FILE.h5",
-    help="What batch norms normalise by: the averages the network was trained with, those blended with the images' own "
-    "(auto: where the two lie far apart), or what a statistics file was collected with.  [default: source]",
-)
-
-
-NORMS_HINT = (
-    "batch norms: the averages of these images lie far from the network's own; statistics collected with "
-    "--norms target may bring more than any correction"
-)
-
-
-def norms_from(said: str | None) -> "Norms | MixedNorms | NormSource":
-    """What :data:`norms_option` stands for.
-
-    Raises:
-        BldaError: there is no such statistics file.
+    Args:
+        one: the setting; the option is called like it.
+        name: of the parameter; by default the setting's.
+        parse: turns text into a value, where the setting's type does not tell how.
     """
-    from blda_cli.core.choices import NormSource
-    from blda_cli.store.statistics import read_statistics
 
-    if said is None or said in list(NormSource):
-        return NormSource(said or "source")
-    return read_statistics(Path(said)).norms or NormSource.SOURCE
+    def fit(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if context.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT:
+            return None
+        try:
+            return one.fit(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    kind = _without_none(one.hint)
+    required = one.default is MISSING
+    default = None if required or one.default in ("", ()) else one.default
+    flag = f"--{one.name.replace('_', '-')}"
+    attributes: dict[str, Any] = {
+        "default": default,
+        "required": required,
+        "show_default": default is not None,
+        "metavar": one.metavar,
+    }
+    parse = parse or (_PARSERS.get(kind) if one.metavar else None)
+    item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    if kind is bool:
+        attributes["is_flag"] = True
+        flag += f"/--no-{flag[2:]}" if one.default or name else ""
+    elif parse:
+        attributes["type"] = parse
+        if isinstance(default, tuple):
+            attributes["default"] = ("," if parse is scales else "x").join(map(str, default))
+    elif item in (int, float):
+        attributes |= {"type": item, "nargs": len(one.default), "show_default": " ".join(map(str, one.default))}
+    elif item is not None:
+        attributes |= {"type": _type_of(item, one.options(item), one), "multiple": True}
+    else:
+        attributes["type"] = _type_of(kind, one.options(kind), one)
+        attributes["default"] = str(default) if isinstance(default, StrEnum) else default
+    return click.option(flag, name or one.name, help=one.help, callback=fit, **attributes)
 
 
-label_options = together(
-    click.option(
-        "--labels",
-        type=click.Path(),
-        metavar="DIR",
-        help="Ground truth: a folder (paired with the images by relative path), a glob, or a .txt list; for a "
-        "classifier a .csv of key,class.",
-    ),
-    click.option(
-        "--label-encoding",
-        metavar="NAME",
-        help="What the values in the label files mean: cityscapes-ids, cityscapes-train-ids, ade20k, ids, colors, ...  "
-        "[default: the TOML's, else told by names and contents]",
-    ),
-    click.option(
-        "--ignore-label",
-        type=click.IntRange(0, 65535),
-        metavar="VALUE",
-        help="A label value that means no class, besides the encoding's.",
-    ),
-)
-"""``--labels`` and what its files mean."""
+def _type_of(kind: Any, choices: tuple[str, ...], one: Setting) -> Any:
+    if choices:
+        return click.Choice(choices)
+    if kind in (int, float):
+        limits: dict[str, Any] = {
+            "min": None if math.isinf(one.low) else one.low,
+            "max": None if math.isinf(one.high) else one.high,
+        }
+        return click.IntRange(**limits) if kind is int else click.FloatRange(**limits)
+    return click.Path(path_type=Path) if kind is Path else click.Path() if one.path else click.STRING
 
-shard_option = click.option(
-    "--shard",
-    "array_shard",
-    type=array_shard,
-    metavar="I/N",
-    help="Take only the I-th of N shares of the images: the jobs of an array, each with its own --output, which "
-    "blda merge puts together.",
-)
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) not in UNIONS:
+        return hint
+    left = tuple(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return left[0] if len(left) == 1 else left
+
+
+_PARSERS: dict[Any, Callable[[Any], Any]] = {
+    tuple[int, int]: size,
+    tuple[float, ...]: scales,
+    (float, typing.Literal["auto"]): number_or_word,
+}
+
+
+def request_command(
+    cls: type, call: str, name: str, output: str, help: str, *, resumable: bool = True
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a command: options to a request, one call, and the decorated function that shows what the call returned.
+
+    The command has the options of the request, ``--output``, ``--overwrite``, ``--json`` and ``--quiet``. The function
+    is called as ``function(result, output, as_json)``, its docstring is the command's help.
+
+    Args:
+        cls: the request.
+        call: the pipeline, as ``package.module:function`` of the request and the job.
+        name: of the command.
+        output: stands for the value of ``--output`` in ``--help``.
+        help: of ``--output``.
+        resumable: an interrupted run can be continued by the same command.
+    """
+    settings = options_of(cls)
+    needed = [one for one in settings.values() if one.default is MISSING]
+    others = [one for one in settings.values() if one.default is not MISSING]
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def run(output: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+            values = {name: value for name, value in given.items() if value not in (None, ())}
+            with usage_errors():
+                asked: Any = request(cls, values)
+                with started(output, overwrite=overwrite, quiet=quiet, resumable=resumable) as job:
+                    result = pkgutil.resolve_name(call)(asked, job)
+            if job.shard.first:
+                function(result, output, as_json)
+
+        return click.command(name)(
+            together(
+                *map(option_of, needed),
+                click.option("--output", required=True, type=click.Path(path_type=Path), metavar=output, help=help),
+                *map(option_of, others),
+                click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+                json_option,
+                quiet_option,
+            )(run)
+        )
+
+    return decorate
+
 
 quiet_option = click.option("--quiet", is_flag=True, help="No progress and no remarks but of images left out.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
-def inference_from(
-    *,
-    slide: tuple[int, int] | None,
-    stride: tuple[int, int] | None,
-    scales: tuple[float, ...],
-    flip: bool,
-    batch_size: int,
-    amp: bool,
-    workers: int,
-    on_error: Literal["stop", "skip"],
-) -> "InferenceOptions":
-    """What :data:`inference_options` stand for."""
-    from blda_cli.segmenters.base import InferenceOptions
-
-    if stride is not None and slide is None:
-        raise click.UsageError("--stride is the step between the windows of --slide; give that too")
-    return InferenceOptions(
-        batch_size=batch_size,
-        workers=workers,
-        slide=slide,
-        stride=stride,
-        scales=scales,
-        flip=flip,
-        amp=amp,
-        on_error=on_error,
-    )
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """End errors of options that do not go together as click ends wrong usage: exit code 2."""
+    try:
+        yield
+    except OptionError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from error
 
 
-def refuse_alone(needed: str, given: Any, others: dict[str, Any]) -> None:
-    """Refuse options that do nothing without another one.
+@contextmanager
+def started(output: Path, *, overwrite: bool, quiet: bool, resumable: bool = True) -> "Iterator[Job]":
+    """Start the job of a command, under a monitor that listens for Ctrl-C.
 
     Args:
-        needed: the other option.
-        given: its value; None where it is not given.
-        others: values of the options that need it, by name.
+        output: the file or folder to write.
+        overwrite: replace what is there.
+        quiet: no progress and no remarks.
+        resumable: an interrupted run can be continued by the same command.
     """
-    for name, value in others.items():
-        if given is None and value is not None:
-            raise click.UsageError(f"{name} does nothing without {needed}: give that too, or leave it out")
+    from blda_cli.commands.console import monitored
+    from blda_cli.pipelines.job import Job
+    from blda_cli.runtime.shards import current_shard
+
+    shard = current_shard()
+    with monitored(quiet=quiet or not shard.first, resumable=resumable) as monitor:
+        yield Job(output, overwrite, provenance(), monitor, shard)
 
 
-def shared_out(
-    files: "Sequence[ImageSource]", array_shard: "ArrayShard | None", shard: "Shard"
-) -> "tuple[Sequence[ImageSource], dict[str, Any] | None]":
-    """The images that ``--shard`` leaves to this job, and what is to be recorded about it."""
-    if array_shard is None:
-        return files, None
-    if shard.world > 1:
-        raise click.UsageError("--shard is for jobs that do not know of each other; torchrun shares the images out")
-    return array_shard.share(files), array_shard.record([file.key for file in files])
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A segmenter and the images it is to run over."""
-
-    spec: "SegmenterSpec"
-    segmenter: "Segmenter"
-    files: "Sequence[ImageSource]"
-
-
-def load_subject(model: str, weights: Path | None, images: str, device: str, calibrator: Path | None = None) -> Subject:
-    """Find the images and load the segmenter.
-
-    Raises:
-        BldaError: one of them cannot be.
-    """
-    from blda_cli.data.images import find_images
-    from blda_cli.data.logit_arrays import find_logits
-    from blda_cli.files import real
-    from blda_cli.runtime.device import choose_device
-    from blda_cli.segmenters import load_segmenter
-    from blda_cli.segmenters.calibrated import calibrated
-    from blda_cli.segmenters.spec import parse_model
-
-    spec = parse_model(model, weights)
-    array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
-    own_folder = array_folder is not None and Path(images).is_dir() and real(Path(images)) == real(Path(array_folder))
-    files: Sequence[ImageSource] = find_logits(images) if own_folder else find_images(images, spec.preprocessing.pixels)
-    with redirect_stdout(sys.stderr):  # a factory may print, and the result may be wanted as JSON
-        segmenter = load_segmenter(spec, choose_device(device))
-    if calibrator is not None:
-        segmenter = calibrated(segmenter, calibrator)
-    return Subject(spec, segmenter, files)
-
-
-def read_labels(
-    spec: "SegmenterSpec",
-    files: "Sequence[ImageSource]",
-    classes: "ClassSet",
-    labels: str,
-    encoding: str | None,
-    ignore: int | None,
-) -> "LabelReader":
-    """Pair images with their labels, as :data:`label_options` and the model's TOML say.
-
-    Raises:
-        BldaError: an image has no label, or the encoding does not fit.
-    """
-    from blda_cli.data.encodings import custom_encoding
-    from blda_cli.data.labels import label_reader
-
-    chosen = encoding or spec.labels.encoding or "auto"
-    return label_reader(
-        files,
-        labels,
-        classes,
-        encoding=custom_encoding(spec.labels.mapping) if spec.labels.mapping and not encoding else chosen,
-        groups=spec.classes.groups or None,
-        ignore=ignore,
-    )
-
-
-def provenance(
-    source: str | None = None,
-    labels: Mapping[str, Any] | None = None,
-    norms: str | None = None,
-    shard: Mapping[str, Any] | None = None,
-) -> "Provenance":
-    """What a command writes down about how its output came to be: itself, the versions and the time.
-
-    Args:
-        source: where its images are from.
-        labels: what is known of their labels.
-        norms: as :data:`norms_option`.
-        shard: as :func:`shared_out`.
-    """
-    import h5py
-    import numpy
-    import torch
-
-    from blda_cli.store.provenance import Provenance
+def provenance() -> "Provenance":
+    """Provenance record of this command: command line, options, versions, timestamp."""
+    from blda_cli.store.provenance import current_provenance
 
     context = click.get_current_context()
-    return Provenance(
-        command=shlex.join(["blda", *sys.argv[1:]]),
-        options={
+    return current_provenance(
+        shlex.join(["blda", *sys.argv[1:]]),
+        {
             one.opts[0]: _as_written(context.params[str(one.name)], several=one.nargs > 1 or one.multiple)
             for one in context.command.params
             if isinstance(one, click.Option)
             and context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
         },
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={
-            "blda": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "h5py": h5py.__version__,
-        },
-        source=source,
-        labels=labels,
-        norms=norms or "source",
-        shard=shard,
     )
 
 

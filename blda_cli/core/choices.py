@@ -1,29 +1,6 @@
-"""What a user can choose between, by name; no torch here, so that the command line can offer the names at once.
-
-A new correction is a module in :mod:`blda_cli.core.fitting`, a line in its ``METHODS`` and a name here.
-"""
+"""Enumerations of values that users choose between. No torch here, so that the command line can offer them at once."""
 
 from enum import StrEnum
-
-
-class Method(StrEnum):
-    """What corrects the logits."""
-
-    BLDA = "blda"
-    LOGIT_ADJUST = "logit-adjust"
-    PRIOR_SHIFT = "prior-shift"
-    CLASS_CONFIDENCE = "class-confidence"
-    SUPERVISED = "supervised"
-    NONE = "none"
-
-    @property
-    def uses_cells(self) -> bool:
-        """Whether it is fitted to the cells of a label source."""
-        return self in (Method.BLDA, Method.LOGIT_ADJUST)
-
-
-MODERATED = (Method.BLDA, Method.LOGIT_ADJUST)
-"""Methods whose strength is found without labels; the others set their own."""
 
 
 class Shift(StrEnum):

@@ -20,9 +20,9 @@ from blda_cli.finetuning.validation import validate
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import is_out_of_memory
 
 _INTERRUPT_STEPS = 10

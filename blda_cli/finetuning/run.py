@@ -24,11 +24,12 @@ from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+from blda_cli.pipelines.job import Job
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
 from blda_cli.store.provenance import Provenance
@@ -237,12 +238,8 @@ def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> 
     collect_statistics(
         segmenter,
         loop.target[::stride],
-        folder.path / "statistics.h5",
+        Job(folder.path / "statistics.h5", overwrite=True, provenance=provenance, monitor=loop.monitor, shard=Shard()),
         counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=InferenceOptions(workers=loop.machine.workers),
         labels=None,
-        provenance=provenance,
-        overwrite=True,
-        monitor=loop.monitor,
-        shard=Shard(),
     )

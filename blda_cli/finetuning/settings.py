@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
-from blda_cli.settings import read, read_toml, setting, write
+from blda_cli.settings import setting
+from blda_cli.settings_files import read, read_toml, write
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class TrainingSettings:
         "none", "What corrects the method's cross-entropy; dacs with blda is method blda.", choices=CORRECTIONS
     )
     iterations: int = setting(40_000, "Optimiser steps.", at_least=1)
-    crop: tuple[int, int] = setting((512, 512), "Size of the training crops.", at_least=8, form="[height, width]")
+    crop: tuple[int, int] = setting(
+        (512, 512), "Size of the training crops.", at_least=8, form="[height, width]", metavar="PIXELS|HxW"
+    )
     batch_size: int = setting(
         2, "Source crops, and as many target crops, a step and process.", at_least=1, at_most=1 << 16
     )
@@ -157,7 +160,10 @@ class RoundSettings:
     portion_step: float = setting(0.05, "How much that grows a round.", at_least=0, at_most=1)
     portion_limit: float = setting(0.5, "How far it grows.", at_least=0, at_most=1)
     label_scales: tuple[float, ...] = setting(
-        (1.0,), "Image scales that a round's labels are averaged over (published for testing: 0.5,0.75,1.0).", above=0
+        (1.0,),
+        "Image scales that a round's labels are averaged over (published for testing: 0.5,0.75,1.0).",
+        above=0,
+        metavar="S,S,...",
     )
     label_flip: bool = setting(False, "Average a round's labels with those of the mirrored image.")
     mined_share: float = setting(

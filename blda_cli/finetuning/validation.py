@@ -7,7 +7,8 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.kernels import argmax
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.options import InferenceOptions
 
 
 def validate(segmenter: Segmenter, files: Sequence[ImageSource], labels: LabelReader, workers: int) -> dict[str, Any]:

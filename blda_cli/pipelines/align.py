@@ -1,24 +1,45 @@
 """``blda align``: run the segmenter again and write corrected predictions."""
 
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.corrections import Correction
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.fitting import Evidence, resolve_strength
+from blda_cli.core.fitting.strength import domain_gap
 from blda_cli.core.kernels import argmax
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.data.images import refuse_among
 from blda_cli.data.loader import SkippedFile
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.collect import CHECKPOINT_SECONDS, input_stamp, model_identity
+from blda_cli.files import real
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
+from blda_cli.pipelines.collect import (
+    CHECKPOINT_SECONDS,
+    NORMS_HINT,
+    CountingOptions,
+    check_images,
+    collect_statistics,
+    input_stamp,
+    requested_norms,
+)
+from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import AlignRequest, FilesRequest
+from blda_cli.pipelines.subject import Subject, load_subject
+from blda_cli.reporting.words import found_gap, norms_step
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter, model_identity
+from blda_cli.segmenters.norms import use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store import prediction_folder
 from blda_cli.store.differences import difference_of
 from blda_cli.store.predictions import (
@@ -30,127 +51,135 @@ from blda_cli.store.predictions import (
     write_classifications,
     write_record,
 )
-from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile
 
 
-def evidence_from_files(
-    settings: AlignmentSettings,
-    target: StatisticsFile,
-    anchors: StatisticsFile,
-    labelled: StatisticsFile | None = None,
-    priors: StatisticsFile | None = None,
-) -> Evidence:
-    """What files hold for a correction to be fitted to.
+def align(request: AlignRequest, job: Job) -> RunRecord:
+    """Load a segmenter, fit the correction and write corrected predictions of the images to ``job.output``.
 
     Args:
-        settings: method, form and strength.
-        target: statistics of the images to be corrected.
-        anchors: statistics whose pooled cells are the anchors; ``target`` itself where there are no others.
-        labelled: statistics with ground truth of a few images like the target's, for the supervised method.
-        priors: statistics with ground truth that tells where the classes lie, e.g. of the source domain.
+        request: the segmenter, the images, the statistics and the correction.
+        job: where to write.
 
     Returns:
-        The evidence, its tensors on the CPU.
+        The record of the folder (in every process).
 
     Raises:
-        BldaError: a file lacks the label source, or the two are of different classes or logit spaces.
+        BldaError: the segmenter, an image or a statistics file cannot be read, the statistics are of another model,
+            or the predictions cannot be written.
+        Interrupted: the user asked to stop.
     """
-    held = list(target.statistics.cells)
-    source = settings.label_source if settings.method.uses_cells or not held else held[0]
-    if anchors.classes.names != target.classes.names:
-        raise BldaError("the anchors are of other classes than the statistics: collect both with the same model")
-    if anchors.statistics.space != target.statistics.space:
-        raise BldaError(
-            f"the anchors hold {anchors.statistics.space} logits, the statistics {target.statistics.space} ones: "
-            "collect both with the same --logit-space"
+    settings, files, inference, say = request.alignment, request.files, request.inference, job.monitor.say
+    # Files are looked at before the network is loaded, so that a misspelt name is refused at once.
+    prediction_folder.check_folder(job.output, job.overwrite)
+    refuse_among(job.output, request.subject.images, [])
+    inputs = AlignmentInputs.read(files) if files.stats else None
+    subject = load_subject(request.subject, inference.device, job.shard)
+    refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
+    _refuse_clashes(subject.share, scores=request.save_scores)
+    segmenter = subject.segmenter
+    with job.running():
+        if inputs is None:
+            inputs = AlignmentInputs.read(files, _collected(request, subject, job))
+        target = inputs.target.content
+        use_norms(segmenter, target.norms)
+        inputs.check(segmenter, inference, force=request.force)
+        for used in inputs.every():
+            if not used.content.complete:
+                say(f"{used.path} is of an interrupted run: it counts {used.content.statistics.images} images")
+        if settings.tau == 0 or settings.method == "none":
+            say("nothing is corrected: the predictions are the network's argmax")
+        evidence = inputs.evidence(settings)
+        _say_impossible(evidence, target, files, say)
+        fitted = replace(settings, tau=resolve_strength(settings, evidence))
+        record = write_predictions(
+            segmenter,
+            subject.share,
+            job.recording(source=request.subject.images, labels=asdict(subject.spec.labels), shard=subject.record),
+            fit(fitted, evidence),
+            settings=fitted,
+            statistics=inputs.record(),
+            inference=inference,
+            original_ids=request.ids,
+            save_scores=request.save_scores,
         )
-    for content in (target, anchors):
-        if source not in content.statistics.cells:
-            others = ", ".join(content.statistics.cells)
-            raise BldaError(f"--label-source {source}: the statistics hold only {others}; collect that source too")
-    cells = anchors.statistics.cells[source]
-    if priors is not None and priors.classes.names != target.classes.names:
-        raise BldaError("the spatial priors are of other classes than the statistics: collect both with the same model")
-    places = priors.statistics.positions if priors else None
-    if priors is not None and (places is None or not bool(places.counts.any())):
-        raise BldaError(
-            "the file given for the spatial priors does not tell where classes lie in the images: collect it with "
-            "--labels, by this version of blda"
+    if settings.finds_strength:
+        gap = domain_gap(target.statistics.sample, target.norms_shifted)
+        say(found_gap(gap, target.statistics.images))
+        if gap.distance > 0 and not target.norms_shifted:
+            command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]
+            more = "labels of a few images, views or training may bring more: the report says how"
+            say(f"{more}: {shlex.join(map(str, command))}")
+    for note in segmenter.notes:
+        say(note)
+    if target.norms_shifted:
+        say(f"{NORMS_HINT}: {norms_step(target.provenance).command}")
+    job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
+    return record
+
+
+def _collected(request: AlignRequest, subject: Subject, job: Job) -> StatisticsInput:
+    """Statistics of the images themselves, kept from an earlier run or collected now, as OUTPUT.h5."""
+    norms = request.norms.norms
+    output = job.output
+    path = Path(f"{output if output.name else real(output)}.h5")
+    own = replace(job, output=path).recording(source=request.subject.images, norms=norms or "source")
+    with own.lock():
+        if path.exists() and not job.shard.path(path).exists() and not job.overwrite:
+            held = StatisticsInput.read(path)
+            if norms and held.content.provenance.norms != norms:
+                raise BldaError(f"{path} is there, but was not collected with --norms {norms}: --overwrite replaces it")
+            job.monitor.say(f"no --stats given: {path} is used, which is there")
+            check_images(held.content, path, subject.segmenter, subject.images)
+            return held
+        job.monitor.say(f"no --stats given: statistics are collected first, as {path}")
+        collect_statistics(
+            subject.segmenter,
+            subject.images,
+            own,
+            counting=CountingOptions(tuple(dict.fromkeys((LabelSource.PSEUDO, request.alignment.label_source)))),
+            inference=request.inference,
+            labels=None,
+            norms=requested_norms(request.norms),
         )
-    return Evidence(
-        target.statistics,
-        cells,
-        labelled.statistics if labelled else None,
-        places.priors() if places else None,
-        norms_shifted=target.norms_shifted,
-    )
+        return StatisticsInput.read(path)
 
 
-def fit_from_files(settings: AlignmentSettings, target: StatisticsFile, anchors: StatisticsFile) -> Correction:
-    """Fit a correction to what files hold; see :func:`evidence_from_files`."""
-    return fit(settings, evidence_from_files(settings, target, anchors))
-
-
-def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
-    """Fit a correction.
-
-    Raises:
-        BldaError: the evidence lacks what the method needs.
-    """
-    try:
-        return fit_correction(settings, evidence)
-    except ValueError as error:
-        raise BldaError(str(error)) from error
-
-
-def check_statistics(
-    segmenter: Segmenter, inference: InferenceOptions, content: StatisticsFile, path: Path, *, force: bool
+def _say_impossible(
+    evidence: Evidence, target: StatisticsFile, files: FilesRequest, say: Callable[[str], None]
 ) -> None:
-    """Refuse statistics that are not of this segmenter, run this way.
-
-    Args:
-        segmenter: the segmenter.
-        inference: how it is run.
-        content: the statistics.
-        path: what to call them.
-        force: accept all that can be used at all.
-
-    Raises:
-        BldaError: model, preprocessing, ways of running or classes differ; the message names the difference.
-    """
-    if len(content.classes) != len(segmenter.classes):
-        raise BldaError(
-            f"{path} is of {len(content.classes)} classes, the model has {len(segmenter.classes)}: "
-            "collect statistics with this model"
-        )
-    if force:
+    """Name classes that the spatial priors rule out everywhere."""
+    if evidence.priors is None:
         return
-    difference = difference_of(content.model, model_identity(segmenter, inference))
-    if difference is None and content.classes.names != segmenter.classes.names:
-        difference = "the classes"
-    if difference:
-        raise BldaError(
-            f"{path} was made with another model or preprocessing: it differs in {difference}; "
-            "collect statistics with this one, or --force"
-        )
+    never = [n for n, prior in zip(target.classes.names, evidence.priors, strict=True) if not bool((prior > 0).any())]
+    if never:
+        say(f"{files.spatial_priors}: no label is {', '.join(never)}, so the priors rule that out everywhere")
 
 
-def align(
+def _refuse_clashes(files: Sequence[ImageSource], *, scores: bool) -> None:
+    """Refuse images of which one's prediction would have the name of the other's folder."""
+    keys = {file.key: file.location for file in files}
+    folders = {parent.as_posix(): file for file in files for parent in PurePosixPath(file.key).parents}
+    for suffix in (".png", ".h5")[: 1 + scores]:
+        for folder, file in folders.items():
+            if folder.endswith(suffix) and folder.removesuffix(suffix) in keys:
+                other = keys[folder.removesuffix(suffix)]
+                raise BldaError(
+                    f"{other} would be predicted as {folder}, the folder of {file.location}: rename one of them"
+                )
+
+
+def write_predictions(
     segmenter: Segmenter,
     files: Sequence[ImageSource],
-    folder: Path,
+    job: Job,
     correction: Correction,
     *,
     settings: AlignmentSettings,
     statistics: Mapping[str, Any],
     inference: InferenceOptions,
-    original_ids: bool,
-    save_scores: bool,
-    provenance: Provenance,
-    overwrite: bool,
-    monitor: Monitor,
-    shard: Shard,
+    original_ids: bool = False,
+    save_scores: bool = False,
 ) -> RunRecord:
     """Write corrected predictions of images.
 
@@ -159,17 +188,13 @@ def align(
     Args:
         segmenter: gives the logits.
         files: the images.
-        folder: where to write, see :mod:`blda_cli.store.predictions`.
+        job: where to write, see :mod:`blda_cli.store.predictions`.
         correction: what corrects them, as ``settings`` say.
         settings: recorded.
         statistics: recorded: file name and digest of the statistics.
         inference: how images are run.
         original_ids: write the data set's original ids in place of class ids.
         save_scores: also keep the scores.
-        provenance: recorded.
-        overwrite: replace predictions that are there, once these are complete.
-        monitor: is told the progress.
-        shard: this process among those of ``torchrun``.
 
     Returns:
         The record of the folder (in every process).
@@ -179,6 +204,7 @@ def align(
             be written.
         Interrupted: the user asked to stop.
     """
+    folder, overwrite, monitor, shard, provenance = job.output, job.overwrite, job.monitor, job.shard, job.provenance
     classes = segmenter.classes
     record = RunRecord(
         classes=list(classes.names),

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,11 +17,15 @@ from blda_cli.data.loader import SkippedFile
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import claim, stamp
+from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import CollectRequest, NormsRequest
+from blda_cli.pipelines.subject import load_subject, read_labels
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter, model_identity
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.differences import difference_of
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
@@ -34,6 +37,12 @@ from blda_cli.store.statistics import (
 )
 
 CHECKPOINT_SECONDS = 120.0
+
+
+NORMS_HINT = (
+    "batch norms: the averages of these images lie far from the network's own; statistics collected with "
+    "--norms target may bring more than any correction"
+)
 
 
 @dataclass(frozen=True)
@@ -51,21 +60,8 @@ class CountingOptions:
     bins: int = DEFAULT_BINS
 
 
-def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[str, Any]:
-    """What makes the logits what they are: the segmenter and the ways of running it that change them."""
-    return {
-        **segmenter.identity,
-        "inference": {
-            "slide": list(inference.slide) if inference.slide else None,
-            "stride": list(inference.stride) if inference.stride else None,
-            "scales": list(inference.scales),
-            "flip": inference.flip,
-        },
-    }
-
-
 def input_stamp(segmenter: Segmenter, file: ImageSource, labels: LabelReader | None = None) -> str:
-    """The state of all that is read for an image."""
+    """The fingerprint of all that is read for an image."""
     read = [file]
     with suppress(BldaError):  # there is none, which reading will say
         read.append(segmenter.origin(file))
@@ -95,47 +91,105 @@ def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, file
             raise BldaError(f"{path} counted {by_key[key].location} before that changed: --overwrite replaces it")
 
 
+def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
+    """Load a segmenter, count its logits over the images and write the statistics to ``job.output``.
+
+    Args:
+        request: the segmenter, the images, their labels and what to count.
+        job: where to write.
+
+    Returns:
+        The content of the file (in every process).
+
+    Raises:
+        BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
+        Interrupted: the user asked to stop.
+    """
+    norms = requested_norms(request.norms)
+    subject = load_subject(request.subject, request.inference.device, job.shard)
+    reader = read_labels(subject, request.labelled)
+    job = job.recording(
+        source=request.subject.images,
+        labels=None
+        if reader is None
+        else {
+            "source": request.labelled.labels,
+            "encoding": reader.encoding,
+            "ignore": request.labelled.ignore_label,
+        },
+        norms=request.norms.norms or "source",
+        shard=subject.record,
+    )
+    with job.running():
+        content = collect_statistics(
+            subject.segmenter,
+            subject.share,
+            job,
+            counting=CountingOptions(request.sources, request.logit_space, request.bins),
+            inference=request.inference,
+            labels=reader,
+            norms=norms,
+        )
+    say = job.monitor.say
+    for note in subject.segmenter.notes:
+        say(note)
+    if content.norms_shifted:
+        say(NORMS_HINT)
+    elif request.norms.norms == "auto" and content.norms is None:
+        say("batch norms: the network keeps its own, as the averages of these images lie near")
+    job.monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
+    confusion = content.statistics.confusion
+    if reader is not None and confusion is not None and content.statistics.pixels:
+        ignored = 1 - int(confusion.counts.sum()) / content.statistics.pixels
+        say(f"labels: {reader.encoding}; {ignored:.1%} of the pixels have no class")
+    return content
+
+
+def requested_norms(request: NormsRequest) -> Norms | MixedNorms | NormSource:
+    """The norm source that ``--norms`` names.
+
+    Raises:
+        BldaError: there is no such statistics file.
+    """
+    if request.norms is None or request.norms in list(NormSource):
+        return NormSource(request.norms or "source")
+    return read_statistics(Path(request.norms)).norms or NormSource.SOURCE
+
+
 def collect_statistics(
     segmenter: Segmenter,
     files: Sequence[ImageSource],
-    output: Path,
+    job: Job,
     *,
     counting: CountingOptions,
     inference: InferenceOptions,
     labels: LabelReader | None,
     norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
-    provenance: Provenance,
-    overwrite: bool,
-    monitor: Monitor,
-    shard: Shard,
 ) -> StatisticsFile:
     """Count the logits of images and write them to a file.
 
-    What is counted so far is kept beside ``output`` every two minutes, at an interruption and at an error; the same
-    call goes on from there.
+    Every two minutes, at an interruption and at an error the counts so far are kept beside the output; the same call
+    goes on from there.
 
     Args:
         segmenter: gives the logits.
         files: the images.
-        output: the HDF5 file to write.
+        job: where to write; its provenance's ``source``, ``labels``, ``norms`` and ``shard`` say what is counted.
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
         norms: what the segmenter's batch norms normalise by from now on: its own averages, those of ``files``, these
             where they lie far from its own, or given ones.
-        provenance: how the file comes to be; its ``source``, ``labels``, ``norms`` and ``shard`` say what is counted.
-        overwrite: replace ``output`` and forget what an earlier call kept.
-        monitor: is told the progress.
-        shard: this process among those of ``torchrun``.
 
     Returns:
-        The content of ``output`` (in every process).
+        The content of the file (in every process).
 
     Raises:
-        BldaError: ``output`` exists or cannot be written, an image cannot be read, or what an earlier call kept is
-            of another model or of other images.
+        BldaError: the file exists or cannot be written, an image cannot be read, or what an earlier call kept is of
+            another model or of other images.
         Interrupted: the user asked to stop.
     """
+    output, overwrite, monitor, shard, provenance = job.output, job.overwrite, job.monitor, job.shard, job.provenance
     claim(output, overwrite=overwrite or _being_replaced(output, shard))
     part = shard.path(output)
     content = StatisticsFile(

@@ -8,6 +8,8 @@ from typing import Any
 
 from blda_cli.errors import BldaError
 from blda_cli.files import claim, real
+from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import MergeRequest
 from blda_cli.store import prediction_folder
 from blda_cli.store.differences import difference_of, of_one_kind
 from blda_cli.store.predictions import (
@@ -22,7 +24,6 @@ from blda_cli.store.predictions import (
     write_classifications,
     write_record,
 )
-from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
     StatisticsFile,
     merge_statistics,
@@ -31,22 +32,28 @@ from blda_cli.store.statistics import (
 )
 
 
-def merge_files(paths: Sequence[Path], output: Path, *, provenance: Provenance, overwrite: bool) -> StatisticsFile:
-    """Add statistics of different images up.
+def merge(request: MergeRequest, job: Job) -> StatisticsFile | RunRecord:
+    """Put statistics files, or folders of predictions, of different images together as ``job.output``.
 
     Args:
-        paths: files of statistics.
-        output: the file to write; it may be one of them.
-        provenance: recorded.
-        overwrite: replace ``output``.
+        request: the parts.
+        job: where to write; the output may be one of the parts.
 
     Returns:
         What was written.
 
     Raises:
-        BldaError: the files do not add up, a shard is missing or there twice, or ``output`` cannot be written.
+        BldaError: the parts do not go together, a shard is missing or there twice, or the output cannot be written.
     """
-    claim(output, overwrite=overwrite)
+    folders = all(path.is_dir() for path in request.parts)
+    with job.running():
+        return merge_folders(request.parts, job) if folders else merge_files(request.parts, job)
+
+
+def merge_files(paths: Sequence[Path], job: Job) -> StatisticsFile:
+    """Add statistics of different images; see :func:`merge`."""
+    output = job.output
+    claim(output, overwrite=job.overwrite)
     _refuse_twice(paths)
     shards = []
 
@@ -61,27 +68,17 @@ def merge_files(paths: Sequence[Path], output: Path, *, provenance: Provenance, 
     if whole.statistics.images == 0:
         raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
     summed = whole.provenance
-    whole.provenance = replace(provenance, norm_shift=summed.norm_shift, skipped=summed.skipped, merged=summed.merged)
+    whole.provenance = replace(
+        job.provenance, norm_shift=summed.norm_shift, skipped=summed.skipped, merged=summed.merged
+    )
     write_statistics(output, whole)
     return whole
 
 
-def merge_folders(paths: Sequence[Path], output: Path, *, provenance: Provenance, overwrite: bool) -> RunRecord:
-    """Put corrected predictions of different images into one folder.
-
-    Args:
-        paths: folders of predictions; they stay as they are.
-        output: the folder to write.
-        provenance: recorded.
-        overwrite: replace predictions that are there.
-
-    Returns:
-        The record of ``output``.
-
-    Raises:
-        BldaError: the folders were not made alike, a shard is missing or there twice, or ``output`` cannot be written.
-    """
-    prediction_folder.check_folder(output, overwrite)
+def merge_folders(paths: Sequence[Path], job: Job) -> RunRecord:
+    """Put folders of predictions of different images together; see :func:`merge`. The parts stay as they are."""
+    output = job.output
+    prediction_folder.check_folder(output, job.overwrite)
     _refuse_twice([*paths, output])
     records = [read_record(path / RECORD) for path in paths]
     owners: dict[str, Path] = {}
@@ -94,7 +91,7 @@ def merge_folders(paths: Sequence[Path], output: Path, *, provenance: Provenance
     if not whole.changed:
         raise BldaError(f"{paths[0]} and the others hold no prediction: there is nothing to write")
     parts = tuple(record.provenance for record in records)
-    whole.provenance = replace(provenance, labels=parts[0].labels, skipped=whole.skipped, merged=parts)
+    whole.provenance = replace(job.provenance, labels=parts[0].labels, skipped=whole.skipped, merged=parts)
     work = prediction_folder.begin(output, overwrite=True)
     try:
         for path, record in zip(paths, records, strict=True):

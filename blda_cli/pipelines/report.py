@@ -1,7 +1,6 @@
 """``blda report``: put statistics, predictions and labels together."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from blda_cli.core.choices import Method
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, chosen_settings
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import file_digest, replacing
-from blda_cli.pipelines.align import fit_from_files
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, fit
+from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import LabelRequest, ReportRequest
 from blda_cli.reporting.build import build_report, picture_source
 from blda_cli.reporting.comparison import compare_methods
 from blda_cli.reporting.data_files import to_csv, to_json
@@ -31,7 +30,6 @@ from blda_cli.store.predictions import (
     PREDICTIONS,
     RECORD,
     AlignedFolder,
-    RunRecord,
     prediction_path,
     read_record,
 )
@@ -41,33 +39,12 @@ from blda_cli.store.statistics import StatisticsFile, read_statistics
 OUTPUTS = ("report.html", "report.json", "report.csv")
 
 
-def report(
-    stats: str | Path,
-    aligned: Sequence[str | Path] = (),
-    *,
-    labels: str | None = None,
-    label_encoding: str | None = None,
-    ignore_label: int | None = None,
-    compare: bool = False,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    provenance: Provenance = Provenance(),  # noqa: B008  # frozen
-    monitor: Monitor | None = None,
-) -> Report:
+def report(request: ReportRequest, job: Job | None = None) -> Report:
     """Report how over- or under-predicted each class is, and what corrections changed.
 
     Args:
-        stats: the statistics.
-        aligned: folders of corrected predictions.
-        labels: folder, glob or list of label files that score them.
-        label_encoding: what the labels' values mean; None takes what the model's description says, or tells it by
-            names and contents.
-        ignore_label: a value that means no class.
-        compare: also try every method on the sampled pixels.
-        output: a folder to write ``report.html``, ``report.json`` and ``report.csv`` to.
-        overwrite: replace a report that is there.
-        provenance: of the report itself.
-        monitor: is told the progress.
+        request: the statistics, folders of corrected predictions and labels.
+        job: where to write ``report.html``, ``report.json`` and ``report.csv``; None writes nothing.
 
     Returns:
         The report's numbers.
@@ -76,14 +53,21 @@ def report(
         BldaError: a file cannot be read or written, or the files do not fit each other.
         Interrupted: the user asked to stop.
     """
-    stats = Path(stats)
-    if output is not None:
-        _check_output(Path(output), overwrite=overwrite)
+    if job is None:
+        return _report(request, None, Provenance(), SilentMonitor())
+    with job.running():
+        return _report(request, job, job.provenance, job.monitor)
+
+
+def _report(request: ReportRequest, job: Job | None, provenance: Provenance, monitor: Monitor) -> Report:
+    stats, labelled = request.stats, request.labelled
+    if job is not None:
+        _check_output(job.output, overwrite=job.overwrite)
     content = read_statistics(stats)
-    if compare and not len(content.statistics.sample):
+    if request.compare and not len(content.statistics.sample):
         raise BldaError(f"{stats} keeps no sampled pixels, so --compare has nothing to try methods on")
-    folders = _open_folders([Path(folder) for folder in aligned], stats, content.classes)
-    reader = _label_reader(folders, labels, label_encoding, ignore_label) if labels else None
+    folders = _open_folders(request.aligned, stats, content.classes)
+    reader = _label_reader(folders, labelled) if labelled.labels else None
     digest = file_digest(stats)
     remarks = [
         f"{folder.path} was corrected with other statistics than those shown here: {folder.record.statistics['file']}."
@@ -95,7 +79,7 @@ def report(
         for folder in folders
         if folder.record.model != folders[0].record.model
     ]
-    confusions = _confusions(folders, reader, len(content.classes), monitor or SilentMonitor()) if reader else None
+    confusions = _confusions(folders, reader, len(content.classes), monitor) if reader else None
     made: dict[str, Any] = {
         **provenance.as_json(),
         "statistics": {
@@ -113,12 +97,12 @@ def report(
         content,
         [(str(folder.path), folder.record) for folder in folders],
         confusions,
-        compare_methods(content) if compare else [],
+        compare_methods(content) if request.compare else [],
         made,
         remarks,
     )
-    if output is not None:
-        _write(result, content, folders, Path(output))
+    if job is not None:
+        _write(result, content, folders, job.output)
     return result
 
 
@@ -137,27 +121,26 @@ def _open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) ->
     return folders
 
 
-def _label_reader(
-    folders: Sequence[AlignedFolder], labels: str, encoding: str | None, ignore: int | None
-) -> LabelReader:
+def _label_reader(folders: Sequence[AlignedFolder], request: LabelRequest) -> LabelReader:
     """Pair the images of folders of predictions with their labels."""
+    assert request.labels is not None
     if not folders:
         raise BldaError(
             "--labels scores the predictions of --aligned folders: give one, or collect the statistics with --labels"
         )
     record = folders[0].record
     described = record.provenance.labels or {}
-    if encoding is None and described.get("mapping"):
+    if request.label_encoding is None and described.get("mapping"):
         meaning: str | LabelEncoding = custom_encoding(described["mapping"])
     else:
-        meaning = encoding or described.get("encoding") or "auto"
+        meaning = request.label_encoding or described.get("encoding") or "auto"
     return label_reader(
         folders[0].files,
-        labels,
+        request.labels,
         record.class_set,
         encoding=meaning,
         groups=record.model.get("groups") or None,
-        ignore=ignore,
+        ignore=request.ignore_label,
     )
 
 
@@ -218,32 +201,12 @@ def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Den
     """The distributions of the statistics, and as the first folder's correction moves them."""
     source = picture_source(content.statistics)
     cells = content.statistics.cells[source]
-    settings = recorded_settings(folders[0].record.settings) if folders else None
-    if settings is None or settings.method is Method.SUPERVISED:  # which moves pixels, not cells
+    record = folders[0].record if folders else None
+    inputs = AlignmentInputs.recorded(record.statistics) if record else None
+    if record is None or inputs is None or inputs.spatial_priors or not record.alignment.entry.moves_cells:
         return densities(cells, cells, None)
-    files = _fitted_from(folders[0].record)
-    if files is None:
-        return densities(cells, cells, None)
-    target, anchors = files
-    return densities(cells, anchors.statistics.cells.get(source, cells), fit_from_files(settings, target, anchors))
-
-
-def _fitted_from(record: RunRecord) -> tuple[StatisticsFile, StatisticsFile] | None:
-    """The statistics a correction was fitted to, the target's and the anchors'; None if they are not as they were."""
-    used = record.statistics
-    target = Path(used["file"])
-    anchors = Path(used["anchors"]) if used["anchors"] else target
-    digests = (used["sha256"], used["anchors_sha256"] or used["sha256"])
-    for path, digest in zip((target, anchors), digests, strict=True):
-        if not path.is_file() or file_digest(path) != digest:
-            return None
-    own = read_statistics(target)
-    return own, own if anchors == target else read_statistics(anchors)
-
-
-def recorded_settings(recorded: Mapping[str, Any]) -> AlignmentSettings:
-    """The settings that a record holds as JSON."""
-    return chosen_settings({field.name: recorded[field.name] for field in fields(AlignmentSettings)})
+    anchors = (inputs.anchors or inputs.target).content.statistics.cells.get(source, cells)
+    return densities(cells, anchors, fit(record.alignment, inputs.evidence(record.alignment)))
 
 
 def _read_after(first: AlignedFolder, folder: AlignedFolder, key: str) -> np.ndarray:

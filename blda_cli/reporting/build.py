@@ -97,22 +97,6 @@ def mean_shifts(cells: LogitHistogram) -> list[list[float]]:
     return rows
 
 
-def describe(settings: Mapping[str, Any]) -> str:
-    """A correction in a few words, from the settings that its record holds."""
-    method = str(settings["method"])
-    if method == "none":
-        return "argmax"
-    parts = [method]
-    if method == "blda":
-        parts[0] += f" {settings['shift']}"
-        if settings["shift"] == "quantile":
-            parts.append(f"{settings['density']}, tails {settings['tails']}")
-    parts.append(f"τ {settings['tau']:g}" if isinstance(settings["tau"], float | int) else f"τ {settings['tau']}")
-    if settings["label_source"] != LabelSource.PSEUDO:
-        parts.append(f"{settings['label_source']} cells".replace("_", " "))
-    return ", ".join(parts)
-
-
 def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimate]:
     if len(statistics.sample):
         found = sampled_bias(statistics.sample)
@@ -127,7 +111,7 @@ def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix |
     return Run(
         name=name,
         folder=folder,
-        method=describe(record.settings),
+        method=record.alignment.describe(),
         settings=record.settings,
         changed=float(np.mean(list(record.changed.values()))) if record.changed else 0.0,
         after=Predictions(shares(record.pixels_after), scores_of(confusion) if confusion is not None else None),

@@ -1,17 +1,16 @@
 """Comparing corrections on the sampled pixels of the statistics: nothing is run again."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.choices import Method, Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction, resolve_strength
-from blda_cli.core.fitting.settings import PUBLISHED
+from blda_cli.core.fitting import Evidence, fit_correction, resolve_strength
+from blda_cli.core.methods import PUBLISHED, compared
 from blda_cli.core.sample import PixelSample
-from blda_cli.reporting.build import describe, estimate_source
+from blda_cli.reporting.build import estimate_source
 from blda_cli.reporting.model import Candidate, scores_of
 from blda_cli.store.statistics import StatisticsFile
 
@@ -20,8 +19,6 @@ _FRACTION = 1 << 10
 
 def compare_methods(content: StatisticsFile) -> list[Candidate]:
     """Try every method and form that needs no labels, with default strength, on the sampled pixels.
-
-    The supervised method is left out: the labels it is fitted to are those it would be scored with.
 
     Args:
         content: its sample is what is predicted, its cells are what the corrections are fitted to.
@@ -32,23 +29,14 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     """
     statistics = content.statistics
     source = estimate_source(statistics)
-    settings = [AlignmentSettings(method=Method.NONE, label_source=source)]
-    settings += [AlignmentSettings(shift=shift, label_source=source) for shift in Shift]
-    if source is PUBLISHED.label_source:
-        settings.append(PUBLISHED)
-    settings += [
-        AlignmentSettings(method=method, label_source=source)
-        for method in Method
-        if method not in (Method.BLDA, Method.NONE, Method.SUPERVISED)
-    ]
     cells = statistics.cells[source]
     sample = statistics.sample
     pixels = sample.logits.T.contiguous().unsqueeze(0)  # one image of many pixels, not many of one
     evidence = Evidence(statistics, cells, norms_shifted=content.norms_shifted)
-    settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in settings]
+    settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in compared(source)]
     return [
         _candidate(
-            "blda as published" if choice == PUBLISHED else describe(asdict(choice)),
+            "blda as published" if choice == PUBLISHED else choice.describe(),
             sample,
             fit_correction(choice, evidence).predict(pixels).squeeze(0),
         )

@@ -1,5 +1,6 @@
-"""How long work tells that it goes on, and is asked to stop."""
+"""Progress reporting and cancellation of long-running work."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 
@@ -19,6 +20,9 @@ class Monitor(Protocol):
     def say(self, line: str) -> None:
         """A remark for the user."""
 
+    def warn(self, lines: Iterable[str]) -> None:
+        """Remarks that must not be missed, however quiet the command is to be."""
+
     def check(self) -> None:
         """Called between batches, when everything is consistent.
 
@@ -37,6 +41,9 @@ class SilentMonitor:
         """See :class:`Monitor`."""
 
     def say(self, line: str) -> None:
+        """See :class:`Monitor`."""
+
+    def warn(self, lines: Iterable[str]) -> None:
         """See :class:`Monitor`."""
 
     def check(self) -> None:

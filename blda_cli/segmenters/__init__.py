@@ -1,17 +1,20 @@
 """Pretrained segmenters of every kind, behind one interface: image files in, logits out."""
 
 import importlib
+from typing import TYPE_CHECKING
 
-import torch
-
-from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.kinds import KINDS
-from blda_cli.segmenters.spec import SegmenterSpec
+
+if TYPE_CHECKING:  # these import torch, which the options of a command do without
+    import torch
+
+    from blda_cli.segmenters.base import Segmenter
+    from blda_cli.segmenters.spec import SegmenterSpec
 
 __all__ = ["KINDS", "load_segmenter"]
 
 
-def load_segmenter(spec: SegmenterSpec, device: torch.device) -> Segmenter:
+def load_segmenter(spec: "SegmenterSpec", device: "torch.device") -> "Segmenter":
     """Load a segmenter as it is described. Kinds ``python`` and ``torchscript`` run code from the model.
 
     Args:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,38 +15,9 @@ from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.inference import upload
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory
-
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """How images are run through a segmenter.
-
-    Attributes:
-        batch_size: images of one size that are run together.
-        workers: threads that read images ahead.
-        slide: window (height, width) in pixels; None runs whole images.
-        stride: step (height, width) between windows; by default two thirds of the window, rounded down.
-        scales: image scales whose probabilities are averaged.
-        flip: average with the horizontally flipped image too.
-        amp: run the network in mixed precision.
-        on_error: ``"stop"`` at the first unreadable image or label, or ``"skip"`` it.
-    """
-
-    batch_size: int = 1
-    workers: int = 2
-    slide: tuple[int, int] | None = None
-    stride: tuple[int, int] | None = None
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    amp: bool = False
-    on_error: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        if self.slide is not None and self.stride is None:
-            height, width = self.slide
-            object.__setattr__(self, "stride", (max(1, height * 2 // 3), max(1, width * 2 // 3)))
 
 
 @dataclass
@@ -203,3 +174,16 @@ class Segmenter(ABC):
             f"a model of kind {self.identity['kind']} cannot be trained, nor its norms changed: give the network as "
             "module:factory (of a torch.nn.Module) --weights FILE, or a Hugging Face model"
         )
+
+
+def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[str, Any]:
+    """What makes the logits what they are: the segmenter and the ways of running it that change them."""
+    return {
+        **segmenter.identity,
+        "inference": {
+            "slide": list(inference.slide) if inference.slide else None,
+            "stride": list(inference.stride) if inference.stride else None,
+            "scales": list(inference.scales),
+            "flip": inference.flip,
+        },
+    }

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import log_probabilities
 from blda_cli.segmenters.reasons import reason
 

@@ -13,8 +13,9 @@ from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.logit_arrays import LogitArray, find_logits, read_array
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
     check_meaning,
     check_scores,

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
 from blda_cli.segmenters.inference import average_views, slide
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
     check_meaning,
     check_scores,

@@ -10,7 +10,8 @@ from blda_cli.core.agreement import agreement, count_pairs, mutual_information
 from blda_cli.core.norms import MixedNorms
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.options import InferenceOptions
 
 WEIGHTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5)
 """The weights that are compared."""

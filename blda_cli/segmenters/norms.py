@@ -14,8 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from blda_cli.core.norms import ChannelMoments, MixedNorms, Norms, blend, hellinger
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.instance_norms import BUFFERS, norm_layers
+from blda_cli.segmenters.options import InferenceOptions
 
 IMAGES = 32
 """Images that averages are taken over, spread evenly; eight did as well."""

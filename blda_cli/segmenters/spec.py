@@ -13,7 +13,8 @@ from blda_cli.data.classes import Color
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.kinds import KINDS
-from blda_cli.settings import read, read_toml, setting, write
+from blda_cli.settings import setting
+from blda_cli.settings_files import read, read_toml, write
 
 SHORT_FORMS = (
     "a .toml file, hf:NAME, a folder with config.json, net.pt2, net.ts, net.onnx, module:factory or logits:DIR"

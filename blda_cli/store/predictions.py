@@ -8,10 +8,9 @@ image, so that each appears complete or not at all, and several processes can wr
 import csv
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_type_hints
@@ -19,7 +18,7 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from blda_cli.core.choices import Density, LabelSource, Method, Shift, Tails
+from blda_cli.core.methods import AlignmentSettings, chosen_settings
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.images import image_at
 from blda_cli.data.label_files import read_label_file, write_label_png
@@ -84,6 +83,16 @@ class RunRecord:
         """The classes of the predictions, with the values of the PNG files."""
         palette = tuple((red, green, blue) for red, green, blue in self.palette)
         return ClassSet(tuple(self.classes), palette, tuple(self.ids))
+
+    @property
+    def alignment(self) -> AlignmentSettings:
+        """The correction; what an older record does not hold is as by default.
+
+        Raises:
+            ValueError: there is no such correction.
+        """
+        known = {one.name for one in fields(AlignmentSettings)}
+        return chosen_settings({name: value for name, value in self.settings.items() if name in known})
 
     @property
     def skipped(self) -> Mapping[str, str]:
@@ -161,11 +170,12 @@ def _check(record: RunRecord) -> None:
         _expect(name, getattr(record, name).keys() <= record.images.keys(), "of the images alone")
     pairs = record.classified.values()
     _expect("classified", all(len(pair) == 2 and 0 <= min(pair) <= max(pair) < classes for pair in pairs), "class ids")
-    for name, choices in _CHOICES.items():
-        _expect(f"settings.{name}", record.settings.get(name) in [str(one) for one in choices], "one that there is")
-    tau = record.settings.get("tau")
-    _expect("settings.tau", tau == "auto" or isinstance(tau, int | float), "a strength")
-    check_type(0.0 if tau == "auto" else tau, float, "settings.tau")
+    for name in ("method", "tau"):
+        _expect(f"settings.{name}", name in record.settings, "there")
+    try:
+        record.alignment  # noqa: B018  # raises
+    except ValueError as error:
+        raise ValueError(f"settings.{error}") from error
     check_type(record.settings.get("scores"), bool, "settings.scores")
     for name in ("file", "sha256"):
         check_type(record.statistics.get(name), str, f"statistics.{name}")
@@ -179,15 +189,6 @@ def _check(record: RunRecord) -> None:
     check_type(bands, list[Any], "model.preprocessing.bands")
     _expect("model.preprocessing.bands", all(isinstance(band, str | int) for band in bands), "names and numbers")
     check_type(record.model.get("groups"), Mapping[str, list[str]] | None, "model.groups")
-
-
-_CHOICES: Mapping[str, Iterable[StrEnum]] = {
-    "method": Method,
-    "shift": Shift,
-    "label_source": LabelSource,
-    "density": Density,
-    "tails": Tails,
-}
 
 
 def _expect(name: str, fits: bool, what: str) -> None:

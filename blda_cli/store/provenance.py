@@ -1,10 +1,17 @@
 """How a file came to be: the record that statistics, ``run.json`` and reports keep."""
 
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any, Self, get_type_hints
 
+import h5py
+import numpy
+import torch
+
 from blda_cli.typed import check_type
+from blda_cli.version import __version__
 
 _SHARD: dict[str, Any] = {"number": int, "of": int, "images": int, "keys": str}
 _LABELS: dict[str, Any] = {
@@ -81,3 +88,24 @@ class Provenance:
         """The options, of a sum those that all its parts were made with."""
         parts = [part.common_options() for part in self.merged] or [dict(self.options)]
         return {name: value for name, value in parts[0].items() if all(part.get(name) == value for part in parts)}
+
+
+def current_provenance(command: str, options: Mapping[str, Any]) -> Provenance:
+    """Provenance record of what is run now: command, options, versions, timestamp.
+
+    Args:
+        command: the command line, or the call from Python.
+        options: by name, as on a command line: ``{"--flip": True, "--tau": "0.3"}``.
+    """
+    return Provenance(
+        command=command,
+        options=options,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "blda": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": numpy.__version__,
+            "h5py": h5py.__version__,
+        },
+    )

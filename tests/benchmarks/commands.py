@@ -31,16 +31,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 from blda_cli.commands import cli
-from blda_cli.commands.options import load_subject
 from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images
 from blda_cli.data.label_files import write_label_png
 from blda_cli.data.loader import load_batches
 from blda_cli.data.pillow_images import read_image
 from blda_cli.data.source import ImageSource
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.pipelines.requests import SubjectRequest
+from blda_cli.pipelines.subject import load_subject
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
 
 ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
 SEGFORMERS = {
@@ -222,10 +223,10 @@ def ratio(times: list[float], bare: list[float]) -> float:
 
 def bare_loop(case: Case, images: Path, device: str, workers: int, batch_size: int) -> None:
     """Images, network, argmax."""
-    subject = load_subject(str(case.model), case.weights, str(images), device)
+    subject = load_subject(SubjectRequest(model=str(case.model), weights=case.weights, images=str(images)), device)
     segmenter = subject.segmenter
     assert isinstance(segmenter, NetworkSegmenter)
-    batches = load_batches(subject.files, lambda file: file.read(), workers=workers, batch_size=batch_size)
+    batches = load_batches(subject.images, lambda file: file.read(), workers=workers, batch_size=batch_size)
     for _, pixels, _ in upload(batches, segmenter.device):
         segmenter.logits(pixels, InferenceOptions(amp=case.amp)).argmax(dim=1)
     if segmenter.device.type == "cuda":

@@ -32,7 +32,8 @@ import torch
 
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import SHIFTED
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
@@ -43,9 +44,9 @@ from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.provenance import Provenance
 

@@ -96,11 +96,12 @@ def peak_of(command: list[str] | None, folder: Path) -> tuple[float, float]:
 
 def bare_loop(folder: Path) -> None:
     """Images, network, argmax."""
-    from blda_cli.commands.options import load_subject
-    from blda_cli.segmenters.base import InferenceOptions
+    from blda_cli.pipelines.requests import SubjectRequest
+    from blda_cli.pipelines.subject import load_subject
+    from blda_cli.segmenters.options import InferenceOptions
 
-    subject = load_subject(f"{folder}/model.toml", None, f"{folder}/images", "cpu")
-    for batch in subject.segmenter.stream(subject.files, InferenceOptions()):
+    subject = load_subject(SubjectRequest(model=f"{folder}/model.toml", images=f"{folder}/images"), "cpu")
+    for batch in subject.segmenter.stream(subject.images, InferenceOptions()):
         batch.logits.argmax(dim=1)
 
 

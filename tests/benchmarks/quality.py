@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from blda_cli.commands import cli
-from blda_cli.commands.options import load_subject, read_labels
 from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.encodings import VOID
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.pipelines.requests import LabelRequest, SubjectRequest
+from blda_cli.pipelines.subject import load_subject, read_labels
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.predictions import PREDICTIONS, RECORD, read_record
 from blda_cli.store.statistics import read_statistics
 
@@ -195,8 +196,8 @@ def run_network(
     Returns:
         Where they are.
     """
-    subject = load_subject(model, weights, images, device)
-    files = subject.files
+    subject = load_subject(SubjectRequest(model=model, weights=weights, images=images), device)
+    files = subject.images
     if limit is not None and limit < len(files):
         files = [files[index] for index in np.linspace(0, len(files) - 1, limit).round().astype(int)]
     names = {file.key: file.key.replace("/", "__") for file in files}
@@ -209,7 +210,7 @@ def run_network(
     shutil.rmtree(folder, ignore_errors=True)
     for needed in (domain.logits, domain.labels):
         needed.mkdir(parents=True)
-    reader = read_labels(subject.spec, files, classes, labels, None, None)
+    reader = read_labels(replace(subject, share=files), LabelRequest(labels=labels))
     for batch in subject.segmenter.stream(files, InferenceOptions(), reader):
         assert batch.labels is not None
         for file, logits, label in zip(batch.files, batch.logits, batch.labels, strict=True):

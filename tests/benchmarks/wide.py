@@ -34,10 +34,10 @@ from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import sampled_bias
-from blda_cli.core.choices import Favour, LabelSource, Method, Shift
+from blda_cli.core.choices import Favour, LabelSource, Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
-from blda_cli.core.fitting.settings import PUBLISHED
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.core.statistics import LogitStatistics
 
 ROOT = Path(__file__).parents[2]
@@ -166,13 +166,11 @@ ROWS = (
     _strengths("quantile, constant tails", 0.2, 0.5, 1.0, shift=Shift.QUANTILE),
     Row("published preset", (PUBLISHED,)),
     Row("published form", (replace(PUBLISHED, tau=1.0),)),
-    _strengths("logit adjustment, predicted shares", 0.1, 0.2, 0.3, 0.5, 1.0, method=Method.LOGIT_ADJUST),
-    _strengths(
-        "logit adjustment, mean softmax", 0.1, 0.2, 0.3, 0.5, 1.0, method=Method.LOGIT_ADJUST, label_source=SOFT
-    ),
-    _default("logit adjustment, label-free strength", method=Method.LOGIT_ADJUST),
-    _strengths("class-normalised confidence", 1.0, method=Method.CLASS_CONFIDENCE),
-    _strengths("prior-shift EM", 1.0, method=Method.PRIOR_SHIFT),
+    _strengths("logit adjustment, predicted shares", 0.1, 0.2, 0.3, 0.5, 1.0, method="logit-adjust"),
+    _strengths("logit adjustment, mean softmax", 0.1, 0.2, 0.3, 0.5, 1.0, method="logit-adjust", label_source=SOFT),
+    _default("logit adjustment, label-free strength", method="logit-adjust"),
+    _strengths("class-normalised confidence", 1.0, method="class-confidence"),
+    _strengths("prior-shift EM", 1.0, method="prior-shift"),
 )
 
 
@@ -191,7 +189,7 @@ def main(data: Path, json_file: Path | None, each: bool, norms: str | None, labe
     """Score every correction on every pair."""
     pairs = [Pair.read(path) for path in sorted(data.glob("*.npz"))]
     pairs = [pair for pair in pairs if norms in (None, pair.norms)]
-    before = {pair.name: pair.confusion(AlignmentSettings(method=Method.NONE)) for pair in pairs}
+    before = {pair.name: pair.confusion(AlignmentSettings(method="none")) for pair in pairs}
     gains: dict[str, dict[str, Gain]] = {}
     for row in ROWS:
         for settings in row.settings:
@@ -334,9 +332,9 @@ def labelled_scores(pairs: Sequence[Pair], count: int) -> dict[str, dict[str, li
             few = pair.part(drawn)
             truth = few.count([LabelSource.GROUND_TRUTH, LabelSource.PSEUDO])
             matrices = {
-                "argmax": rest.confusion(AlignmentSettings(method=Method.NONE)),
+                "argmax": rest.confusion(AlignmentSettings(method="none")),
                 "the default, no labels": rest.confusion(default),
-                "supervised": rest.confusion(AlignmentSettings(method=Method.SUPERVISED), truth),
+                "supervised": rest.confusion(AlignmentSettings(method="supervised"), truth),
             }
             for tau, matrix in matrix_scaled(rest, few, (0.2, 0.4, 0.6)).items():
                 matrices[f"matrix scaling, logit adjustment τ {tau}"] = matrix

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from blda_cli.core.choices import LabelSource
-from blda_cli.core.fitting import AlignmentSettings, Evidence, resolve_strength
+from blda_cli.core.fitting import Evidence, resolve_strength
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.store.statistics import read_statistics
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def logits(scene: Scene, key: str) -> torch.Tensor:
     """The network's own, ``[1, 4, H, W]``."""
     from blda_cli.data.pillow_images import PillowImage
     from blda_cli.segmenters import load_segmenter
-    from blda_cli.segmenters.base import InferenceOptions
+    from blda_cli.segmenters.options import InferenceOptions
     from blda_cli.segmenters.spec import parse_model
 
     segmenter = load_segmenter(parse_model(scene.model), torch.device("cpu"))
@@ -188,7 +189,9 @@ def test_spatial_priors(run: Run, refused: Refused, scene: Scene, stats: Path) -
         del old["sample/positions"]
     without_positions = [*rule, "--stats", unlabelled, "--output", scene.root / "c", "--spatial-priors", stats]
     assert "collect them anew" in refused("align", *without_positions)
-    assert "give that too" in refused("align", *scene.options(), "--spatial-priors", stats, "--output", "d", code=2)
+    assert "give --method class-confidence" in refused(
+        "align", *scene.options(), "--spatial-priors", stats, "--output", "d", code=2
+    )
 
 
 def test_published_preset_and_what_overrides_it(run: Run, scene: Scene, stats: Path) -> None:
@@ -273,8 +276,11 @@ def test_anchors_of_another_domain(run: Run, scene: Scene, stats: Path, drawn: C
     [
         (["--density", "mixture"], "give --shift quantile"),
         (["--tails", "clamp", "--shift", "location"], "give --shift quantile"),
-        (["--anchors", "STATS"], "--anchors are those of the quantile and location forms"),
-        (["--anchors", "STATS", "--method", "logit-adjust", "--shift", "quantile"], "--anchors are those of"),
+        (["--anchors", "STATS"], "or give --shift quantile or --shift location"),
+        (
+            ["--anchors", "STATS", "--method", "logit-adjust", "--shift", "quantile"],
+            "--anchors does nothing with --method logit-adjust",
+        ),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(
@@ -318,8 +324,8 @@ def test_label_source_that_was_not_counted(run: Run, refused: Refused, scene: Sc
     run("collect-stats", *scene.options("--label-source", "soft"), "--output", stats)
     said = refused("align", *scene.options(), "--stats", stats, "--output", output)
     assert said == "--label-source pseudo: the statistics hold only soft; collect that source too"
-    said = refused("align", *scene.options("--label-source", "ground_truth"), "--output", output)
-    assert said == "--label-source ground_truth needs --stats collected with --labels"
+    said = refused("align", *scene.options("--label-source", "ground_truth"), "--output", output, code=2)
+    assert said == "Error: --label-source ground_truth needs --stats collected with --labels"
     assert not output.exists()
     # Statistics that are collected on the way count what is asked for.
     run("align", *scene.options("--label-source", "soft", "--tau", "1"), "--output", output)
@@ -438,7 +444,7 @@ def test_statistics_of_a_stopped_run_are_said_to_be_that(run: Run, scene: Scene,
     interrupted(run, arguments, 4)
     part = scene.root / "s.h5.partial"
     result = run("align", *scene.options(), "--stats", part, "--output", scene.root / "a")
-    assert f"{part} is of a run that was stopped: it counts 4 images" in result.stderr
+    assert f"{part} is of an interrupted run: it counts 4 images" in result.stderr
 
 
 def test_left_overs_of_a_killed_process_are_cleared_away(run: Run, scene: Scene, stats: Path, aligned: Path) -> None:

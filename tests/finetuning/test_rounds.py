@@ -27,7 +27,7 @@ from blda_cli.finetuning.methods.objective import MixedTargets, Objective
 from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.options import InferenceOptions
 from tests.finetuning.test_run import checkpoint, same
 
 METHODS = ["st", "cbst", "cbst-sp", "cag"]

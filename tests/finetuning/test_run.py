@@ -16,11 +16,11 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import read_settings
 from blda_cli.finetuning.trainer import Trainer
-from blda_cli.pipelines.align import check_statistics
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters import load_segmenter
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.norms import take_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
 
@@ -110,7 +110,7 @@ def test_the_model_is_one_for_the_other_commands(finished: tuple[Path, dict[str,
     state = segmenter.module.state_dict()
     assert same(dict(state), dict(checkpoint(output)["trainer"]["teacher"]))
     content = read_statistics(output / "statistics.h5")
-    check_statistics(segmenter, InferenceOptions(), content, output / "statistics.h5", force=False)
+    AlignmentInputs(StatisticsInput(content)).check(segmenter, InferenceOptions(), force=False)
     assert content.complete
     assert content.statistics.images == 5
     assert set(content.statistics.cells) == {LabelSource.PSEUDO}

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.core.fitting import AlignmentSettings
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.data.images import find_images
 from blda_cli.data.label_files import read_label_file
 from blda_cli.data.labels import label_reader
@@ -32,8 +32,7 @@ from blda_cli.finetuning.run import go_on_from, resumed_state
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
-from blda_cli.pipelines.align import fit_from_files
-from blda_cli.reporting.build import describe
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model, to_toml
@@ -90,7 +89,7 @@ def survives(use: Callable[[], Any]) -> bool:
 
 def use_record(path: Path) -> None:
     record = read_record(path)
-    describe(record.settings)
+    record.alignment.describe()
     merge_records([record, record])
     assert len(record.class_set) == len(record.palette)
     write_record(path.with_name("again.json"), record)
@@ -104,7 +103,7 @@ def use_description(path: Path) -> None:
 def use_statistics(path: Path) -> None:
     content = read_statistics(path)
     if content.statistics.pixels:
-        fit_from_files(AlignmentSettings(), content, content)
+        fit(AlignmentSettings(), AlignmentInputs(StatisticsInput(content)).evidence(AlignmentSettings()))
     _ = merge_statistics([(path, content)]).statistics + content.statistics
 
 

@@ -12,7 +12,8 @@ from blda_cli.data.classes import class_set
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions, Segmenter
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.provenance import Provenance
 
 
@@ -55,7 +56,7 @@ def collect(segmenter: RandomSegmenter, files: list[ImageSource]) -> Callable[..
     """Calls ``collect_statistics`` with what a test does not care about."""
     from blda_cli.core.choices import LabelSource
     from blda_cli.pipelines.collect import CountingOptions, collect_statistics
-    from blda_cli.runtime.monitor import SilentMonitor
+    from blda_cli.pipelines.job import Job
     from blda_cli.runtime.shards import Shard
 
     def call(output: Path, **changes: Any) -> Any:
@@ -63,11 +64,9 @@ def collect(segmenter: RandomSegmenter, files: list[ImageSource]) -> Callable[..
             "counting": CountingOptions((LabelSource.PSEUDO, LabelSource.SOFT), bins=64),
             "inference": InferenceOptions(),
             "labels": None,
-            "provenance": Provenance("blda collect-stats", source="/x"),
-            "overwrite": False,
-            "monitor": SilentMonitor(),
-            "shard": Shard(),
         }
-        return collect_statistics(segmenter, files, output, **{**settings, **changes})
+        job: dict[str, Any] = {"provenance": Provenance("blda collect-stats", source="/x"), "shard": Shard()}
+        job |= {name: changes.pop(name) for name in ("provenance", "overwrite", "monitor", "shard") if name in changes}
+        return collect_statistics(segmenter, files, Job(output, **job), **{**settings, **changes})
 
     return call

@@ -11,7 +11,7 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.errors import BldaError
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.statistics import StatisticsFile, read_statistics, write_statistics
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from blda_cli.core.choices import LabelSource, LogitSpace
-from blda_cli.core.fitting.settings import AlignmentSettings
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError
-from blda_cli.pipelines.align import check_statistics, fit_from_files
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.prediction_folder import check_folder
 from blda_cli.store.statistics import StatisticsFile
 
@@ -28,34 +28,38 @@ def content(collect: Callable[..., StatisticsFile], tmp_path: Path) -> Statistic
     return collect(tmp_path / "s.h5")
 
 
+def with_anchors(target: StatisticsFile, anchors: StatisticsFile) -> AlignmentInputs:
+    return AlignmentInputs(StatisticsInput(target), anchors=StatisticsInput(anchors))
+
+
 def test_what_does_not_fit_together_is_refused(content: StatisticsFile) -> None:
     settings = AlignmentSettings(label_source=LabelSource.GROUND_TRUTH)
     with pytest.raises(BldaError, match="--label-source ground_truth: the statistics hold only pseudo, soft"):
-        fit_from_files(settings, content, content)
+        AlignmentInputs(StatisticsInput(content)).evidence(settings)
     with pytest.raises(BldaError, match="the anchors are of other classes"):
-        fit_from_files(AlignmentSettings(), content, replace(content, classes=class_set(["a", "b", "c"])))
+        with_anchors(content, replace(content, classes=class_set(["a", "b", "c"]))).evidence(AlignmentSettings())
     centred = replace(content, statistics=copy(content.statistics))
     centred.statistics.space = LogitSpace.CENTRED
     with pytest.raises(BldaError, match="the anchors hold centred logits, the statistics raw ones"):
-        fit_from_files(AlignmentSettings(), content, centred)
+        with_anchors(content, centred).evidence(AlignmentSettings())
 
 
 def test_statistics_of_other_models(segmenter: RandomSegmenter, content: StatisticsFile) -> None:
-    options = InferenceOptions()
-    check_statistics(segmenter, options, content, PATH, force=False)
+    options, inputs = InferenceOptions(), AlignmentInputs(StatisticsInput(content, PATH))
+    inputs.check(segmenter, options, force=False)
     for changed, difference in (
         (InferenceOptions(flip=True), "inference.flip"),
         (InferenceOptions(scales=(0.5, 1.0)), "inference.scales"),
         (InferenceOptions(slide=(8, 8), stride=(4, 4)), "inference.slide"),
     ):
         with pytest.raises(BldaError, match=difference):
-            check_statistics(segmenter, changed, content, PATH, force=False)
-        check_statistics(segmenter, changed, content, PATH, force=True)
+            inputs.check(segmenter, changed, force=False)
+        inputs.check(segmenter, changed, force=True)
     # what changes nothing but speed does not matter
-    check_statistics(segmenter, InferenceOptions(batch_size=8, workers=5, amp=True), content, PATH, force=False)
+    inputs.check(segmenter, InferenceOptions(batch_size=8, workers=5, amp=True), force=False)
     segmenter.classes = class_set(["road", "tree"])
     with pytest.raises(BldaError, match="is of 3 classes, the model has 2"):
-        check_statistics(segmenter, options, content, PATH, force=True)
+        inputs.check(segmenter, options, force=True)
 
 
 def test_folders(tmp_path: Path) -> None:

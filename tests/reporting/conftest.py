@@ -9,7 +9,8 @@ from PIL import Image
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
-from blda_cli.core.fitting import AlignmentSettings, Evidence, fit_correction
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set
 from blda_cli.data.label_files import write_label_png

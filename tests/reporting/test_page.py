@@ -16,8 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from blda_cli.commands import cli
-from blda_cli.core.choices import Method
-from blda_cli.core.fitting import AlignmentSettings
+from blda_cli.core.methods import AlignmentSettings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -100,7 +99,7 @@ def pages(make_domain: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
             domain = make_domain(count, labelled=True)
             folders = [
                 domain.align("aligned", AlignmentSettings()),
-                domain.align("adjusted", AlignmentSettings(method=Method.LOGIT_ADJUST, tau=0.5)),
+                domain.align("adjusted", AlignmentSettings(method="logit-adjust", tau=0.5)),
             ]
             output = tmp_path_factory.mktemp("report")
             arguments = ["report", "--stats", str(domain.stats), "--labels", str(domain.folder / "labels")]

@@ -15,11 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from blda_cli.commands import cli
-from blda_cli.core.choices import Method, Shift
+from blda_cli.core.choices import Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting import AlignmentSettings
-from blda_cli.core.fitting.settings import PUBLISHED
 from blda_cli.core.fitting.strength import DomainGap
+from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
@@ -33,7 +32,7 @@ MakeDomain = Callable[..., Any]
 def domain(make_domain: MakeDomain) -> Any:
     made = make_domain(6, 6)
     made.align("aligned", AlignmentSettings())
-    made.align("adjusted", AlignmentSettings(method=Method.LOGIT_ADJUST, tau=0.5))
+    made.align("adjusted", AlignmentSettings(method="logit-adjust", tau=0.5))
     return made
 
 
@@ -203,7 +202,7 @@ def test_names_from_others_are_text(make_domain: MakeDomain, tmp_path: Path) -> 
     [
         replace(AlignmentSettings(), shift=Shift.QUANTILE),
         PUBLISHED,
-        AlignmentSettings(method=Method.NONE),
+        AlignmentSettings(method="none"),
         AlignmentSettings(shift=Shift.BALANCED),
     ],
 )

@@ -11,8 +11,9 @@ from blda_cli.data.classes import class_set  # noqa: E402
 from blda_cli.data.pillow_images import PillowImage  # noqa: E402
 from blda_cli.data.source import ImageSource  # noqa: E402
 from blda_cli.errors import BldaError  # noqa: E402
-from blda_cli.segmenters.base import InferenceOptions, Segmenter  # noqa: E402
+from blda_cli.segmenters.base import Segmenter  # noqa: E402
 from blda_cli.segmenters.calibrated import calibrated  # noqa: E402
+from blda_cli.segmenters.options import InferenceOptions  # noqa: E402
 
 C = 3
 

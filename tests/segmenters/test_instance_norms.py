@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from blda_cli.core.norms import image_moments
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import NetworkSection, PreprocessingSection, SegmenterSpec
 
 

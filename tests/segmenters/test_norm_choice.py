@@ -12,10 +12,10 @@ from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.norm_choice import WEIGHTS, choose_weight
 from blda_cli.segmenters.norms import use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 
 

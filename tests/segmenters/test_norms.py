@@ -11,9 +11,9 @@ from blda_cli.core.norms import SHIFTED, Norms, hellinger
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.norms import IMAGES, ObservedNorms, enough_for_norms, take_norms, use_norms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 
 

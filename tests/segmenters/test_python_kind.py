@@ -17,8 +17,8 @@ from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blda_cli.core.fitting import AlignmentSettings
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError

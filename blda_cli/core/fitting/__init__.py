@@ -1,33 +1,13 @@
-"""The ways to correct logits after the fact, each fitted from the statistics of one pass.
+"""Fitting the correction methods of :mod:`blda_cli.core.methods` to the statistics of one pass."""
 
-A new method is one module with a ``fit`` function and one line in :data:`METHODS`.
-"""
+import pkgutil
 
-from blda_cli.core.choices import Method
 from blda_cli.core.corrections import Correction
-from blda_cli.core.fitting import blda, class_confidence, logit_adjustment, none, prior_shift, supervised
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence, Fit, chosen_settings
+from blda_cli.core.fitting.evidence import Evidence, Fit
 from blda_cli.core.fitting.strength import label_free_strength
+from blda_cli.core.methods import AlignmentSettings
 
-__all__ = [
-    "METHODS",
-    "AlignmentSettings",
-    "Evidence",
-    "Fit",
-    "Method",
-    "chosen_settings",
-    "fit_correction",
-    "resolve_strength",
-]
-
-METHODS: dict[Method, Fit] = {
-    Method.BLDA: blda.fit,
-    Method.LOGIT_ADJUST: logit_adjustment.fit,
-    Method.PRIOR_SHIFT: prior_shift.fit,
-    Method.CLASS_CONFIDENCE: class_confidence.fit,
-    Method.SUPERVISED: supervised.fit,
-    Method.NONE: none.fit,
-}
+__all__ = ["Evidence", "fit_correction", "resolve_strength"]
 
 
 def fit_correction(settings: AlignmentSettings, evidence: Evidence) -> Correction:
@@ -44,7 +24,8 @@ def fit_correction(settings: AlignmentSettings, evidence: Evidence) -> Correctio
         ValueError: the statistics lack what the method needs.
     """
     evidence = evidence.cpu()
-    return METHODS[settings.method](settings, evidence, resolve_strength(settings, evidence))
+    fit: Fit = pkgutil.resolve_name(settings.entry.fit)
+    return fit(settings, evidence, resolve_strength(settings, evidence))
 
 
 def resolve_strength(settings: AlignmentSettings, evidence: Evidence) -> float:

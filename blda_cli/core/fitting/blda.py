@@ -6,9 +6,11 @@ from torch import Tensor
 from blda_cli.core.choices import Density, LabelSource, Shift
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
 from blda_cli.core.distributions import Empirical
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.evidence import Evidence
+from blda_cli.core.fitting.strength import DomainGap
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.logit_space import to_space
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.shifts import (
     MINIMUM_PIXELS,
@@ -37,6 +39,22 @@ def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Correcti
             return OffsetCorrection((-tau * _balanced(evidence.cells(settings.label_source))).float())
         case Shift.TWO_PASS:
             return LocationCorrection((tau * _two_pass(settings, evidence)).float())
+
+
+_MODERATE = {Shift.QUANTILE: 0.2, Shift.LOCATION: 0.4, Shift.BALANCED: 0.4, Shift.TWO_PASS: 0.3}
+_NEGATIVE = 0.75
+_DISAGREEMENT = 3.0
+
+
+def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:
+    """The strength that is measured to help out of domain.
+
+    That of the negative form falls with the disagreement ρ of the cells about what to correct, and with fewer than ten
+    classes: ``τ = 0.75 / (1 + ρ / 3) · support``.
+    """
+    if settings.shift is Shift.NEGATIVE:
+        return gap.support * _NEGATIVE / (1 + gap.disagreement / _DISAGREEMENT)
+    return _MODERATE[settings.shift]
 
 
 _SECOND_LOOK = 0.5

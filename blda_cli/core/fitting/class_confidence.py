@@ -3,7 +3,8 @@
 import torch
 
 from blda_cli.core.corrections import Correction, OffsetCorrection, SpatialCorrection
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.evidence import Evidence
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.self_training import ConfidenceHistogram
 from blda_cli.core.spatial_priors import at_positions
 

@@ -1,7 +1,15 @@
 """Logit adjustment (Menon et al., ICLR 2021): ``f_c − τ log π_c``, with the predicted shares as the prior."""
 
+from blda_cli.core.choices import LabelSource
 from blda_cli.core.corrections import OffsetCorrection
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.evidence import Evidence
+from blda_cli.core.fitting.strength import DomainGap
+from blda_cli.core.methods import AlignmentSettings
+
+
+def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:  # noqa: ARG001
+    """The strength that is measured to help out of domain, by the source of the shares."""
+    return 0.3 if settings.label_source is LabelSource.SOFT else 0.2
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:

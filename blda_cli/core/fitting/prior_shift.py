@@ -3,7 +3,8 @@
 import torch
 
 from blda_cli.core.corrections import OffsetCorrection
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.evidence import Evidence
+from blda_cli.core.methods import AlignmentSettings
 
 _ITERATIONS = 100
 

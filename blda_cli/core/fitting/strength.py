@@ -4,13 +4,15 @@ The constants were chosen on the networks of ``tests/benchmarks/wide.py``, whole
 they bring.
 """
 
+import pkgutil
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from blda_cli.core.choices import MODERATED, Favour, LabelSource, Method, Shift
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.choices import Favour
+from blda_cli.core.fitting.evidence import Evidence
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.sample import PixelSample
 from blda_cli.core.shifts import MINIMUM_PIXELS, disagreement, negative_centre
 
@@ -22,9 +24,6 @@ FEWEST_IMAGES = 4
 
 _PROBE = 0.4
 
-_MODERATE = {Shift.QUANTILE: 0.2, Shift.LOCATION: 0.4, Shift.BALANCED: 0.4, Shift.TWO_PASS: 0.3}
-_NEGATIVE = 0.75
-_DISAGREEMENT = 3.0
 _ENOUGH_CLASSES = 10
 _FAVOUR_ACCURACY = 1.3
 
@@ -89,28 +88,22 @@ def predicted_means(sample: PixelSample) -> tuple[Tensor, Tensor]:
 
 
 def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
-    """The strength that nobody said.
+    """Choose the strength for ``tau="auto"``.
 
-    BLDA's forms and logit adjustment are measured to help at a moderate strength away from home and to harm at home, so
-    theirs is a moderate one times :attr:`DomainGap.distance`; that of the negative form falls with the disagreement of
-    the cells about what to correct, and with fewer than ten classes: ``τ = 0.75 / (1 + ρ / 3) · support · distance``.
-    The other methods set their own size: 1.
+    BLDA's forms and logit adjustment are measured to help at a moderate strength out of domain and to harm in domain,
+    so theirs is a moderate one times :attr:`DomainGap.distance`. The other methods set their own strength: 1.
 
     Raises:
         ValueError: the statistics hold no sampled pixels.
     """
-    if settings.method not in MODERATED:
+    moderate_strength = settings.entry.moderate
+    if moderate_strength is None:
         return 1.0
     sample = evidence.statistics.sample
     if not len(sample):
         raise ValueError("the statistics hold no sampled pixels to find a strength from: give --tau a number")
     gap = domain_gap(sample, evidence.norms_shifted)
-    if settings.method is Method.LOGIT_ADJUST:
-        moderate = 0.3 if settings.label_source is LabelSource.SOFT else 0.2
-    elif settings.shift is Shift.NEGATIVE:
-        moderate = gap.support * _NEGATIVE / (1 + gap.disagreement / _DISAGREEMENT)
-    else:
-        moderate = _MODERATE[settings.shift]
+    moderate: float = pkgutil.resolve_name(moderate_strength)(settings, gap)
     if settings.favour is Favour.ACCURACY:
         moderate *= _FAVOUR_ACCURACY
     return round(moderate * gap.distance, 3)

@@ -19,8 +19,9 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.corrections import LinearCorrection
 from blda_cli.core.fitting import blda
-from blda_cli.core.fitting.settings import AlignmentSettings, Evidence
+from blda_cli.core.fitting.evidence import Evidence
 from blda_cli.core.fitting.strength import label_free_strength
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.sample import PixelSample, join
 
 PRIOR_IMAGES = 2.0

@@ -22,8 +22,9 @@ from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
-from blda_cli.segmenters.base import InferenceOptions, LogitBatch
+from blda_cli.segmenters.base import LogitBatch
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
 from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.runtime.process_group import all_sum
 from blda_cli.runtime.shards import current_shard
-from blda_cli.segmenters.base import InferenceOptions
+from blda_cli.segmenters.options import InferenceOptions
 
 
 class Cbst(TrainingMethod):

@@ -20,9 +20,9 @@ from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
-from blda_cli.segmenters.base import InferenceOptions
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.segmenters.options import InferenceOptions
 
 _TOO_DEAR, _NOTHING = 1.25, 0.1
 """Averages are kept where those of batches make the source's cross-entropy more than so many times as large, and by

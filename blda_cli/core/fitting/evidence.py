@@ -1,0 +1,51 @@
+"""What corrections are fitted to: the statistics of the images, and those of others where there are some."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from blda_cli.core.choices import LabelSource
+from blda_cli.core.corrections import Correction
+from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.statistics import LogitStatistics
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What corrections are fitted to.
+
+    Attributes:
+        statistics: of the images to be corrected.
+        anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
+        labelled: statistics with ground truth of a few images like the target's, for the supervised method.
+        priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
+        norms_shifted: the averages of the images lie far from those of the network's batch norms, see
+            :mod:`blda_cli.core.norms`: it is away from home, whatever its logits say.
+    """
+
+    statistics: LogitStatistics
+    anchor_cells: LogitHistogram
+    labelled: LogitStatistics | None = None
+    priors: Tensor | None = None
+    norms_shifted: bool = False
+
+    def cells(self, source: LabelSource) -> LogitHistogram:
+        """The target's cells of a label source.
+
+        Raises:
+            ValueError: they were not counted.
+        """
+        if source not in self.statistics.cells:
+            counted = ", ".join(self.statistics.cells)
+            raise ValueError(f"the statistics hold no {source} cells (only {counted})")
+        return self.statistics.cells[source]
+
+    def cpu(self) -> "Evidence":
+        """The same evidence with every histogram on the CPU, where the samples are."""
+        return replace(self, statistics=self.statistics.cpu(), anchor_cells=self.anchor_cells.cpu())
+
+
+Fit = Callable[[AlignmentSettings, Evidence, float], Correction]
+"""A method: fits the correction of a given strength."""

@@ -1,0 +1,195 @@
+"""The statistics an alignment is fitted to: read, checked, turned into evidence and recorded in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from blda_cli.core.corrections import Correction
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.errors import BldaError
+from blda_cli.files import file_digest
+from blda_cli.pipelines.requests import FilesRequest
+from blda_cli.segmenters.base import Segmenter, model_identity
+from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.store.differences import difference_of
+from blda_cli.store.statistics import StatisticsFile, read_statistics
+
+
+@dataclass(frozen=True)
+class StatisticsInput:
+    """Statistics that an alignment is fitted to.
+
+    Attributes:
+        content: the statistics.
+        path: their file; None where they were counted in the same program.
+        digest: of the file.
+    """
+
+    content: StatisticsFile
+    path: Path | None = None
+    digest: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a statistics file.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        digest = file_digest(path) if path.is_file() else None
+        return cls(read_statistics(path), path, digest)
+
+
+@dataclass(frozen=True)
+class AlignmentInputs:
+    """All statistics that an alignment is fitted to.
+
+    Attributes:
+        target: of the images to be corrected, or of others like them.
+        anchors: their pooled cells are the anchors; None: the target's.
+        labelled: with ground truth of a few images like the target's, for the supervised method.
+        spatial_priors: with ground truth that tells where the classes lie, e.g. of the source domain.
+    """
+
+    target: StatisticsInput
+    anchors: StatisticsInput | None = None
+    labelled: StatisticsInput | None = None
+    spatial_priors: StatisticsInput | None = None
+
+    @classmethod
+    def read(cls, request: FilesRequest, target: StatisticsInput | None = None) -> Self:
+        """Read the files of a request.
+
+        Args:
+            request: names them.
+            target: in place of ``request.stats``, where the statistics were collected just now.
+
+        Raises:
+            BldaError: one cannot be read.
+        """
+        paths = {one.name: getattr(request, one.name) for one in fields(cls) if one.name != "target"}
+        if target is None:
+            assert request.stats is not None
+            target = StatisticsInput.read(request.stats)
+        return cls(target, **{name: StatisticsInput.read(path) for name, path in paths.items() if path})
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Self | None:
+        """Read what a run was fitted to, as :meth:`record` gave it; None where a file has changed since."""
+        found = {}
+        for name in (one.name for one in fields(cls)):
+            key, digest_key = _record_keys(name)
+            if record.get(key) is None:
+                continue
+            path = Path(record[key])
+            if not path.is_file() or file_digest(path) != record.get(digest_key):
+                return None
+            found[name] = StatisticsInput.read(path)
+        return cls(**found)
+
+    def record(self) -> dict[str, str | None]:
+        """Names and digests of the files, for ``run.json``."""
+        made: dict[str, str | None] = {}
+        for one in fields(self):
+            used, (key, digest_key) = getattr(self, one.name), _record_keys(one.name)
+            made[key] = str(used.path) if used else None
+            made[digest_key] = used.digest if used else None
+        return made
+
+    def every(self) -> list[StatisticsInput]:
+        """All of them, the target first."""
+        return [used for one in fields(self) if (used := getattr(self, one.name)) is not None]
+
+    def check(self, segmenter: Segmenter, inference: InferenceOptions, *, force: bool) -> None:
+        """Refuse statistics of another segmenter, or of one that was run in another way.
+
+        Args:
+            segmenter: the segmenter.
+            inference: how it is run.
+            force: accept all that can be used at all.
+
+        Raises:
+            BldaError: model, preprocessing, ways of running or classes differ; the message names the difference.
+        """
+        for used in self.every():
+            content = used.content
+            if len(content.classes) != len(segmenter.classes):
+                raise BldaError(
+                    f"{used.path} is of {len(content.classes)} classes, the model has {len(segmenter.classes)}: "
+                    "collect statistics with this model"
+                )
+            difference = difference_of(content.model, model_identity(segmenter, inference))
+            if difference is None and content.classes.names != segmenter.classes.names:
+                difference = "the classes"
+            if difference and not force:
+                raise BldaError(
+                    f"{used.path} was made with another model or preprocessing: it differs in {difference}; "
+                    "collect statistics with this one, or --force"
+                )
+
+    def evidence(self, settings: AlignmentSettings) -> Evidence:
+        """Assemble what a correction is fitted to, its tensors on the CPU.
+
+        Args:
+            settings: method, form and strength.
+
+        Raises:
+            BldaError: a file lacks the label source, or two are of different classes or logit spaces.
+        """
+        target = self.target.content
+        anchors = self.anchors.content if self.anchors else target
+        source = settings.label_source
+        if "label_source" not in settings.takes and target.statistics.cells:
+            source = next(iter(target.statistics.cells))
+        if anchors.classes.names != target.classes.names:
+            raise BldaError("the anchors are of other classes than the statistics: collect both with the same model")
+        if anchors.statistics.space != target.statistics.space:
+            raise BldaError(
+                f"the anchors hold {anchors.statistics.space} logits, the statistics {target.statistics.space} ones: "
+                "collect both with the same --logit-space"
+            )
+        for content in (target, anchors):
+            if source not in content.statistics.cells:
+                others = ", ".join(content.statistics.cells)
+                raise BldaError(f"--label-source {source}: the statistics hold only {others}; collect that source too")
+        return Evidence(
+            target.statistics,
+            anchors.statistics.cells[source],
+            self.labelled.content.statistics if self.labelled else None,
+            self._priors(target) if self.spatial_priors else None,
+            norms_shifted=target.norms_shifted,
+        )
+
+    def _priors(self, target: StatisticsFile) -> Any:
+        assert self.spatial_priors is not None
+        content = self.spatial_priors.content
+        if content.classes.names != target.classes.names:
+            raise BldaError(
+                "the spatial priors are of other classes than the statistics: collect both with the same model"
+            )
+        places = content.statistics.positions
+        if places is None or not bool(places.counts.any()):
+            raise BldaError(
+                "the file given for the spatial priors does not tell where classes lie in the images: collect it with "
+                "--labels, by this version of blda"
+            )
+        return places.priors()
+
+
+def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
+    """Fit a correction.
+
+    Raises:
+        BldaError: the evidence lacks what the method needs.
+    """
+    try:
+        return fit_correction(settings, evidence)
+    except ValueError as error:
+        raise BldaError(str(error)) from error
+
+
+def _record_keys(name: str) -> tuple[str, str]:
+    """What ``run.json`` calls a file and its digest."""
+    return ("file", "sha256") if name == "target" else (name, f"{name}_sha256")

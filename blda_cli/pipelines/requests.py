@@ -1,0 +1,302 @@
+"""Requests: what each command is asked to do, one frozen dataclass a command. No torch, so that ``--help`` is quick.
+
+The fields declare type, help and range; the options of the command line and the keyword arguments of the Python
+interface are made from them, with the fields of their sections beside their own. A new option is one field and its use.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from blda_cli.core.choices import LabelSource, LogitSpace
+from blda_cli.core.methods import METHODS, PRESETS, AlignmentSettings, chosen_settings
+from blda_cli.errors import OptionError
+from blda_cli.runtime.shards import ArrayShard
+from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.settings import Setting, fitted, sections_of, setting, settings_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectRequest:
+    """A segmenter and the images to run it over."""
+
+    model: str = setting(
+        MISSING,
+        "The segmenter: a TOML file, hf:NAME, a Hugging Face folder, net.pt2, net.ts, net.onnx, module:factory or "
+        "logits:DIR.",
+        metavar="MODEL",
+        path=True,
+    )
+    weights: Path | None = setting(
+        None, "Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only."
+    )
+    calibrator: Path | None = setting(
+        None, "Put the logits through a calibrator that fiducio fitted and saved.", metavar="FILE"
+    )
+    images: str = setting(
+        MISSING,
+        "The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
+        metavar="DIR",
+        path=True,
+    )
+    shard: str | None = setting(
+        None,
+        "Take only the I-th of N shares of the images: the jobs of an array, each with its own --output, which blda "
+        "merge puts together.",
+        metavar="I/N",
+    )
+
+    @property
+    def array_shard(self) -> ArrayShard | None:
+        """The share of the images to take; None: all.
+
+        Raises:
+            OptionError: ``shard`` is not a share.
+        """
+        if self.shard is None:
+            return None
+        number, _, of = self.shard.partition("/")
+        if not all(re.fullmatch("[0-9]{1,6}", part) for part in (number, of)) or not 1 <= int(number) <= int(of):
+            raise OptionError(f"--shard: {self.shard[:60]!r} is not a shard such as 3/8 (of 1/8 to 8/8)")
+        return ArrayShard(int(number), int(of))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelRequest:
+    """Ground truth, and what the values in its files mean."""
+
+    labels: str | None = setting(
+        None,
+        "Ground truth: a folder (paired with the images by relative path), a glob, or a .txt list; for a classifier a "
+        ".csv of key,class.",
+        metavar="DIR",
+        path=True,
+    )
+    label_encoding: str | None = setting(
+        None,
+        "What the values in the label files mean: cityscapes-ids, cityscapes-train-ids, ade20k, ids, colors, ...  "
+        "[default: the TOML's, else told by names and contents]",
+        metavar="NAME",
+    )
+    ignore_label: int | None = setting(
+        None,
+        "A label value that means no class, besides the encoding's.",
+        at_least=0,
+        at_most=65535,
+        metavar="VALUE",
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in (("--label-encoding", self.label_encoding), ("--ignore-label", self.ignore_label)):
+            if self.labels is None and value is not None:
+                raise OptionError(f"{name} does nothing without --labels: give that too, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormsRequest:
+    """The norm source: where the batch norms' statistics come from."""
+
+    norms: str | None = setting(
+        None,
+        "Where batch norm statistics come from: those the network was trained with, those blended with the images' own "
+        "(auto: where the two lie far apart), or those of a statistics file.  [default: source]",
+        metavar="source|target|auto|FILE.h5",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectRequest:
+    """``blda collect-stats``: count a segmenter's logits over images."""
+
+    subject: SubjectRequest
+    labelled: LabelRequest
+    label_source: tuple[LabelSource, ...] = setting(
+        (),
+        "Count each pixel under its label, under the network's argmax, or under every class by its probability; "
+        "repeatable.  [default: pseudo, and ground_truth where --labels is given]",
+    )
+    logit_space: LogitSpace = setting(
+        LogitSpace.RAW, "How a pixel's free constant is fixed before its logits are counted."
+    )
+    bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
+    norms: NormsRequest = NormsRequest()
+    inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        if self.bins & (self.bins - 1):
+            raise OptionError(f"--bins {self.bins} is not a power of two; {1 << self.bins.bit_length()} is the next")
+        if LabelSource.GROUND_TRUTH in self.sources and not self.labelled.labels:
+            raise OptionError("--label-source ground_truth needs --labels")
+        if self.subject.shard and self.norms.norms in ("target", "auto"):
+            raise OptionError(
+                f"--norms {self.norms.norms} differs from shard to shard: take them once and give --norms FILE.h5"
+            )
+
+    @property
+    def sources(self) -> tuple[LabelSource, ...]:
+        """The label sources to count."""
+        if self.label_source:
+            return tuple(dict.fromkeys(self.label_source))
+        return (LabelSource.GROUND_TRUTH,) * bool(self.labelled.labels) + (LabelSource.PSEUDO,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesRequest:
+    """The statistics files an alignment is fitted to."""
+
+    stats: Path | None = setting(
+        None,
+        "Statistics of these images, or of others like them.  [default: collect them first, as OUTPUT.h5]",
+        metavar="FILE.h5",
+    )
+    anchors: Path | None = setting(
+        None,
+        "Statistics whose pooled cells are the anchors, e.g. the source domain's.  [default: those of --stats]",
+        metavar="FILE.h5",
+    )
+    labelled: Path | None = setting(
+        None,
+        "Statistics with labels of a few images like these, for --method supervised.  [default: those of --stats]",
+        metavar="FILE.h5",
+    )
+    spatial_priors: Path | None = setting(
+        None,
+        "Statistics with labels, e.g. of the source domain: where in the image each class is found, for --method "
+        "class-confidence.",
+        metavar="FILE.h5",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRequest:
+    """``blda align``: correct a segmenter's predictions.
+
+    Attributes:
+        subject: the segmenter and the images.
+        files: what the correction is fitted to.
+        alignment: which correction.
+        inference: how images are run.
+        given: names of the options that were given, so that those without effect are refused.
+    """
+
+    subject: SubjectRequest
+    files: FilesRequest
+    alignment: AlignmentSettings
+    preset: Literal["published"] | None = setting(
+        None,
+        "Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
+    )
+    ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
+    save_scores: bool = setting(False, "Also write the scores of all classes: float16 logs, scores/*.h5.")
+    force: bool = setting(False, "Use statistics of another model or preprocessing all the same.")
+    norms: NormsRequest = NormsRequest()
+    inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
+    given: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        refuse_unused(self.alignment, self.given)
+        if self.norms.norms and self.files.stats:
+            raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
+        if self.subject.shard and self.files.stats is None:
+            raise OptionError("--shard needs --stats of all images: shards with their own would differ")
+        if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
+            raise OptionError("--label-source ground_truth needs --stats collected with --labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """``blda report``: show the bias, and what corrections changed."""
+
+    stats: Path = setting(MISSING, "Statistics of the images, from blda collect-stats.", metavar="FILE.h5")
+    aligned: tuple[Path, ...] = setting(
+        (), "Corrected predictions, from blda align. Give it several times to have them side by side.", metavar="DIR"
+    )
+    compare: bool = setting(
+        False,
+        "Also try every method on the pixels that the statistics keep: nothing is run again. Scores need statistics "
+        "collected with --labels.",
+    )
+    labelled: LabelRequest = LabelRequest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRequest:
+    """``blda merge``: put together what was made of different images."""
+
+    parts: tuple[Path, ...] = setting(MISSING, "Statistics files, or folders of predictions.", metavar="PART PART ...")
+
+
+def request(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Make a request from the values of its own fields and those of its sections.
+
+    Args:
+        cls: the request.
+        values: what was given, by field, as the command line or Python hold it; None: not given.
+
+    Raises:
+        OptionError: a value does not fit, one is missing, or some do not go together.
+        TypeError: there is no such field.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
+    unknown = values.keys() - options_of(cls).keys()
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no option {min(unknown)!r}; there are {', '.join(options_of(cls))}")
+    try:
+        made: dict[str, Any] = {
+            name: fitted(section, {one: values[one] for one in settings_of(section) if one in values}, base)
+            for name, section in sections_of(cls).items()
+            for base in (PRESETS.get(str(values.get("preset"))) if section is AlignmentSettings else None,)
+        }
+        own = {name: one.fit(values[name]) for name, one in settings_of(cls).items() if name in values}
+    except ValueError as error:
+        raise OptionError(_as_option(str(error))) from error
+    if "given" in getattr(cls, "__dataclass_fields__", {}):
+        own["given"] = frozenset(values)
+    missing = next((n for n, one in settings_of(cls).items() if one.default is MISSING and n not in own), None)
+    if missing is not None:
+        raise OptionError(f"--{missing.replace('_', '-')} is missing")
+    return cls(**made, **own)
+
+
+def options_of(cls: type) -> dict[str, Setting]:
+    """The settings of a request and of its sections, by name."""
+    found: dict[str, Setting] = {}
+    settings, sections = settings_of(cls), sections_of(cls)
+    for name in getattr(cls, "__dataclass_fields__", {}):
+        found |= settings_of(sections[name]) if name in sections else {}
+        found |= {name: settings[name]} if name in settings else {}
+    return found
+
+
+def refuse_unused(settings: AlignmentSettings, given: frozenset[str]) -> None:
+    """Refuse options of an alignment that would change nothing, as its method's entry says.
+
+    Args:
+        settings: the alignment.
+        given: the options that were given.
+
+    Raises:
+        OptionError: there is one; the message says what would take it.
+    """
+    concerned = settings_of(AlignmentSettings).keys() | settings_of(FilesRequest).keys() - {"stats"}
+    for name in sorted(given & concerned - settings.takes):
+        option = f"--{name.replace('_', '-')}"
+        chosen = f"--method {settings.method}" + (f" --shift {settings.shift}" if settings.entry.forms else "")
+        if name == "favour":
+            raise OptionError("--favour chooses the strength that --tau auto finds for blda and logit-adjust")
+        takers = [
+            f"--shift {shift}" for shift, form in settings.entry.forms.items() if name in form.options + form.files
+        ]
+        takers += [f"--method {method}" for method in METHODS if name in chosen_settings({"method": method}).takes]
+        way_out = f", or give {' or '.join(takers)}" if takers else ""
+        raise OptionError(f"{option} does nothing with {chosen}: leave it out{way_out}")
+
+
+def _as_option(message: str) -> str:
+    """An error that begins with the name of a field, as one of an option."""
+    name, separator, rest = message.partition(" ")
+    return f"--{name.replace('_', '-')}{separator}{rest}" if name.isidentifier() else message

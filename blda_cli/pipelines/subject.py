@@ -1,0 +1,90 @@
+"""Load what a request names: the segmenter, its images and their labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blda_cli.data.encodings import custom_encoding
+from blda_cli.data.images import find_images
+from blda_cli.data.labels import LabelReader, label_reader
+from blda_cli.data.logit_arrays import find_logits
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import OptionError
+from blda_cli.files import real
+from blda_cli.pipelines.requests import LabelRequest, SubjectRequest
+from blda_cli.runtime.device import choose_device
+from blda_cli.runtime.shards import Shard
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.calibrated import calibrated
+from blda_cli.segmenters.spec import SegmenterSpec, parse_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A segmenter and the images it is to run over.
+
+    Attributes:
+        spec: the model's description.
+        segmenter: the segmenter.
+        images: all images.
+        share: those that ``--shard`` leaves to this job.
+        record: which share of which images that is, for the provenance; None: all.
+    """
+
+    spec: SegmenterSpec
+    segmenter: Segmenter
+    images: Sequence[ImageSource]
+    share: Sequence[ImageSource]
+    record: dict[str, Any] | None
+
+
+def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -> Subject:  # noqa: B008  # frozen
+    """Find the images and load the segmenter.
+
+    Args:
+        request: names them.
+        device: where to run, see :func:`blda_cli.runtime.device.choose_device`.
+        shard: this process among those of ``torchrun``.
+
+    Raises:
+        BldaError: one of them cannot be loaded.
+    """
+    part = request.array_shard
+    if part is not None and shard.world > 1:
+        raise OptionError("--shard is for jobs that do not know of each other; torchrun shares the images out")
+    spec = parse_model(request.model, request.weights)
+    array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
+    folder = Path(request.images)
+    own_folder = array_folder is not None and folder.is_dir() and real(folder) == real(Path(array_folder))
+    images: Sequence[ImageSource] = (
+        find_logits(request.images) if own_folder else find_images(request.images, spec.preprocessing.pixels)
+    )
+    segmenter = load_segmenter(spec, choose_device(device))
+    if request.calibrator is not None:
+        segmenter = calibrated(segmenter, request.calibrator)
+    if part is None:
+        return Subject(spec, segmenter, images, images, None)
+    return Subject(spec, segmenter, images, part.share(images), part.record([image.key for image in images]))
+
+
+def read_labels(subject: Subject, request: LabelRequest) -> LabelReader | None:
+    """Pair the images of this job with their labels; None where there are none.
+
+    Raises:
+        BldaError: an image has no label, or the encoding does not fit.
+    """
+    if request.labels is None:
+        return None
+    described, encoding = subject.spec.labels, request.label_encoding
+    return label_reader(
+        subject.share,
+        request.labels,
+        subject.segmenter.classes,
+        encoding=custom_encoding(described.mapping)
+        if described.mapping and not encoding
+        else encoding or described.encoding or "auto",
+        groups=subject.spec.classes.groups or None,
+        ignore=request.ignore_label,
+    )
