@@ -1,7 +1,4 @@
-"""Files that appear under their name only when they are complete, that one process writes, that are still the same.
-
-And what is written into them as JSON.
-"""
+"""Atomic writes, locks, change detection, and JSON text."""
 
 import hashlib
 import json
@@ -45,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unwritable(path: Path, error: OSError) -> BldaError:
-    """The error for an output that cannot be written, in one line that says why."""
+    """One-line error for an output that cannot be written."""
     in_the_way = isinstance(error, FileExistsError) and error.filename
     return BldaError(
         f"{path} cannot be written: {f'{error.filename} is no folder' if in_the_way else error.strerror or error}"
@@ -56,7 +53,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def claim(path: Path, *, overwrite: bool) -> None:
-    """Refuse, before long work, an HDF5 file that could not be written after it.
+    """Raise before long work if an HDF5 file could not be written afterwards.
 
     Args:
         path: the file to be; its folder is made.
@@ -88,12 +85,12 @@ def file_digest(path: Path) -> str:
 
 
 def real(path: Path) -> Path:
-    """A path without links; unlike ``Path.resolve`` it takes links that go round in a circle as they are."""
+    """A path with its links resolved; unlike ``Path.resolve`` it does not fail on circular links."""
     return Path(os.path.realpath(path))
 
 
 def check_regular(path: Path) -> None:
-    """Refuse a pipe, a socket or a device, of which reading might never end.
+    """Raise for a pipe, a socket or a device: reading it might never end.
 
     Raises:
         BldaError: it is one.
@@ -103,7 +100,7 @@ def check_regular(path: Path) -> None:
 
 
 def stamp(paths: Iterable[Path]) -> str:
-    """Size and time of change of some files: another text once one of them is replaced or gone."""
+    """Fingerprint (size, mtime) of some files; it changes when one of them is modified or removed."""
     return " ".join(map(_state, paths))
 
 
@@ -117,7 +114,7 @@ def _state(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing the same output, by a lock that ends with this process however it ends.
+    """Lock an output against other processes; the lock is released when this process ends, even if it is killed.
 
     Where the file system knows no locks, or nothing may be written beside ``path``, there is none.
 
@@ -144,7 +141,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(lock: Path, path: Path) -> int | None:
-    """A descriptor that holds the lock; None where there are no locks."""
+    """A file descriptor that holds the lock; None where the file system has no locks."""
     try:
         import fcntl
     except ModuleNotFoundError:

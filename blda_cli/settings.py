@@ -119,7 +119,7 @@ class Setting:
         return _accepted(number, held and not (self.above and number == self.low))
 
     def options(self, hint: Any = None) -> tuple[str, ...]:
-        """The texts it can be; empty where it is none of a few."""
+        """Its choices; empty if any value of its type is accepted."""
         hint = self.hint if hint is None else hint
         if typing.get_origin(hint) is Literal:
             return typing.get_args(hint)
@@ -248,7 +248,7 @@ def _fitted_values(settings: Mapping[str, Setting], values: Mapping[str, Any]) -
 
 
 class _UnfitError(Exception):
-    """A value does not fit; what it should be is said by whoever knows the whole setting."""
+    """A value does not fit; :meth:`Setting.fit` says what is expected."""
 
 
 _WORDS: dict[Any, str] = {
@@ -266,7 +266,7 @@ def _accepted(value: Any, fits: bool) -> Any:
 
 
 def _any(value: Any, depth: int = 0) -> Any:
-    """Whatever JSON can hold, and compares equal to itself when it is read back."""
+    """Validate a value that JSON can hold."""
     if isinstance(value, dict | list) and depth < _DEEPEST:
         if isinstance(value, list):
             return [_any(item, depth + 1) for item in value]
@@ -307,6 +307,6 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 
 def short(text: str) -> str:
-    """At most some 80 characters, none of which breaks the line."""
+    """Shorten a text to 80 characters without line breaks."""
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""JSON of others held against the types it should have."""
+"""Validate untrusted JSON against type hints."""
 
 import math
 import types
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def check_type(value: Any, hint: Any, where: str) -> None:
-    """Refuse a value that is not of a type.
+    """Raise unless a value is of a type.
 
     Args:
         value: from JSON, or of a checkpoint.

@@ -20,7 +20,7 @@ _LONGEST = 900
 
 
 class _Commands(click.Group):
-    """Lists commands in the order of their use; ends what a user can fix in one line and exit code 1."""
+    """Lists commands in the order of their use; prints user-facing errors in one line with exit code 1."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

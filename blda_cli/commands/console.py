@@ -1,4 +1,4 @@
-"""What a command says: results on stdout; progress, remarks and errors on stderr."""
+"""Console output: results on stdout; progress, remarks and errors on stderr."""
 
 import signal
 import sys
@@ -69,7 +69,7 @@ class ConsoleMonitor:
         self._console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def warn(self, lines: Iterable[str]) -> None:
-        """Say what must not be missed, however quiet the command is to be."""
+        """See :class:`blda_cli.runtime.monitor.Monitor`."""
         self.stop()
         for line in lines:
             click.echo(printable(line), err=True)
@@ -80,7 +80,7 @@ class ConsoleMonitor:
             raise Interrupted
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Confusion matrices and what is read off them: IoU, accuracy, class bias."""
+"""Confusion matrices, and IoU, accuracy and class bias computed from them."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Which of the equivalent logits are counted: they are defined only up to a constant per pixel."""
+"""Logit spaces: how the free additive constant of a pixel's logits is fixed."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from blda_cli.core.choices import LogitSpace
 
 
 def to_space(logits: Tensor, space: LogitSpace) -> Tensor:
-    """Fix the free constant of every pixel.
+    """Convert logits to a logit space.
 
     Args:
         logits: ``[N, C, *spatial]`` floating point.

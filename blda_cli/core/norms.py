@@ -28,7 +28,7 @@ class ChannelMoments:
     deviation: Tensor | float = 0.0
 
     def update(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch in (Chan, Golub and LeVeque, "Updating formulae ...", 1979, eq. 2.1).
+        """Add a batch (Chan, Golub and LeVeque, "Updating formulae ...", 1979, eq. 2.1).
 
         Args:
             values: ``[N, C, *spatial]`` floating point.

@@ -1,4 +1,4 @@
-"""Mixtures that follow a stream of batches: EM on binned logits, momentum, and catching up after absence.
+"""Online mixtures: EM on binned logits with momentum, and a larger step for cells that were absent for a while.
 
 Li et al., ICML 2025, §3.3. Nothing here waits for the device: what a batch's logits range over stays a tensor.
 """
@@ -53,7 +53,7 @@ class LogitGrid:
         return self.low + self.width * (torch.arange(self.bins, device=self.low.device) + 0.5)
 
     def position(self, logits: Tensor) -> Tensor:
-        """Where logits lie in units of bins, float32 in ``[0, B]``, of the logits' shape; 0 where they are NaN.
+        """Position of logits in units of bins, float32 in ``[0, B]``, of the logits' shape; 0 where they are NaN.
 
         NaN is for the loss to tell; as an index it would bring a GPU down.
         """
@@ -168,7 +168,7 @@ class OnlineMixture:
     def update(
         self, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0, enough: float = MINIMUM_PIXELS
     ) -> None:
-        """Take in a batch.
+        """Update with a batch.
 
         Args:
             values: ``[V]`` or ``[*rows, V]``; see :func:`em_step`.
@@ -199,7 +199,7 @@ class OnlineMixture:
         return (self.mixture.weights * self.mixture.means).sum(dim=-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` takes back."""
+        """State for :meth:`load_state_dict`."""
         return {
             "weights": self.mixture.weights,
             "means": self.mixture.means,
@@ -210,7 +210,7 @@ class OnlineMixture:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, on the device this bank lives on."""
+        """Restore a saved state on this bank's device."""
         device = self.staleness.device
         self.mixture = GaussianMixture(*(state[name].to(device) for name in ("weights", "means", "variances")))
         self.staleness = state["staleness"].to(device)

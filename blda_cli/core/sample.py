@@ -72,7 +72,7 @@ class PixelSample:
         return self.logits.shape[0]
 
     def draw(self, logits: Tensor, predicted: Tensor, labels: Tensor | None, keys: Sequence[str]) -> "PixelSample":
-        """Draw from a batch what may enter this sample: adding it gives the sample of both.
+        """Sample a batch; ``self + result`` samples both data sets.
 
         Args:
             logits: ``[N, C, *spatial]``.

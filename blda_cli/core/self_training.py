@@ -16,7 +16,7 @@ _DROPPED_BITS = 23 - MANTISSA_BITS
 
 
 class ConfidenceHistogram:
-    """How confident the pixels predicted as each class are: ``counts[class, bin]`` of ``k = −log`` of their score.
+    """Histogram of confidence per predicted class: ``counts[class, bin]`` of ``k = −log`` of their score.
 
     Sorting all pixels of a data set is out of the question, and confidences crowd near 1, where bins of equal width
     tell nothing apart. The bins are the upper bits of ``k`` as a float: 1024 between two powers of two, so a ranked

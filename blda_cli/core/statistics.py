@@ -1,4 +1,4 @@
-"""What one pass over images leaves behind: everything later commands need, and all of it adds up."""
+"""Summable statistics of one pass over images, from which all later commands work."""
 
 from collections.abc import Iterable, Sequence
 
@@ -70,7 +70,7 @@ class LogitStatistics:
         images: int,
         pixels: int,
     ) -> "LogitStatistics":
-        """Wrap what was counted, as a file holds it."""
+        """Construct from counted parts, e.g. those read from a file."""
         statistics = cls(len(sample.seen), (), space=space)
         statistics.cells, statistics.confusion, statistics.positions = cells, confusion, positions
         statistics._sampled, statistics.images, statistics.pixels = sample, images, pixels
@@ -128,7 +128,7 @@ class LogitStatistics:
         self.pixels += predicted.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """What the statistics tell of each class, float64 ``[C]``.
+        """Results per class, float64 ``[C]``.
 
         Returns:
             ``predicted_share`` of all pixels; ``bias``, estimated without labels (:func:`sampled_bias`; positive is

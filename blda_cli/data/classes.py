@@ -1,4 +1,4 @@
-"""The classes a segmenter decides between: their names, colours and ids."""
+"""Class sets: names, colours and ids."""
 
 import colorsys
 import csv
@@ -100,7 +100,7 @@ def class_set(names: str | Sequence[str], palette: Sequence[Color] | None = None
 
 
 def numbered_classes(count: int) -> ClassSet:
-    """Classes called ``class 0``, ``class 1``, ... where nobody names them."""
+    """Classes named ``class 0``, ``class 1``, ..., where no names are given."""
     return class_set([f"class {number}" for number in range(count)])
 
 
@@ -114,7 +114,7 @@ def _matching_preset(names: Sequence[str]) -> ClassSet | None:
 
 
 def plain_name(name: str) -> str:
-    """A class name as it is compared: lower case, anything but letters and digits as one space."""
+    """Normal form of a class name: lower case, anything but letters and digits as one space."""
     return re.sub(r"[\W_]+", " ", name).strip().lower()
 
 
@@ -135,7 +135,7 @@ def default_palette(count: int) -> tuple[Color, ...]:
 
 
 def grouped(classes: ClassSet, groups: Mapping[str, Sequence[str]], palette: Sequence[Color] | None = None) -> ClassSet:
-    """The classes that groups of classes make.
+    """Classes that result from grouping others.
 
     Args:
         classes: the classes to be grouped.

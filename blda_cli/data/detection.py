@@ -1,4 +1,4 @@
-"""Telling label encodings apart, by file names and by contents."""
+"""Detection of label encodings from file names and contents."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def choose_encoding(
     groups: Groups,
     ignore: int | None,
 ) -> tuple[ClassLookup, dict[str, Path]]:
-    """Settle what the label files mean, and which file of each image is read.
+    """Determine the encoding of label files, and which file of each image to read.
 
     Args:
         candidates: label files of each image, by its key.
@@ -239,7 +239,7 @@ def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
 
 
 def _all_ignored(values: Mapping[int, int]) -> bool:
-    """Whether there is nothing to judge an encoding by, as with sparse labels."""
+    """Whether too few pixels have a label to judge an encoding, as with sparse labels."""
     return set(values) <= {VOID}
 
 

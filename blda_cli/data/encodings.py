@@ -1,4 +1,4 @@
-"""What the pixel values of label files mean: the data sets' encodings, and custom ones."""
+"""Label encodings: the meaning of pixel values in label files, for known data sets and custom ones."""
 
 import csv
 import difflib

@@ -1,4 +1,4 @@
-"""Label pictures as they lie on the disk: reading their raw values, writing class ids with a palette."""
+"""Label files on disk: reading raw values, writing class ids with a palette."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 
 @dataclass(frozen=True)
 class RawLabel:
-    """What a label file holds, before it means anything.
+    """Raw contents of a label file, before decoding.
 
     Attributes:
         values: integers ``[H, W]`` from 0: the single channel, the palette's indices, or the first channel of a

@@ -1,4 +1,4 @@
-"""Reading samples ahead of their use and batching those of one shape."""
+"""Reading images and labels ahead, and batching those of one shape."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -100,7 +100,7 @@ def _shape(sample: Sample) -> tuple[object, ...]:
 
 
 def _take(batch: list[Sample]) -> SampleBatch:
-    """Stack the samples and let go of them, so that only the consumer holds the batch that is out."""
+    """Stack and release the samples; only the consumer keeps the batch alive."""
     files, arrays, labels = zip(*batch, strict=True)
     batch.clear()
     return SampleBatch(list(files), _stack(arrays), None if labels[0] is None else _stack(labels))

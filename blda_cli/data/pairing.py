@@ -1,4 +1,4 @@
-"""Which label files belong to which image, going by their names."""
+"""Pairing of images with their label files, by name."""
 
 import unicodedata
 from collections import defaultdict
@@ -79,7 +79,7 @@ def pair_labels(images: Sequence[ImageSource], source: str | Path) -> dict[str, 
 
 
 def _normal(key: str) -> str:
-    """A key with its accents in one form: some file systems and archives take them apart."""
+    """A key in Unicode normal form C, as some file systems and archives store accents separately."""
     return unicodedata.normalize("NFC", key)
 
 

@@ -57,7 +57,7 @@ class PillowImage(ImageSource):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image of a file; what fails while it is open is said in one line."""
+    """Open an image; a failure inside ``with`` becomes a one-line error."""
     try:
         check_regular(path)
         with Image.open(path) as image:

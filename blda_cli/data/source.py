@@ -1,4 +1,4 @@
-"""What every kind of image implements; a kind is a module of this package and a line in `images.KINDS`."""
+"""The interface of an image to be segmented; a kind is a module of this package and a line in `images.KINDS`."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from blda_cli.files import stamp
 
 @dataclass(frozen=True)
 class ImageSource(ABC):
-    """An image to be segmented. Nothing outside its class decodes the file that holds it.
+    """An image to be segmented. Only its class decodes the file that holds it.
 
     Attributes:
         path: the file that holds it.
@@ -52,7 +52,7 @@ class ImageSource(ABC):
 
     @property
     def location(self) -> str:
-        """What records keep of it, and messages call it: ``PATH`` or ``PATH#PART``; see `images.image_at`."""
+        """Its name in records and messages: ``PATH`` or ``PATH#PART``; see `images.image_at`."""
         return f"{os.fspath(self.path)}#{self.part}" if self.part else os.fspath(self.path)
 
     @property
@@ -62,7 +62,7 @@ class ImageSource(ABC):
         return (self.key, self.location, self.key + self.path.suffix, name, self.path.stem)
 
     def fingerprint(self) -> str:
-        """A text that changes when the image is modified or removed: size and time of change of its file."""
+        """Fingerprint (size, mtime) of its file; it changes when the image is modified or removed."""
         return stamp([self.path])
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A checkpoint held against the run that is to go on from it, before anything in it is used."""
+"""Validation of a checkpoint against the run that resumes from it."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def check_tensors(value: Any, where: str) -> None:
 
 
 def check_alike(saved: Any, own: Any, where: str) -> None:
-    """Refuse what is not built as the same thing is here: keys, shapes, types.
+    """Raise unless keys, shapes and types equal those of this run.
 
     Args:
         saved: of a checkpoint.

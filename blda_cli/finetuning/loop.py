@@ -1,4 +1,4 @@
-"""The loop around the trainer's steps: data, metrics, checkpoints, validation."""
+"""The training loop: data, metrics, checkpoints, validation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _INTERRUPT_STEPS = 10
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a run is carried out; nothing that its result depends on.
+    """Where a run is carried out; its result does not depend on this.
 
     Attributes:
         device: of this process.
@@ -85,7 +85,7 @@ class TrainingLoop:
         self._watch = LossWatch()
 
     def exported(self, images: Sequence[ImageSource]) -> NetworkSegmenter:
-        """The network as it would be written now, were ``images`` the target."""
+        """The network as it would be exported now with ``images`` as the target."""
         segmenter = self.trainer.exported()
         if self._settings.run.target_norms and images:
             options = InferenceOptions(workers=self.machine.workers)
@@ -230,7 +230,7 @@ class TrainingLoop:
             self._put(entry)
 
     def validate(self) -> None:
-        """Score the network as it would be written now, where there are images to validate on, and log it."""
+        """Validate the network as it would be exported now, and log the scores."""
         if self._validation is None or not self._first:
             return
         self.scores = validate(self.exported(self.target), *self._validation, self.machine.workers)

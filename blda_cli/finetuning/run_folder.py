@@ -1,4 +1,4 @@
-"""The folder of a run: settings, metrics, checkpoint, pictures and the trained model."""
+"""A run folder: settings, metrics, checkpoint, pictures and the trained model."""
 
 import json
 import os
@@ -115,7 +115,7 @@ class RunFolder:
         return next((path for path in sorted({*known, *data}) if known.get(path) != data.get(path)), None)
 
     def start(self, settings: Settings, record: dict[str, Any]) -> None:
-        """Write down what the run is.
+        """Write the run's settings and provenance.
 
         Raises:
             BldaError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Everything a run can be told, with the published values as defaults; written to and read from TOML."""
+"""Fine-tuning settings; defaults are the published values."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

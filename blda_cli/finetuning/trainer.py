@@ -159,7 +159,7 @@ class Trainer:
         return replace(self.segmenter, network=frozen.eval())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on bit for bit; randomness is a function of seed and step."""
+        """State for resuming bit for bit; randomness is a function of seed and step."""
         return {
             "step": self.step,
             "stage": self.stage,
@@ -172,7 +172,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Restore a :meth:`state_dict`.
 
         Raises:
             ValueError: it is none of a run like this; the message names what is odd.

@@ -1,4 +1,4 @@
-"""What training tells as it goes: averaged metrics, a stop at losses that are not finite, TensorBoard events."""
+"""Training logs: averaged metrics, detection of non-finite losses, TensorBoard events."""
 
 import math
 import time
@@ -26,7 +26,7 @@ class StepLog:
         self._since = time.perf_counter()
 
     def add(self, report: StepReport) -> None:
-        """Take in a step."""
+        """Add a step's metrics."""
         self._losses.append(report.losses)
         self._labelled = self._labelled + report.labelled
         self._kept = self._kept + report.kept
@@ -52,13 +52,13 @@ class StepLog:
 
 
 class LossWatch:
-    """Looks at every step's losses one step late, so that the device need not be waited for."""
+    """Checks losses one step late, so that the host does not wait for the device."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[int, list[str], list[str], Tensor, torch.cuda.Event | None]] = deque()
 
     def see(self, step: int, files: list[str], report: StepReport) -> None:
-        """Take in a step; look at the one before.
+        """Queue this step's losses and check the previous step's.
 
         Raises:
             BldaError: a loss of it is not finite.
@@ -74,7 +74,7 @@ class LossWatch:
             self._look()
 
     def settle(self) -> None:
-        """Look at all steps so far."""
+        """Check all queued losses."""
         while self._waiting:
             self._look()
 

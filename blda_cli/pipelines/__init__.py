@@ -1,1 +1,1 @@
-"""What the commands do, one call each: from a segmenter and image files to results on disk."""
+"""What each command does, in one call of a request and a job."""

@@ -264,7 +264,7 @@ def _align(
     monitor: Monitor,
     skipped: list[SkippedFile],
 ) -> None:
-    """Write ``files``, keeping the record in ``part`` now and then and when something stops it."""
+    """Write ``files``; the record is saved to ``part`` every two minutes and on interruption."""
     kept = time.monotonic()
     try:
         for batch in segmenter.stream(files, inference, None, skipped):
@@ -303,7 +303,7 @@ def _make_room(folder: Path, overwrite: bool, shard: Shard) -> Path:
 
 
 def _resumed(part: Path, fresh: RunRecord, folder: Path) -> RunRecord:
-    """The record an earlier call left, if it was making the same predictions."""
+    """The record of an interrupted run, if it made the same predictions."""
     kept = read_record(part)
     if not kept.changed:
         return fresh
@@ -314,7 +314,6 @@ def _resumed(part: Path, fresh: RunRecord, folder: Path) -> RunRecord:
     replaced = next((key for key in kept.changed if kept.stamps.get(key) != fresh.stamps[key]), None)
     if replaced is not None:
         raise BldaError(
-            f"{fresh.images[replaced]} is not the file it was when an unfinished run in {folder} predicted it: "
-            "--overwrite starts anew"
+            f"{fresh.images[replaced]} changed since the interrupted run in {folder}; --overwrite starts anew"
         )
     return replace(kept, stamps=fresh.stamps, provenance=fresh.provenance)

@@ -70,7 +70,7 @@ def input_stamp(segmenter: Segmenter, file: ImageSource, labels: LabelReader | N
 
 
 def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, files: Sequence[ImageSource]) -> None:
-    """Refuse statistics that are not of these images, as they are now.
+    """Raise unless the statistics cover exactly these unmodified images.
 
     Args:
         content: the statistics.
@@ -227,7 +227,7 @@ def collect_statistics(
     replaced = next((file for file in mine if content.stamps.get(file.key, stamps[file.key]) != stamps[file.key]), None)
     if replaced is not None:
         raise BldaError(
-            f"{replaced.location} or its label is not the file it was when an earlier run counted it, as {part} keeps: "
+            f"{replaced.location} or its label changed since the interrupted run that {part} holds; "
             "--overwrite starts anew"
         )
     content.stamps = stamps
@@ -275,7 +275,7 @@ def _with_norms(
     inference: InferenceOptions,
     monitor: Monitor,
 ) -> StatisticsFile:
-    """The content with what the norms are to be, for this process when it goes on after a stop, and for the others."""
+    """The content with the chosen norm statistics, for a resumed run and for the other processes."""
 
     def advance(count: int) -> None:
         monitor.advance(count)
@@ -318,7 +318,7 @@ class _Pass:
     skipped: list[SkippedFile] = field(default_factory=list)
 
     def run(self, files: Sequence[ImageSource]) -> None:
-        """Run the network for what is seen of it on the way."""
+        """Run the network without counting, for its batch norm statistics."""
         for _ in self.segmenter.stream(files, self.inference, skipped=[]):
             self.monitor.check()
 
@@ -351,7 +351,7 @@ def _counting_device(device: torch.device) -> torch.device:
 
 
 def _being_replaced(output: Path, shard: Shard) -> bool:
-    """Whether what an earlier call kept is newer than ``output``: only a call with ``overwrite`` leaves that."""
+    """Whether partial counts are newer than ``output``: only an interrupted run with ``overwrite`` leaves such."""
     if not output.is_file():
         return False
     parts = [shard.path(output, rank) for rank in range(shard.world)]
@@ -359,7 +359,7 @@ def _being_replaced(output: Path, shard: Shard) -> bool:
 
 
 def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageSource], output: Path) -> StatisticsFile:
-    """What an earlier call kept, if it is of the same model and counts the same."""
+    """The counts of an interrupted run, if model and counting options agree."""
     kept = read_statistics(part)
     difference = None
     for name in ("source", "labels", "norms", "shard"):
@@ -379,7 +379,7 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageSource], ou
 
 
 def _whole(merged: StatisticsFile, provenance: Provenance, order: Mapping[str, int]) -> StatisticsFile:
-    """What one process would have counted, from what several did."""
+    """Merged statistics in the form in which a single process would have written them."""
     return replace(
         merged,
         images=sorted(merged.images, key=order.__getitem__),

@@ -107,7 +107,7 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
 
 
 def _open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:
-    """Read the records of folders that are to stand side by side: of the same predictions of the same images."""
+    """Read the records of folders to compare; they must correct the same predictions of the same images."""
     folders = [AlignedFolder(path, read_record(path / RECORD)) for path in paths]
     for folder in folders:
         first = folders[0]

@@ -30,7 +30,7 @@ def build_report(
     made: Mapping[str, Any],
     remarks: Sequence[str],
 ) -> Report:
-    """Put the numbers together.
+    """Assemble the report.
 
     Args:
         content: the statistics.

@@ -1,4 +1,4 @@
-"""The frames that a correction changed most, as small pictures that fit into a page."""
+"""Gallery: the images that a correction changed most, as small pictures for the page."""
 
 import base64
 import io

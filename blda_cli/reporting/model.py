@@ -1,4 +1,4 @@
-"""What a report says, as data alone: built in one place, shown by several renderers."""
+"""The report's data model: built in one place, rendered as text, HTML, JSON and CSV."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ MANY_CLASSES = 40
 
 
 class Verdict(StrEnum):
-    """What is said of a class."""
+    """Verdict on a class."""
 
     OVER = "over"
     """Over-predicted: the interval lies above zero."""
@@ -49,7 +49,7 @@ class Estimate:
 
     @property
     def verdict(self) -> Verdict:
-        """What it amounts to; without an interval the sign decides."""
+        """The verdict; without an interval the sign decides."""
         if self.bias != self.bias:
             return Verdict.UNKNOWN
         low = self.low if self.low == self.low else self.bias
@@ -141,7 +141,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is said.
+    """A whole report.
 
     Attributes:
         classes: the classes.
@@ -200,7 +200,7 @@ class Report:
 
 
 def scores_of(confusion: ConfusionMatrix) -> Scores:
-    """Read everything off a confusion matrix."""
+    """Compute all scores from a confusion matrix."""
     present = confusion.present
     bias, accuracy = confusion.bias(), confusion.accuracy()
     return Scores(

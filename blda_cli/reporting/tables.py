@@ -203,7 +203,7 @@ def run_tables(report: Report) -> list[NumberTable]:
 
 
 def _known(report: Report) -> list[Measure]:
-    """What is known of each class, with labels or without."""
+    """All columns known about each class."""
     return [_SHARE, *(CLASS_MEASURES if report.before.scores is not None else ())]
 
 

@@ -22,7 +22,7 @@ _SHARED_OPTIONS = (
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do next.
+    """A suggested next step.
 
     Attributes:
         text: why.
@@ -152,7 +152,7 @@ def _views_step(report: Report) -> list[Step]:
 
 
 def _options(provenance: Provenance) -> dict[str, Any]:
-    """What the network was run with."""
+    """Options that the network was run with."""
     return {"--model": "MODEL", "--images": provenance.source or "DIR"} | provenance.common_options()
 
 
@@ -302,5 +302,5 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """An option as it is given; none where it was not."""
+    """An option's words on a command line; empty if it was not given."""
     return [name, value] if isinstance(value, str) else [name] * (value is True)

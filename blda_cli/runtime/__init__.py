@@ -1,1 +1,1 @@
-"""What every command runs on: device, processes, progress."""
+"""Device, processes, read-ahead and progress, shared by all commands."""

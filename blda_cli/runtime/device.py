@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Choice of the torch device."""
 
 import os
 import re

@@ -15,16 +15,16 @@ class Monitor(Protocol):
         """Announce ``total`` images (or other units), ``done`` of which were done by an earlier run."""
 
     def advance(self, count: int) -> None:
-        """``count`` more are done."""
+        """Report that ``count`` more are done."""
 
     def say(self, line: str) -> None:
-        """A remark for the user."""
+        """Show a remark to the user."""
 
     def warn(self, lines: Iterable[str]) -> None:
-        """Remarks that must not be missed, however quiet the command is to be."""
+        """Show remarks even where ``--quiet`` hides the others."""
 
     def check(self) -> None:
-        """Called between batches, when everything is consistent.
+        """Raise if the user asked to stop; called between batches, when the state is consistent.
 
         Raises:
             Interrupted: the user asked to stop.
@@ -32,7 +32,7 @@ class Monitor(Protocol):
 
 
 class SilentMonitor:
-    """Says nothing and is never asked to stop."""
+    """A monitor that shows nothing and never stops the work."""
 
     def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         """See :class:`Monitor`."""

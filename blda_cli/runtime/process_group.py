@@ -44,7 +44,7 @@ def process_group(device: torch.device | None = None) -> Iterator[None]:
 
 
 def wait_for_all(shard: Shard) -> None:
-    """Wait until every process that shares the work is here; one that does it alone goes on.
+    """Barrier over the processes that share the work; returns at once in a single process.
 
     Raises:
         BldaError: another one has stopped.

@@ -1,4 +1,4 @@
-"""Work done in threads ahead of its use, in order and in bounded memory."""
+"""Read-ahead in threads: results in order, memory bounded."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,7 +13,7 @@ R = TypeVar("R")
 def read_ahead(
     function: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int
 ) -> Generator[tuple[T, Future[R]]]:
-    """Call a function on items in threads, before its results are asked for.
+    """Call a function on items in threads, ahead of the consumer.
 
     Closing the iterator waits for the calls under way and drops the rest.
 

@@ -64,7 +64,7 @@ class ArrayShard:
         return items[self.number - 1 :: self.of]
 
     def record(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What tells which part of which images an output is, as JSON; ``keys`` are those of all images."""
+        """JSON that identifies this share and the images it was taken from; ``keys`` are those of all images."""
         digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
         return {"number": self.number, "of": self.of, "images": len(keys), "keys": f"sha256:{digest}"}
 

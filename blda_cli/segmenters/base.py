@@ -1,4 +1,4 @@
-"""What every kind of segmenter is to the rest of the program: something that turns image files into logits."""
+"""The segmenter interface: image files in, logits out, whatever the kind of model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -177,7 +177,7 @@ class Segmenter(ABC):
 
 
 def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[str, Any]:
-    """What makes the logits what they are: the segmenter and the ways of running it that change them."""
+    """Identity of the logits: the segmenter and the inference options that change them."""
     return {
         **segmenter.identity,
         "inference": {

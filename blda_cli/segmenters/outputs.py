@@ -1,4 +1,4 @@
-"""From what a network returns to scores per class: finding the tensor, what its numbers mean, its size.
+"""From a network's output to scores per class: which tensor, what its values mean, its size.
 
 *Scores* are what the network gives per class: logits, or probabilities. Both are resized as they are, and only then
 are probabilities turned into logits, as the networks' own code does it.

@@ -1,4 +1,4 @@
-"""From pixels to what the network wants: resizing, colour order, normalisation."""
+"""Preprocessing: resizing, colour order, normalisation."""
 
 import torch
 import torch.nn.functional as F

@@ -106,7 +106,7 @@ def _import(module_name: str, folder: Path) -> Any:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Have Python look in the folder first, for this import only."""
+    """Put a folder first on the import path for one import."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:

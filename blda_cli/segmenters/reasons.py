@@ -1,4 +1,4 @@
-"""What an exception of somebody else's code says, in one line."""
+"""One-line reasons of exceptions from other libraries."""
 
 import re
 
@@ -11,12 +11,12 @@ _ADVICE = re.compile(r"(?<=\.) (This is an internal miniz|Please check the warni
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of PyTorch or numpy says that memory does not suffice, a GPU's or the machine's own."""
+    """Whether an exception of PyTorch or numpy means that a GPU or the machine is out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def reason(error: BaseException) -> str:
-    """The type of an exception and the line of its message that tells most."""
+    """Type and most informative line of an exception."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What a segmenter is said to be: the TOML file or the short form given as ``--model``.
+"""Model descriptions: a TOML file or a ``--model`` shorthand.
 
 Nothing is loaded here but the TOML file itself; see ``load_segmenter`` for that.
 """
@@ -152,7 +152,7 @@ class SegmenterSpec:
 
 
 def parse_model(model: str, weights: Path | None = None) -> SegmenterSpec:
-    """Understand what ``--model`` and ``--weights`` say.
+    """Parse ``--model`` and ``--weights``.
 
     Args:
         model: a TOML file or a short form: ``hf:NAME`` or ``hf:FOLDER``, a folder with ``config.json``, ``net.pt2``,

@@ -1,4 +1,4 @@
-"""Loading weights of any age into a network, without running what is in the file."""
+"""Loading weights into a network without running code from the file."""
 
 import hashlib
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def _check_values(tensor: Tensor, where: str) -> None:
-    """Refuse what cannot be copied into a network, or makes nothing but NaN of any image."""
+    """Raise for tensors that cannot be copied into a network, or that are not finite."""
     plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not plain or tensor.is_complex():
         kind = "without values" if tensor.is_meta else "complex" if tensor.is_complex() else "sparse or quantised"

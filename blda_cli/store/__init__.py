@@ -1,1 +1,1 @@
-"""What is kept on disk: statistics as HDF5, predictions as PNG trees with a record of how they were made."""
+"""Files on disk: statistics as HDF5, predictions as PNG trees with a record of how they were made."""

@@ -31,7 +31,7 @@ def _short(value: Any) -> str:
 
 
 def of_one_kind(parts: Iterable[tuple[Path, T]], difference: Callable[[T, T], str | None]) -> Iterator[tuple[Path, T]]:
-    """Pass on what is to be put together, as long as it is of the first one's kind.
+    """Yield parts for merging; raise at the first that differs from the others.
 
     Args:
         parts: at least one, each with the name to call it in messages.

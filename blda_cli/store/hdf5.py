@@ -1,4 +1,4 @@
-"""HDF5 files: written so that they appear only when they are complete, read without taking anything on trust."""
+"""HDF5 files: written atomically, read with validation."""
 
 import math
 import mmap
@@ -202,7 +202,7 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
 
 
 def _check_heaps(path: Path) -> None:
-    """Refuse a damaged heap of texts: over an entry of no length the HDF5 library walks for ever, deaf to Ctrl-C.
+    """Raise for a damaged global heap: an entry of length zero sends the HDF5 library into an endless loop.
 
     The layout is that of the HDF5 File Format Specification, III.E, "Global Heap".
 

@@ -1,4 +1,4 @@
-"""A folder of predictions while it is made: in a hidden part of it, which takes the old one's place when complete.
+"""Atomic replacement of a folder of predictions: new ones are built in a hidden subfolder and swapped in when complete.
 
 Until then what was there before is untouched, and a process that is killed leaves either the old predictions, or the
 new ones, or an exchange that the next call finishes.
@@ -22,12 +22,12 @@ _LEFT_OVER = re.compile(r"\..*\.part")
 
 
 def unfinished(folder: Path) -> Path:
-    """Where the predictions of ``folder`` are put together."""
+    """The hidden subfolder in which predictions are built."""
     return folder / _UNFINISHED
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that predictions cannot be written to.
+    """Raise if predictions cannot be written to a folder.
 
     Raises:
         BldaError: it holds things that no earlier call made, or predictions that may not be replaced.
@@ -75,7 +75,7 @@ def begin(folder: Path, overwrite: bool) -> Path:
 
 
 def finish(folder: Path) -> None:
-    """Exchange what is in ``folder`` for the new predictions, whose record is written.
+    """Replace the old predictions by the new ones, whose record is complete.
 
     Raises:
         BldaError: nothing can be written there.
@@ -94,7 +94,7 @@ def finish(folder: Path) -> None:
 
 
 def leave(folder: Path) -> None:
-    """Take away what `begin` made, where nothing was written."""
+    """Remove what `begin` created if nothing was written."""
     shutil.rmtree(unfinished(folder), ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

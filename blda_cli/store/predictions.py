@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Why each image that was passed over could not be read, per key."""
+        """Reason for each skipped image, by key."""
         return self.provenance.skipped
 
 
@@ -146,7 +146,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def _check(record: RunRecord) -> None:
-    """Refuse a record whose fields do not go together, so that nothing behind it has to ask again.
+    """Raise unless the fields of a record are consistent, so that later code need not check them.
 
     Raises:
         ValueError: they do not; the message names the field.
@@ -197,7 +197,7 @@ def _expect(name: str, fits: bool, what: str) -> None:
 
 
 def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
-    """The record of a folder that several processes wrote, each its own images."""
+    """Merge the records of processes that wrote different images into one folder."""
     merged = replace(parts[0])
     for part in parts[1:]:
         merged = replace(
@@ -216,7 +216,7 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
 
 @dataclass(frozen=True)
 class _Written:
-    """What is known of an image once its prediction is on disk."""
+    """Result of writing one image's prediction."""
 
     key: str
     before: np.ndarray
@@ -278,7 +278,7 @@ class PredictionWriter:
             self.record.classified[file.key] = [int(before), int(after)]
 
     def flush(self) -> None:
-        """Wait until everything is on disk and noted in the record.
+        """Wait until all predictions are written and recorded.
 
         Raises:
             BldaError: a picture could not be written; the others are noted.

@@ -1,4 +1,4 @@
-"""How a file came to be: the record that statistics, ``run.json`` and reports keep."""
+"""Provenance record of statistics, ``run.json`` and reports: command line, options, versions, timestamp."""
 
 import platform
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _LABELS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a file came to be.
+    """How an output was made.
 
     Attributes:
         command: the command line.
@@ -57,7 +57,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Read what :meth:`as_json` gave; what it does not know is left out.
+        """Read the JSON of :meth:`as_json`, ignoring unknown fields.
 
         Raises:
             ValueError: it is no such record; the message names what is odd.
@@ -80,12 +80,12 @@ class Provenance:
         return record
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON, without what is empty."""
+        """As JSON, without empty fields."""
         content = {name: value for name, value in asdict(self).items() if value}
         return {**content, "merged": [part.as_json() for part in self.merged]} if self.merged else content
 
     def common_options(self) -> dict[str, Any]:
-        """The options, of a sum those that all its parts were made with."""
+        """The options; for merged statistics, those that all parts share."""
         parts = [part.common_options() for part in self.merged] or [dict(self.options)]
         return {name: value for name, value in parts[0].items() if all(part.get(name) == value for part in parts)}
 

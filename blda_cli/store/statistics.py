@@ -1,4 +1,4 @@
-"""Statistics as HDF5: self-describing, versioned, readable with nothing but h5py."""
+"""Statistics files: versioned HDF5, readable with h5py alone."""
 
 import json
 import math
@@ -43,7 +43,7 @@ _SAMPLE_FIELDS = ("seen", "logits", "predicted", "labels", "images", "positions"
 
 @dataclass
 class StatisticsFile:
-    """The statistics of a segmenter's logits over some images, and what they are statistics of.
+    """Content of a statistics file: logit statistics, and the model, classes and images they belong to.
 
     Attributes:
         statistics: histograms, confusion, sample.
@@ -68,7 +68,7 @@ class StatisticsFile:
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Why each image that was passed over could not be read, per key."""
+        """Reason for each skipped image, by key."""
         return self.provenance.skipped
 
     @property
@@ -137,7 +137,7 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
 
 
 def read_statistics(path: Path) -> StatisticsFile:
-    """Read statistics, checking that they are what they say.
+    """Read and validate a statistics file.
 
     Args:
         path: a file that :func:`write_statistics` wrote.
@@ -280,7 +280,7 @@ def _read_sample(file: CheckedFile, count: int, version: int) -> PixelSample:
 
 
 def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> StatisticsFile:
-    """Add statistics of one model over different images up.
+    """Merge statistics of one model over different images.
 
     Args:
         parts: at least one file, each with the name to call it in messages; taken one by one, so that no more than
@@ -324,7 +324,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
 
 
 def difference_of_kind(one: StatisticsFile, other: StatisticsFile) -> str | None:
-    """Name what keeps two statistics from being added up; None where nothing does."""
+    """Name the difference that prevents two statistics files from being merged; None if there is none."""
     difference = difference_of(one.model, other.model)
     if one.classes != other.classes:
         difference = difference or "the classes"

@@ -151,7 +151,7 @@ def test_a_run_goes_on_unless_the_file_has_changed(
     bad.write_bytes(label)
     with stacked.open("ab") as file:
         file.write(b"\0")
-    assert f"{stacked}#{scene.keys[0]} or its label is not the file it was" in refused(*collect)
+    assert f"{stacked}#{scene.keys[0]} or its label changed since the interrupted run" in refused(*collect)
 
 
 def test_training_draws_from_a_new_kind(run: Run, scene: Scene, stacked: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loops over pixels, each a pure function, and the one place that decides which implementation runs.
+"""Kernels: loops over pixels as pure functions, and the choice of the implementation that runs.
 
 All implementations of a kernel take the same arguments and pass the same tests. ``torch_kernels`` has every kernel
 and runs anywhere; ``numba_kernels`` (CPU) and ``triton_kernels`` (CUDA) have those where that pays. The fastest that

@@ -1,4 +1,4 @@
-"""What all implementations of the kernels share: the form of their tables and results."""
+"""Tables and output types shared by all kernel implementations."""
 
 import torch
 from torch import Tensor

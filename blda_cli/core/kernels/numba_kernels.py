@@ -1,4 +1,4 @@
-"""The kernels whose temporaries cost torch most on a CPU, as compiled loops (extra ``fast``).
+"""CPU kernels compiled by numba (extra ``fast``), for the operations whose temporaries are expensive in torch.
 
 The loops release the interpreter's lock and are called from a few threads; each thread owns what it writes, so
 results depend on neither their number nor the block size.

@@ -131,7 +131,7 @@ class TrainingMethod(ABC):
     sees_wholes = False
 
     def begin_stage(self, stage: Stage) -> None:  # noqa: B027  # never called where batches are labelled one by one
-        """Get ready to label; called in all processes before the first step of a stage, and of a resumed run.
+        """Prepare to label; called in all processes before the first step of a stage and after resuming.
 
         Raises:
             BldaError: an image cannot be read, or the stage cannot be trained.
@@ -158,8 +158,8 @@ class TrainingMethod(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method has learnt besides the networks."""
+        """State of the method besides the networks."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # nothing, where nothing is learnt
-        """Go on from :meth:`state_dict`."""
+        """Restore a :meth:`state_dict`."""

@@ -1,4 +1,4 @@
-"""What labels cost: cross-entropy on source and target images, which a correction may shift."""
+"""Training losses on source and target images; subclasses may correct the logits."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -73,8 +73,8 @@ class Objective:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the correction has learnt."""
+        """State of the correction."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore a :meth:`state_dict`."""
