@@ -57,6 +57,22 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     return network_segmenter(spec, module.eval().to(device), device, identity)
 
 
+def varies(spec: SegmenterSpec, loaded: NetworkSegmenter) -> bool:
+    """Whether the factory gives other weights at a second call: they are drawn at random and were never trained.
+
+    Args:
+        spec: a description with ``factory``.
+        loaded: what `load` made of it, without a weights file.
+    """
+    assert spec.segmenter.factory is not None
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network = _make(spec.segmenter.factory, dict(spec.segmenter.arguments), spec.folder)
+        except BldaError:
+            return False
+    return isinstance(network, nn.Module) and state_digest(network) != loaded.identity["weights"]
+
+
 def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
     module_name, colon, name = factory.rpartition(":")
     if not colon or not module_name or not name:
