@@ -1,5 +1,6 @@
 """The Python interface: the commands as functions, and a correction for an inference loop of one's own."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,13 +87,20 @@ class Alignment:
 
     @classmethod
     def fit(
-        cls, statistics: LogitStatistics, *, norm_shift: float = 0.0, preset: str | None = None, **choices: Any
+        cls,
+        statistics: LogitStatistics,
+        *,
+        norm_distance: float | None = None,
+        norm_shift: float | None = None,
+        preset: str | None = None,
+        **choices: Any,
     ) -> "Alignment":
         """Fit a correction to statistics that were counted in the same program.
 
         Args:
             statistics: of the images to be corrected or of others like them.
-            norm_shift: see :func:`write_statistics`.
+            norm_distance: see :func:`write_statistics`.
+            norm_shift: the former name of ``norm_distance``.
             preset: see :meth:`from_file`.
             **choices: see :meth:`from_file`.
 
@@ -100,7 +108,8 @@ class Alignment:
             BldaError: the statistics lack what the method needs.
             ValueError: there is no such choice.
         """
-        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_shift)))
+        norm_distance = _renamed(norm_distance, norm_shift)
+        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_distance)))
         return _aligned(inputs, chosen_settings(choices, preset))
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -138,8 +147,9 @@ def write_statistics(
     statistics: LogitStatistics,
     classes: str | Sequence[str] | None = None,
     *,
-    norm_shift: float = 0.0,
+    norm_distance: float | None = None,
     model: Mapping[str, Any] | None = None,
+    norm_shift: float | None = None,
 ) -> None:
     """Write statistics that were counted in a person's own loop.
 
@@ -150,21 +160,36 @@ def write_statistics(
         path: the HDF5 file; one that is there is replaced.
         statistics: what was counted.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
-        norm_shift: :attr:`ObservedNorms.shift` of the pass: it tells a network that is sure of what is wrong.
+        norm_distance: :attr:`ObservedNorms.distance` of the pass, which tells images out of domain even where the
+            network is sure of its predictions; None: unknown.
         model: what to note of the network: anything that JSON can hold.
+        norm_shift: the former name of ``norm_distance``.
 
     Raises:
         BldaError: the file cannot be written, or the names are not those of as many classes.
     """
-    store.write_statistics(Path(path), replace(_content(statistics, classes, norm_shift), model=dict(model or {})))
+    norm_distance = _renamed(norm_distance, norm_shift)
+    store.write_statistics(Path(path), replace(_content(statistics, classes, norm_distance), model=dict(model or {})))
 
 
-def _content(statistics: LogitStatistics, classes: str | Sequence[str] | None, norm_shift: float) -> StatisticsFile:
+def _renamed(norm_distance: float | None, norm_shift: float | None) -> float | None:
+    """The norm distance, under its former name too."""
+    if norm_shift is None:
+        return norm_distance
+    warnings.warn("norm_shift is called norm_distance now", DeprecationWarning, stacklevel=3)
+    return norm_shift
+
+
+def _content(
+    statistics: LogitStatistics, classes: str | Sequence[str] | None, norm_distance: float | None
+) -> StatisticsFile:
     count = statistics.num_classes
     names = numbered_classes(count) if classes is None else class_set(classes)
     if len(names) != count:
         raise BldaError(f"{len(names)} classes are named, the statistics are of {count}: give one name per class")
-    return StatisticsFile(statistics, names, model={}, complete=True, provenance=Provenance(norm_shift=norm_shift))
+    return StatisticsFile(
+        statistics, names, model={}, complete=True, provenance=Provenance(norm_distance=norm_distance)
+    )
 
 
 def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:

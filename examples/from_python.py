@@ -47,7 +47,7 @@ def main(folder: Path, scenes: int = SCENES) -> dict[str, float]:
     print(f"Σ |estimated bias| {100 * float(statistics.compute()['bias'].abs().nansum()):.0f} points")
 
     # Kept for later, and for `blda report --stats`.
-    blda_cli.write_statistics(folder / "dusk.h5", statistics, classes="camvid", norm_shift=norms.shift)
+    blda_cli.write_statistics(folder / "dusk.h5", statistics, classes="camvid", norm_distance=norms.distance)
     report = blda_cli.report(folder / "dusk.h5", output=folder / "report", overwrite=True)
     print(f"over-predicted {', '.join(report.named('over'))}; under-predicted {', '.join(report.named('under'))}")
 

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import blda_cli
@@ -14,6 +16,7 @@ from blda_cli.core.choices import Shift
 from blda_cli.core.fitting import Evidence, fit_correction
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings, chosen_settings
 from blda_cli.errors import BldaError
+from blda_cli.store.provenance import Provenance
 
 C = 4
 
@@ -74,19 +77,19 @@ def test_norms_tell_a_network_that_is_sure_of_what_is_wrong(tmp_path: Path) -> N
     before = {name: values.clone() for name, values in network.state_dict().items()}
     with torch.no_grad(), blda_cli.ObservedNorms(network) as norms:
         network(5 + torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    assert norms.shift > 0.1
+    assert norms.distance > 0.1
     assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
     sure = blda_cli.LogitStatistics(C, ["pseudo"])
     own = logits(0)
     sure.update(own + 9 * nn.functional.one_hot(own.argmax(dim=1), C).movedim(-1, 1))
     assert blda_cli.Alignment.fit(sure).settings.tau == 0
-    away = blda_cli.Alignment.fit(sure, norm_shift=norms.shift)
+    away = blda_cli.Alignment.fit(sure, norm_distance=norms.distance)
     assert away.settings.tau != 0
-    blda_cli.write_statistics(tmp_path / "s.h5", sure, norm_shift=norms.shift)
+    blda_cli.write_statistics(tmp_path / "s.h5", sure, norm_distance=norms.distance)
     assert blda_cli.Alignment.from_file(tmp_path / "s.h5").settings == away.settings
     with blda_cli.ObservedNorms(nn.Conv2d(3, 5, 1)) as none:
         pass
-    assert none.shift == 0
+    assert none.distance == 0
 
 
 def test_choices_are_those_of_the_command() -> None:
@@ -157,3 +160,45 @@ def test_a_report_in_one_call(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.html", "report.json", "report.csv"}
     with pytest.raises(BldaError, match="exists already"):
         blda_cli.report(tmp_path / "s.h5", output=tmp_path / "report")
+
+
+def test_former_names_still_work_and_name_the_new_one(tmp_path: Path) -> None:
+    statistics = blda_cli.LogitStatistics(3)
+    statistics.update(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    with pytest.warns(DeprecationWarning, match="norm_distance"):
+        blda_cli.write_statistics(tmp_path / "old.h5", statistics, norm_shift=0.25)
+    assert blda_cli.read_statistics(tmp_path / "old.h5").provenance.norm_distance == 0.25
+    with pytest.warns(DeprecationWarning, match="norm_distance"):
+        blda_cli.Alignment.fit(statistics, norm_shift=0.25)
+    with blda_cli.ObservedNorms(torch.nn.Sequential()) as norms, pytest.warns(DeprecationWarning, match="distance"):
+        assert norms.shift == 0
+
+
+def test_what_an_older_file_does_not_hold_is_unknown() -> None:
+    assert Provenance.from_json({"norm_shift": 0.25}).norm_distance == 0.25
+    assert Provenance.from_json({}).norm_distance is None
+    assert Provenance.from_json(Provenance(norm_distance=0.0).as_json()).norm_distance == 0.0
+
+
+def test_commands_from_python(tmp_path: Path) -> None:
+    drawn = tmp_path / "images"
+    drawn.mkdir()
+    for image in ("a", "b"):
+        Image.fromarray(np.full((16, 16, 3), 128, dtype=np.uint8)).save(drawn / f"{image}.png")
+        made = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(ord(image)))
+        np.save(drawn / f"{image}.npy", made.numpy())
+    options: dict[str, Any] = {"model": f"logits:{drawn}", "images": str(drawn / "*.png")}
+    content = blda_cli.collect_stats(**options, output=tmp_path / "s.h5")
+    assert content.statistics.images == 2
+    record = blda_cli.align(**options, stats=tmp_path / "s.h5", tau=0.5, output=tmp_path / "aligned")
+    assert record.alignment.tau == 0.5
+    assert record.provenance.options["--tau"] == "0.5"
+    report = blda_cli.report(tmp_path / "s.h5", [tmp_path / "aligned"], output=tmp_path / "report")
+    assert [run.name for run in report.runs] == ["aligned"]
+    assert (tmp_path / "report" / "report.html").is_file()
+    with pytest.raises(blda_cli.BldaError, match="--tau = 2000 should be"):
+        blda_cli.align(**options, tau=2000, output=tmp_path / "b")
+    with pytest.raises(blda_cli.BldaError, match="--density does nothing with --method blda --shift negative"):
+        blda_cli.align(**options, density="mixture", output=tmp_path / "b")
+    with pytest.raises(TypeError, match="no option 'tua'"):
+        blda_cli.align(**options, tua=1, output=tmp_path / "b")

@@ -217,7 +217,7 @@ def collect_statistics(
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
-        content.provenance = replace(provenance, norm_shift=kept.provenance.norm_shift)
+        content.provenance = replace(provenance, norm_distance=kept.provenance.norm_distance)
     use_norms(segmenter, content.norms)
     content.model = model_identity(segmenter, inference)
     if part.exists():
@@ -235,13 +235,13 @@ def collect_statistics(
     remaining = [file for file in mine if file.key not in done]
     monitor.start("counting", len(mine), len(mine) - len(remaining))
     pass_over = _Pass(segmenter, inference, labels, content, part, monitor)
-    if norms is NormSource.SOURCE and shard.first and may_be_away and not content.provenance.norm_shift:
+    if norms is NormSource.SOURCE and shard.first and may_be_away and not content.provenance.norm_distance:
         # Some images come first, while the norms are watched; what was counted before a stop is run again for that.
         chosen = enough_for_norms(mine, FEW_IMAGES)
         with ObservedNorms(segmenter.module) as observed:
             pass_over.run([file for file in chosen if file.key in done])
             pass_over.count([file for file in chosen if file.key not in done])
-        content.provenance = replace(content.provenance, norm_shift=observed.shift)
+        content.provenance = replace(content.provenance, norm_distance=observed.distance)
         remaining = [file for file in remaining if file not in chosen]
     pass_over.count(remaining)
     order = {file.key: index for index, file in enumerate(files)}
@@ -287,8 +287,8 @@ def _with_norms(
         with ObservedNorms(segmenter.module) as observed:
             for batch in segmenter.stream(few, inference, skipped=[]):
                 advance(len(batch.files))
-        if observed.shift < SHIFTED:
-            return replace(content, provenance=replace(content.provenance, norm_shift=observed.shift))
+        if observed.distance < SHIFTED:
+            return replace(content, provenance=replace(content.provenance, norm_distance=observed.distance))
     chosen = enough_for_norms(files)
     monitor.start("averaging", len(chosen))
     norms = take_norms(segmenter, chosen, inference, advance=advance)
@@ -374,7 +374,7 @@ def _resumed(part: Path, fresh: StatisticsFile, files: Sequence[ImageSource], ou
         )
     for source, cells in kept.statistics.cells.items():
         cells.counts = cells.counts.to(fresh.statistics.cells[source].counts.device)
-    provenance = replace(fresh.provenance, norm_shift=kept.provenance.norm_shift)
+    provenance = replace(fresh.provenance, norm_distance=kept.provenance.norm_distance)
     return replace(kept, provenance=provenance, complete=False)
 
 

@@ -69,7 +69,7 @@ def merge_files(paths: Sequence[Path], job: Job) -> StatisticsFile:
         raise BldaError(f"{paths[0]} and the others count no image: there is nothing to write")
     summed = whole.provenance
     whole.provenance = replace(
-        job.provenance, norm_shift=summed.norm_shift, skipped=summed.skipped, merged=summed.merged
+        job.provenance, norm_distance=summed.norm_distance, skipped=summed.skipped, merged=summed.merged
     )
     write_statistics(output, whole)
     return whole

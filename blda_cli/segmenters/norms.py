@@ -3,6 +3,7 @@
 Nothing is trained: only the means and variances that the layers normalise by are replaced.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -96,7 +97,7 @@ class ObservedNorms:
         with ObservedNorms(network) as norms:
             for images in loader:
                 network(images)
-        norms.shift
+        norms.distance
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -134,10 +135,16 @@ class ObservedNorms:
 
     @property
     def shift(self) -> float:
-        """How far what was seen lies from the network's own averages; 0 where nothing was.
+        """Former name of :attr:`distance`."""
+        warnings.warn("ObservedNorms.shift is called distance now", DeprecationWarning, stacklevel=2)
+        return self.distance
 
-        The mean of :func:`blda_cli.core.norms.hellinger` over all channels of all norms; see there from when on it
-        says that a network is not at home.
+    @property
+    def distance(self) -> float:
+        """The norm distance: how far the statistics seen lie from the network's own; 0 where none were seen.
+
+        The mean of :func:`blda_cli.core.norms.hellinger` over all channels of all norms; from
+        :data:`blda_cli.core.norms.SHIFTED` on the images are out of domain.
         """
         distances = [hellinger(*source, *target) for source, target in self.averages().values()]
         return float(torch.cat(distances).mean()) if distances else 0.0

@@ -36,8 +36,8 @@ class Provenance:
         labels: statistics: source, encoding and ignored value of the labels counted; predictions: encoding and
             mapping that the model's description gives for labels.
         norms: what batch norms were to normalise by: as ``--norms``.
-        norm_shift: how far the images' averages lie from the network's own, see
-            :attr:`blda_cli.segmenters.norms.ObservedNorms.shift`; of a sum the mean over its images.
+        norm_distance: how far the images' averages lie from the network's own, see
+            :attr:`blda_cli.segmenters.norms.ObservedNorms.distance`; of a sum the mean over its images.
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
@@ -50,7 +50,7 @@ class Provenance:
     source: str | None = None
     labels: Mapping[str, Any] | None = None
     norms: str = "source"
-    norm_shift: float = 0.0
+    norm_distance: float | None = None
     shard: Mapping[str, Any] | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     merged: tuple["Provenance", ...] = ()
@@ -64,6 +64,8 @@ class Provenance:
         """
         check_type(content, Mapping[str, Any], "provenance")
         hints = get_type_hints(cls)
+        if "norm_shift" in content:  # its name in earlier versions
+            content = {"norm_distance": content["norm_shift"], **content}
         known = {one.name: content[one.name] for one in fields(cls) if one.name in content}
         parts = known.pop("merged", ())
         for name, value in known.items():
@@ -81,7 +83,7 @@ class Provenance:
 
     def as_json(self) -> dict[str, Any]:
         """As JSON, without empty fields."""
-        content = {name: value for name, value in asdict(self).items() if value}
+        content = {name: value for name, value in asdict(self).items() if value or value == 0.0}
         return {**content, "merged": [part.as_json() for part in self.merged]} if self.merged else content
 
     def common_options(self) -> dict[str, Any]:

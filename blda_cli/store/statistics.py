@@ -74,7 +74,7 @@ class StatisticsFile:
     @property
     def norms_shifted(self) -> bool:
         """Whether the images' averages lie so far from those of the network's batch norms that theirs would help."""
-        return self.provenance.norm_shift >= SHIFTED
+        return (self.provenance.norm_distance or 0.0) >= SHIFTED
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
@@ -295,7 +295,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
     remaining = of_one_kind(parts, difference_of_kind)
     first_path, first = next(remaining)
     statistics, complete, provenances = first.statistics, first.complete, [first.provenance]
-    shifts = first.provenance.norm_shift * statistics.images
+    distances = [(first.provenance.norm_distance, statistics.images)]
     owners = dict.fromkeys(first.images, first_path)
     stamps, skipped = dict(first.stamps), dict(first.skipped)
     for path, other in remaining:
@@ -303,7 +303,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         if twice is not None:
             raise BldaError(f"{owners[twice]} and {path} both count image {twice}: merge files of different images")
         statistics = statistics + other.statistics
-        shifts += other.provenance.norm_shift * other.statistics.images
+        distances.append((other.provenance.norm_distance, other.statistics.images))
         complete = complete and other.complete
         provenances.append(other.provenance)
         owners.update(dict.fromkeys(other.images, path))
@@ -317,10 +317,15 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
         images=list(owners),
         stamps=stamps,
         complete=complete,
-        provenance=Provenance(
-            norm_shift=shifts / max(statistics.images, 1), skipped=skipped, merged=tuple(provenances)
-        ),
+        provenance=Provenance(norm_distance=_mean_distance(distances), skipped=skipped, merged=tuple(provenances)),
     )
+
+
+def _mean_distance(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Mean norm distance of parts, each with its number of images; None where no part knows its own."""
+    known = [(distance, images) for distance, images in parts if distance is not None]
+    images = sum(images for _, images in known)
+    return sum(distance * images for distance, images in known) / images if images else None
 
 
 def difference_of_kind(one: StatisticsFile, other: StatisticsFile) -> str | None:

@@ -229,7 +229,7 @@ def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, A
     with ObservedNorms(segmenter.module) as observed:
         for _ in segmenter.stream(enough_for_norms(files, FEW_IMAGES), InferenceOptions()):
             pass
-    as_trained = score(segmenter, target, observed.shift >= SHIFTED)
+    as_trained = score(segmenter, target, observed.distance >= SHIFTED)
     use_norms(segmenter, norms)
     return dict(zip(NORMS, (score(segmenter, target, False), as_trained), strict=True))
 

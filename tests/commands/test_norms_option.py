@@ -163,12 +163,12 @@ def test_a_sum_lies_as_far_from_home_as_its_parts(run: Run, scene: Scene, normed
             "--output",
             path,
         )
-        shifts.append(read_statistics(path).provenance.norm_shift)
+        shifts.append(read_statistics(path).provenance.norm_distance or 0.0)
     run("merge", *paths[:2], "--output", paths[2])
     merged = read_statistics(paths[2])
     assert merged.norms_shifted
     assert merged.statistics.images == 4
-    assert merged.provenance.norm_shift == pytest.approx((shifts[0] + 3 * shifts[1]) / 4)
+    assert merged.provenance.norm_distance == pytest.approx((shifts[0] + 3 * shifts[1]) / 4)
     assert shifts[0] != pytest.approx(shifts[1], rel=1e-3)
 
 
@@ -196,19 +196,19 @@ def test_norms_are_watched_in_the_pass_that_counts(
     whole, output = scene.root / "whole.h5", scene.root / "s.h5"
     options = scene.options(model=normed)
     run("collect-stats", *options, "--output", whole)
-    shift = read_statistics(whole).provenance.norm_shift
+    shift = read_statistics(whole).provenance.norm_distance or 0.0
     assert shift > SHIFTED
     # Seven calls of the network: six images counted, none run before.
     env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@7"}
     assert process("collect-stats", *options, "--output", output, env=env).returncode == 0
-    assert read_statistics(output).provenance.norm_shift == shift
+    assert read_statistics(output).provenance.norm_distance == shift
     # A run that was stopped sees all of them all the same.
     env = {"TINY_SIGNAL": f"{int(signal.SIGINT)}@3"}
     output = scene.root / "stopped.h5"
     done = process("collect-stats", *options, "--output", output, "--quiet", env=env)
     assert done.returncode == 130, done.stderr
     assert "going on after 3 of 6" in run("collect-stats", *options, "--output", output).stderr
-    assert read_statistics(output).provenance.norm_shift == pytest.approx(shift, rel=1e-9)
+    assert read_statistics(output).provenance.norm_distance == pytest.approx(shift, rel=1e-9)
     assert read_statistics(output).images == read_statistics(whole).images
     np.testing.assert_array_equal(counts(output), counts(whole))
     # The first of several processes watches its share.
@@ -230,7 +230,7 @@ def test_images_come_in_their_order_whichever_were_watched(run: Run, scene: Scen
     pixels = np.array([(number, 9 * number, 250 - number) for number in range(0, 20, 3)]) / 255
     source = torch.tensor([0.3, 0.5, 0.2]).double(), torch.tensor([0.5, 0.02, 0.1]).double()
     target = torch.from_numpy(pixels.mean(axis=0)), torch.from_numpy(pixels.var(axis=0))
-    assert content.provenance.norm_shift == pytest.approx(hellinger(*source, *target).mean().item(), rel=0.01)
+    assert content.provenance.norm_distance == pytest.approx(hellinger(*source, *target).mean().item(), rel=0.01)
 
 
 def test_two_processes_have_one_network(torchrun: Torchrun, scene: Scene, normed: str, stats: Path) -> None:
@@ -248,7 +248,7 @@ def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
     run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", output)
     assert read_statistics(output).model == read_statistics(stats).model
     np.testing.assert_array_equal(counts(output), counts(stats))
-    assert read_statistics(output).provenance.norm_shift == 0  # those it normalises by are its own now
+    assert read_statistics(output).provenance.norm_distance is None  # those it normalises by are its own now
     # Without them they are pointed to, with the command.
     said = run("collect-stats", *scene.options(model=normed), "--output", source).stderr
     assert "statistics collected with --norms target may bring more" in said

@@ -242,14 +242,14 @@ def test_the_shift_is_the_mean_over_all_channels(images: list[ImageSource], monk
         np.testing.assert_allclose(target[1], together.var(axis=1, ddof=1), rtol=1e-5)
         assert torch.equal(source[0], own[f"{name}.running_mean"].double())
         distances.append(hellinger(*source, *target))
-    assert observed.shift == pytest.approx(torch.cat(distances).mean().item(), rel=1e-6)
-    assert observed.shift > SHIFTED
+    assert observed.distance == pytest.approx(torch.cat(distances).mean().item(), rel=1e-6)
+    assert observed.distance > SHIFTED
     for name, (_, target) in observed.averages().items():
         for kind, values in zip(("mean", "var"), target, strict=True):
             own[f"{name}.running_{kind}"] = values.float()
     at_home = two_norms()
     at_home.load_state_dict({name: own[name] for name in own if name.startswith("1.")}, strict=False)
-    assert watched(segmenter_of(at_home), images, InferenceOptions()).shift < observed.shift
+    assert watched(segmenter_of(at_home), images, InferenceOptions()).distance < observed.distance
 
 
 def test_large_maps_are_looked_at_in_part() -> None:
