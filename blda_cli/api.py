@@ -45,6 +45,18 @@ class Alignment:
         settings: method, form and strength, which is a number here even where it was to be found.
         classes: of the logits' channels.
         correction: the rule itself.
+
+    Example:
+        >>> import torch
+        >>> from blda_cli import Alignment, LogitStatistics
+        >>> logits = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> logits[:, 0] += 1  # channel 0 lies too high
+        >>> statistics = LogitStatistics(num_classes=3)
+        >>> statistics.update(logits)
+        >>> alignment = Alignment.fit(statistics, shift="balanced", tau=1.0)
+        >>> before, after = logits.argmax(dim=1), alignment.predict(logits)
+        >>> (after == 0).sum() < (before == 0).sum()
+        tensor(True)
     """
 
     settings: AlignmentSettings
@@ -167,6 +179,16 @@ def write_statistics(
 
     Raises:
         BldaError: the file cannot be written, or the names are not those of as many classes.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from blda_cli import LogitStatistics, read_statistics, write_statistics
+        >>> statistics = LogitStatistics(num_classes=3)
+        >>> statistics.update(torch.randn(2, 3, 32, 32))
+        >>> path = Path(tempfile.mkdtemp()) / "frames.h5"
+        >>> write_statistics(path, statistics, classes=["road", "tree", "car"])
+        >>> read_statistics(path).classes.names
+        ('road', 'tree', 'car')
     """
     norm_distance = _renamed(norm_distance, norm_shift)
     store.write_statistics(Path(path), replace(_content(statistics, classes, norm_distance), model=dict(model or {})))
@@ -211,6 +233,14 @@ def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any
 
     Raises:
         BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
+
+    Example:
+        >>> import blda_cli
+        >>> blda_cli.collect_stats(model="net.toml", images="frames", output="frames.h5")  # doctest: +SKIP
+        >>> blda_cli.align(  # doctest: +SKIP
+        ...     model="net.toml", images="frames", stats="frames.h5", output="aligned"
+        ... )
+        >>> report = blda_cli.report("frames.h5", ["aligned"], output="report")  # doctest: +SKIP
     """
     return collect.collect_stats(request(CollectRequest, options), _job("collect_stats", output, overwrite, options))
 

@@ -28,6 +28,18 @@ class LogitStatistics:
         positions: where in the images the ground truth's classes lie; None where there is none.
         images: images counted.
         pixels: pixels counted.
+
+    Example:
+        >>> import torch
+        >>> from blda_cli import LogitStatistics
+        >>> left, right = LogitStatistics(num_classes=3), LogitStatistics(num_classes=3)
+        >>> left.update(torch.zeros(1, 3, 4, 4), keys=["left"])
+        >>> right.update(torch.zeros(2, 3, 4, 4), keys=["right 0", "right 1"])
+        >>> both = left + right
+        >>> both.images, both.pixels
+        (3, 48)
+        >>> both.compute()["predicted_share"]
+        tensor([1., 0., 0.], dtype=torch.float64)
     """
 
     def __init__(
