@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blda_cli.version import __version__
 
 if TYPE_CHECKING:
-    from blda_cli.api import Alignment, align, collect_stats, merge, report, write_statistics
+    from blda_cli.api import Alignment, align, collect_stats, export, merge, report, write_statistics
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
     from blda_cli.segmenters.instance_norms import InstanceNorms
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "align",
     "collect_stats",
+    "export",
     "merge",
     "read_statistics",
     "report",
@@ -43,6 +44,7 @@ _MODULES = {
     "ObservedNorms": "segmenters.norms",
     "align": "api",
     "collect_stats": "api",
+    "export": "api",
     "merge": "api",
     "read_statistics": "store.statistics",
     "report": "api",

@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import resolve_strength
 from blda_cli.core.methods import AlignmentSettings, chosen_settings
+from blda_cli.core.norms import MixedNorms, Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError
+from blda_cli.exporting.correct import corrected_module
 from blda_cli.pipelines import align as pipeline_of_align
 from blda_cli.pipelines import collect
+from blda_cli.pipelines import export as pipeline_of_export
 from blda_cli.pipelines import merge as pipeline_of_merge
 from blda_cli.pipelines import report as pipeline_of_report
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
+from blda_cli.pipelines.export import ExportRecord
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import (
     AlignRequest,
     CollectRequest,
+    ExportRequest,
     FilesRequest,
     MergeRequest,
     ReportRequest,
@@ -45,6 +50,8 @@ class Alignment:
         settings: method, form and strength, which is a number here even where it was to be found.
         classes: of the logits' channels.
         correction: the rule itself.
+        norms: norm statistics that the network has to have, or the weight with which it has to mix them with each
+            image's own; :meth:`module` sees to it. None: its own.
 
     Example:
         >>> import torch
@@ -62,6 +69,7 @@ class Alignment:
     settings: AlignmentSettings
     classes: ClassSet
     correction: Correction
+    norms: Norms | MixedNorms | None = None
 
     @classmethod
     def from_file(
@@ -142,6 +150,47 @@ class Alignment:
         """
         return self.correction.scores(self._checked(logits))
 
+    def module(self, network: nn.Module, images: Tensor | None = None, *, probabilities: bool = False) -> nn.Module:
+        """The network with this alignment in it, which takes the network's place and needs no blda to predict.
+
+        It runs under ``torch.compile``, ``DistributedDataParallel`` and autograd; an argmax over its output's
+        channels is :meth:`predict` of the network's output.
+
+        Args:
+            network: gives logits of the classes, ``[N, C, H, W]`` or ``[N, C]``, as a tensor, or in a dict, a tuple or
+                an object with ``.logits``. A copy of it is changed.
+            images: float ``[N, 3, h, w]``, made as the network takes them, to try it on; by default random ones.
+            probabilities: the network gives probabilities.
+
+        Returns:
+            Where the correction is one offset per class and a layer of the network can take it, a copy of the network
+            with another bias. Else a module that holds the copy as ``network`` and returns what it returns, with
+            corrected scores in it: those of corrections that are no offsets at the size of ``images``.
+
+        Raises:
+            BldaError: the network cannot be run, has other channels, or other batch norms than :attr:`norms` are for.
+
+        Example:
+            >>> import torch
+            >>> from blda_cli import Alignment, LogitStatistics
+            >>> network = torch.nn.Conv2d(3, 4, 1)
+            >>> images = torch.rand(8, 3, 32, 32)
+            >>> statistics = LogitStatistics(num_classes=4)
+            >>> statistics.update(network(images).detach())
+            >>> alignment = Alignment.fit(statistics, shift="balanced", tau=0.5)
+            >>> corrected = alignment.module(network)  # another bias
+            >>> bool((corrected(images).argmax(dim=1) == alignment.predict(network(images).detach())).all())
+            True
+        """
+        return corrected_module(
+            network,
+            self.correction,
+            classes=len(self.classes),
+            norms=self.norms,
+            images=images,
+            probabilities=probabilities,
+        )
+
     def to(self, device: torch.device | str) -> "Alignment":
         """The same alignment for logits on another device."""
         return replace(self, correction=self.correction.to(torch.device(device)))
@@ -217,7 +266,8 @@ def _content(
 def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:
     evidence = inputs.evidence(settings)
     settings = replace(settings, tau=resolve_strength(settings, evidence))
-    return Alignment(settings, inputs.target.content.classes, fit(settings, evidence))
+    target = inputs.target.content
+    return Alignment(settings, target.classes, fit(settings, evidence), target.norms)
 
 
 def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any) -> StatisticsFile:
@@ -289,6 +339,24 @@ def report(
     options |= {"stats": Path(stats), "aligned": [Path(folder) for folder in aligned] or None}
     job = _job("report", output, overwrite, options) if output is not None else None
     return pipeline_of_report.report(request(ReportRequest, options), job)
+
+
+def export(*, output: str | Path, overwrite: bool = False, **options: Any) -> ExportRecord:
+    """Write a corrected network that runs without blda, as ``blda export`` does.
+
+    Args:
+        output: the folder to write.
+        overwrite: replace an export that is there.
+        **options: as the command's, e.g. ``model="net.toml", images="frames", stats="frames.h5", format="onnx"``.
+
+    Returns:
+        The record of the folder.
+
+    Raises:
+        BldaError: the segmenter, an image or a statistics file cannot be read, the format cannot hold the correction,
+            or the export predicts something else than :func:`align`.
+    """
+    return pipeline_of_export.export(request(ExportRequest, options), _job("export", output, overwrite, options))
 
 
 def merge(parts: Sequence[str | Path], *, output: str | Path, overwrite: bool = False) -> StatisticsFile | RunRecord:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from blda_cli.commands import align, collect_stats, finetune, merge, report
+from blda_cli.commands import align, collect_stats, export, finetune, merge, report
 from blda_cli.errors import BldaError
 from blda_cli.text import printable
 from blda_cli.version import __version__
@@ -68,11 +68,12 @@ def cli(debug: bool) -> None:  # _Commands reads it
     blda collect-stats --model MODEL --images DIR --output target.h5
     blda align         --model MODEL --images DIR --stats target.h5 --output aligned/
     blda report        --stats target.h5 --aligned aligned/ --output report/
+    blda export        --model MODEL --images DIR --stats target.h5 --output exported/
     blda finetune      --model MODEL --source-images DIR --source-labels DIR --target-images DIR --output run/
 
     Tab completion: eval "$(_BLDA_COMPLETE=bash_source blda)" in bash, likewise zsh_source and fish_source.
     """
 
 
-for _module in (collect_stats, align, report, finetune, merge):
+for _module in (collect_stats, align, report, export, finetune, merge):
     cli.add_command(_module.command)

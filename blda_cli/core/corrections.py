@@ -79,14 +79,7 @@ class LocationCorrection:
 
     def scores(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
-        shifts = self.shifts
-        values = torch.log_softmax(logits.float(), dim=1)
-        if not self._exponentiable:
-            return _scores_one_by_one(values, (_over_channels(row, logits) for row in shifts))
-        largest = shifts.amax(dim=1, keepdim=True)
-        sums = torch.einsum("cl,nl...->nc...", (shifts - largest).exp(), values.exp())
-        own = shifts.diagonal() - largest.squeeze(1)
-        return values + _over_channels(own, logits) - sums.log()
+        return location_scores(logits, self.shifts, exponentiable=self._exponentiable)
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
@@ -100,7 +93,7 @@ class LocationCorrection:
 
     @cached_property
     def _exponentiable(self) -> bool:
-        return _exponentiable(self.shifts)
+        return exponentiable(self.shifts)
 
 
 @dataclass(frozen=True)
@@ -122,11 +115,7 @@ class QuantileCorrection:
 
     def scores(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
-        values = to_space(logits.float(), self.space)
-        bins = self.shifts.shape[2]
-        index = (values * (bins / (2 * self.limit))).floor_().long().add_(bins // 2).clamp_(0, bins - 1)
-        channels = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
-        return _scores_one_by_one(values, (table[channels, index] for table in self.shifts))
+        return quantile_scores(logits, self.shifts, self.limit, self.space)
 
     def predict(self, logits: Tensor) -> Tensor:
         """See :class:`Correction`."""
@@ -148,23 +137,62 @@ class QuantileCorrection:
 
     @cached_property
     def _exponentiable(self) -> bool:
-        return _exponentiable(self.shifts)
+        return exponentiable(self.shifts)
 
     @cached_property
     def _factors(self) -> Tensor:
         return kernels.quantile_factors(self.shifts)
 
 
+def location_scores(logits: Tensor, shifts: Tensor, *, exponentiable: bool) -> Tensor:
+    """Scores of :class:`LocationCorrection`.
+
+    Args:
+        logits: ``[N, C, *spatial]`` floating point.
+        shifts: float32 ``[C, C]``, hypothesis and channel.
+        exponentiable: what :func:`exponentiable` says of ``shifts``.
+
+    Returns:
+        float32, shaped like ``logits``.
+    """
+    values = torch.log_softmax(logits.float(), dim=1)
+    if not exponentiable:
+        return _scores_one_by_one(values, (_over_channels(row, logits) for row in shifts))
+    largest = shifts.amax(dim=1, keepdim=True)
+    sums = torch.einsum("cl,nl...->nc...", (shifts - largest).exp(), values.exp())
+    own = shifts.diagonal() - largest.squeeze(1)
+    return values + _over_channels(own, logits) - sums.log()
+
+
+def quantile_scores(logits: Tensor, shifts: Tensor, limit: float, space: LogitSpace) -> Tensor:
+    """Scores of :class:`QuantileCorrection`.
+
+    Args:
+        logits: ``[N, C, *spatial]`` floating point.
+        shifts: float32 ``[C, C, B]``: hypothesis, channel, bin.
+        limit: half the axis of the bins.
+        space: the logits that the shifts are a function of.
+
+    Returns:
+        float32, shaped like ``logits``.
+    """
+    values = to_space(logits.float(), space)
+    bins = shifts.shape[2]
+    index = (values * (bins / (2 * limit))).floor().long().add(bins // 2).clamp(0, bins - 1)
+    channels = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
+    return _scores_one_by_one(values, (table[channels, index] for table in shifts))
+
+
 def _scores_one_by_one(values: Tensor, shifts: Iterable[Tensor]) -> Tensor:
     """``log softmax_l(f_l + Δ[c, l])`` at ``l = c``, the shifts given hypothesis by hypothesis."""
-    scores = torch.empty_like(values)
+    scores = []
     for hypothesis, shift in enumerate(shifts):
         shifted = values + shift
-        scores[:, hypothesis] = shifted[:, hypothesis] - shifted.logsumexp(dim=1)
-    return scores
+        scores.append(shifted[:, hypothesis] - shifted.logsumexp(dim=1))
+    return torch.stack(scores, dim=1)
 
 
-def _exponentiable(shifts: Tensor) -> bool:
+def exponentiable(shifts: Tensor) -> bool:
     """Whether ``Σ_l exp(f_l) · exp(Δ[c, l])`` loses nothing in float32 for shifts ``[C, ...]``.
 
     ``exp(f_l)`` vanishes 87 below the largest logit; the shifts of one hypothesis must not differ by so much that

@@ -115,6 +115,11 @@ class AlignmentSettings:
         return self.entry.forms.get(self.shift, Form())
 
     @property
+    def corrects(self) -> bool:
+        """Whether anything is corrected at all."""
+        return self.method != "none" and self.tau != 0
+
+    @property
     def finds_strength(self) -> bool:
         """Whether ``tau`` is to be found from the unlabelled pixels."""
         return self.tau == "auto" and self.entry.moderate is not None

@@ -134,7 +134,9 @@ def image_moments(values: Tensor, counted: Tensor | None = None) -> tuple[Tensor
     return mean, variance
 
 
-def mix_moments(running: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float) -> tuple[Tensor, Tensor]:
+def mix_moments(
+    running: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], weight: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """``weight · running + (1 − weight) · own``, for means and variances alike.
 
     Wang et al., "Dynamically Instance-Guided Adaptation", CVPR 2023, eq. 3. The variance of a mixture of the two would

@@ -277,7 +277,9 @@ class RunFolder:
             weights = self.path / "weights.safetensors"
             with replacing(weights) as temporary:
                 save_file(state, temporary)
-        trained = replace(spec, segmenter=replace(spec.segmenter, weights=weights, adapted_norms=adapted_norms))
+        trained = replace(
+            spec, segmenter=replace(spec.segmenter, weights=weights, adapted_norms=adapted_norms, corrected=None)
+        )
         _write_text(self.model, to_toml(trained, self.path))
         return trained
 

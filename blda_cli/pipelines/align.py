@@ -31,7 +31,7 @@ from blda_cli.pipelines.collect import (
     requested_norms,
 )
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import AlignRequest, FilesRequest
+from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest
 from blda_cli.pipelines.subject import Subject, load_subject
 from blda_cli.reporting.words import found_gap, norms_step
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -78,16 +78,17 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
     _refuse_clashes(subject.share, scores=request.save_scores)
     segmenter = subject.segmenter
+    refuse_second_correction(segmenter, request)
     with job.running():
         if inputs is None:
-            inputs = AlignmentInputs.read(files, _collected(request, subject, job))
+            inputs = AlignmentInputs.read(files, collected(request, subject, job))
         target = inputs.target.content
         use_norms(segmenter, target.norms)
         inputs.check(segmenter, inference, force=request.force)
         for used in inputs.every():
             if not used.content.complete:
                 say(f"{used.path} is of an interrupted run: it counts {used.content.statistics.images} images")
-        if settings.tau == 0 or settings.method == "none":
+        if not settings.corrects:
             say("nothing is corrected: the predictions are the network's argmax")
         evidence = inputs.evidence(settings)
         _say_impossible(evidence, target, files, say)
@@ -118,7 +119,20 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     return record
 
 
-def _collected(request: AlignRequest, subject: Subject, job: Job) -> StatisticsInput:
+def refuse_second_correction(segmenter: Segmenter, request: AlignRequest | ExportRequest) -> None:
+    """Refuse to correct a model that ``blda export`` corrected, unless that is asked for.
+
+    Raises:
+        BldaError: it would be.
+    """
+    if segmenter.corrected and request.alignment.corrects and not request.force:
+        raise BldaError(
+            f"{request.subject.model} is corrected already ({segmenter.corrected}): --method none takes it as it is, "
+            "--force corrects it a second time"
+        )
+
+
+def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job) -> StatisticsInput:
     """Statistics of the images themselves, kept from an earlier run or collected now, as OUTPUT.h5."""
     norms = request.norms.norms
     output = job.output

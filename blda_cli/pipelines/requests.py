@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.methods import METHODS, PRESETS, AlignmentSettings, chosen_settings
 from blda_cli.errors import OptionError
+from blda_cli.exporting.formats import FORMATS, SAME
 from blda_cli.runtime.shards import ArrayShard
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.settings import Setting, fitted, sections_of, setting, settings_of
@@ -192,7 +193,9 @@ class AlignRequest:
     )
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
     save_scores: bool = setting(False, "Also write the scores of all classes: float16 logs, scores/*.h5.")
-    force: bool = setting(False, "Use statistics of another model or preprocessing all the same.")
+    force: bool = setting(
+        False, "Use statistics of another model or preprocessing all the same, and correct a corrected model again."
+    )
     norms: NormsRequest = NormsRequest()
     inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
     given: frozenset[str] = frozenset()
@@ -203,6 +206,56 @@ class AlignRequest:
             raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
         if self.subject.shard and self.files.stats is None:
             raise OptionError("--shard needs --stats of all images: shards with their own would differ")
+        if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
+            raise OptionError("--label-source ground_truth needs --stats collected with --labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """``blda export``: write a corrected network that runs without blda.
+
+    Attributes:
+        subject: the segmenter, and images to fit the correction to and to verify the export on.
+        files: what the correction is fitted to.
+        alignment: which correction.
+        inference: how images are run.
+        given: names of the options that were given, so that those without effect are refused.
+    """
+
+    subject: SubjectRequest
+    files: FilesRequest
+    alignment: AlignmentSettings
+    preset: Literal["published"] | None = setting(
+        None,
+        "Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
+    )
+    format: str = setting(
+        SAME, "What to write: the kind of model that came in, or one of the others.", choices=(SAME, *FORMATS)
+    )
+    groups: bool = setting(False, "Make the description's groups of classes the outputs, not the network's classes.")
+    argmax: bool = setting(False, "End in class ids at the size of the network's input (onnx, pt2, torchscript).")
+    dtype: Literal["float32", "float16"] = setting("float32", "Type of the weights and of the computation.")
+    force: bool = setting(
+        False, "Use statistics of another model or preprocessing all the same, and correct a corrected model again."
+    )
+    norms: NormsRequest = NormsRequest()
+    inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
+    given: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        refuse_unused(self.alignment, self.given)
+        for option in ("slide", "stride", "scales", "flip"):
+            if option in self.given:
+                raise OptionError(
+                    f"--{option}: no format holds windows, scales or flips, as an export runs once over the whole "
+                    "image: leave it out, and use statistics collected without it"
+                )
+        if self.subject.calibrator:
+            raise OptionError("--calibrator: no format holds a calibrator: leave it out")
+        if self.subject.shard:
+            raise OptionError("--shard does nothing for one network: leave it out")
+        if self.norms.norms and self.files.stats:
+            raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
         if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
             raise OptionError("--label-source ground_truth needs --stats collected with --labels")
 

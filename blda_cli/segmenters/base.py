@@ -49,6 +49,7 @@ class Segmenter(ABC):
         device: where its logits live.
         notes: one-line remarks for the user (a fixed input size is handled by resizing, ...).
         adapted_norms: batch norms hold averages of the target images already.
+        corrected: how its predictions were corrected already, in a few words; None: they were not.
     """
 
     classes: ClassSet
@@ -56,6 +57,7 @@ class Segmenter(ABC):
     device: torch.device
     notes: list[str] = field(default_factory=list)
     adapted_norms: bool = False
+    corrected: str | None = None
 
     @property
     def module(self) -> nn.Module:

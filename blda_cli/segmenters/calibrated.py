@@ -88,6 +88,7 @@ def calibrated(segmenter: Segmenter, path: Path) -> CalibratedSegmenter:
         identity={**segmenter.identity, "calibrator": file_digest(path)},
         device=segmenter.device,
         notes=segmenter.notes,
+        corrected=segmenter.corrected,
         inner=segmenter,
         calibrator=calibrator,
     )

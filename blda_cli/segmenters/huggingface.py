@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError, require_extra
-from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, with_size
+from blda_cli.segmenters.network import CORRECTION, NetworkSegmenter, Port, network_segmenter, with_size
 from blda_cli.segmenters.outputs import first_tensor, mask_class_scores
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
@@ -81,6 +81,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
         preprocessing=preprocessing,
         own=_classes(config),
         notes=notes,
+        corrected=getattr(config, CORRECTION, None),
     )
 
 

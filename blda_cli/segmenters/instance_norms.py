@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import image_moments, mix_moments
 
-_FEW_POSITIONS = 64
+FEW_POSITIONS = 64
 """A layer that sees fewer positions of an image (pooling branches, at most 6 × 6 of them) keeps its running
 statistics."""
 
@@ -191,7 +191,7 @@ class InstanceNorms:
                 for side, part, full in zip(values.shape[2:], content.size, self._input[2:], strict=True)
             )
             values = values[:, :, :height, :width]
-        if values.shape[2:].numel() < _FEW_POSITIONS:
+        if values.shape[2:].numel() < FEW_POSITIONS:
             return None
         if not whole or content.mask is None:
             return image_moments(values)

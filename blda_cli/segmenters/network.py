@@ -34,6 +34,9 @@ Network = Callable[[Tensor], Any]
 _WHOLE_PIXELS = 1 << 24
 """The network runs once over a whole image of at most so many pixels for the norm statistics of its windows."""
 
+CORRECTION = "blda_correction"
+"""Key under which a model's own metadata say how ``blda export`` corrected it."""
+
 
 @dataclass(frozen=True)
 class Port:
@@ -140,6 +143,28 @@ class NetworkSegmenter(Segmenter):
         if options.amp and not isinstance(self.network, nn.Module):
             self._note("--amp makes no difference: the network is not run by PyTorch")
 
+    def network_input(self, images: Tensor) -> Tensor:
+        """What the network is given of images, float ``[N, 3, H, W]`` RGB in 0..255: ``[N, 3, h, w]``."""
+        return self._padded(self.preprocessor(images))
+
+    def network_scores(self, images: Tensor) -> Tensor:
+        """The network's scores, without gradients.
+
+        Args:
+            images: as `network_input` makes them.
+
+        Returns:
+            ``[N, K, h, w]`` or ``[N, K]``: all of its channels.
+
+        Raises:
+            BldaError: the network fails.
+        """
+        with torch.no_grad():
+            return self._run(self.network, images)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        return pad_to_multiple(images, self.preprocessor.section.multiple_of or 1)
+
     def _whole_statistics(self, view: Tensor, window: tuple[int, int], norms: InstanceNorms) -> list[Recorded]:
         """What its batch norms see of whole images, for the windows of these."""
         height, width = window
@@ -161,13 +186,13 @@ class NetworkSegmenter(Segmenter):
             norms: those of the network that are at work, which are told what is padding.
         """
         resized = self.preprocessor(images)
-        padded = pad_to_multiple(resized, self.preprocessor.section.multiple_of or 1)
+        padded = self._padded(resized)
         with nullcontext() if norms is None else norms.content((resized.shape[2], resized.shape[3])):
             scores = self._run(network, padded)
         check_scores(scores, len(padded), self.outputs, self.cut)
         scores = scores[:, : self.outputs]
         if not self._meaning_checked:  # once, as it waits for the device
-            check_meaning(scores.detach(), self._probabilities)
+            check_meaning(scores.detach(), self.gives_probabilities)
             self._meaning_checked = True
         if size is None or scores.ndim == 2:
             return scores
@@ -182,7 +207,7 @@ class NetworkSegmenter(Segmenter):
         return fit_scores(scores, covered, (resized.shape[2], resized.shape[3]), (size[0], size[1]))
 
     def _logits(self, scores: Tensor) -> Tensor:
-        logits = log_probabilities(scores) if self._probabilities else scores
+        logits = log_probabilities(scores) if self.gives_probabilities else scores
         return logits if self.grouping is None else self.grouping(logits)
 
     def _run(self, network: Network, images: Tensor) -> Tensor:
@@ -209,7 +234,8 @@ class NetworkSegmenter(Segmenter):
             ) from error
 
     @property
-    def _probabilities(self) -> bool:
+    def gives_probabilities(self) -> bool:
+        """Whether the network gives probabilities, of which the logarithm is taken."""
         return self.port.probabilities or self.preprocessor.section.output == "probabilities"
 
     def _note(self, note: str) -> None:
@@ -228,6 +254,7 @@ def network_segmenter(
     own: ClassSet | None = None,
     outputs: int | None = None,
     notes: Sequence[str] = (),
+    corrected: str | None = None,
 ) -> NetworkSegmenter:
     """Put a loaded network and its description together.
 
@@ -241,6 +268,7 @@ def network_segmenter(
         own: the classes the model itself names, used where the description names none.
         outputs: number of the network's channels, where the kind knows it.
         notes: remarks for the user.
+        corrected: what the model itself says of how its predictions were corrected.
 
     Returns:
         The segmenter. Where nobody names the classes, the network is run on a grey image to count its channels.
@@ -257,6 +285,7 @@ def network_segmenter(
         device=device,
         notes=list(notes),
         adapted_norms=spec.segmenter.adapted_norms,
+        corrected=spec.segmenter.corrected or corrected,
         network=network,
         preprocessor=Preprocessor(preprocessing, device),
         outputs=0,
@@ -268,6 +297,8 @@ def network_segmenter(
     elif own is None:
         own = numbered_classes(channels or outputs or _count_channels(segmenter))
         segmenter.notes.append("the classes have no names: they are numbered; [classes] names gives them names")
+    if segmenter.corrected:
+        segmenter.notes.append(f"the model is corrected already ({segmenter.corrected})")
     if channels is not None and channels != len(own):
         raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
     segmenter.outputs = len(own)
@@ -324,8 +355,7 @@ def _count_channels(segmenter: NetworkSegmenter) -> int:
     grey = torch.full((1, segmenter.preprocessor.section.channels, 256, 256), 127.0, device=segmenter.device)
     try:
         with torch.no_grad():
-            padded = pad_to_multiple(segmenter.preprocessor(grey), segmenter.preprocessor.section.multiple_of or 1)
-            scores = segmenter._run(segmenter.network, padded)
+            scores = segmenter._run(segmenter.network, segmenter.network_input(grey))
     except BldaError as error:
         raise BldaError(f"cannot count the classes: {error}; or name them under [classes]") from error
     check_scores(scores, 1, None, cut=True)

@@ -192,9 +192,27 @@ def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
             segmenter.identity = {**segmenter.identity, "norms": norms.identity}
             _note(segmenter, f"batch norms: mixed with each image's own statistics, weight {norms.weight:g}")
         return
+    put_norms(segmenter.module, norms)
+    segmenter.identity = {**segmenter.identity, "norms": norms.identity}
+    _note(
+        segmenter,
+        f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}",
+    )
+
+
+def put_norms(network: nn.Module, norms: Norms) -> None:
+    """Put norm statistics into a network's batch norms.
+
+    Args:
+        network: is changed.
+        norms: what :func:`take_norms` gave for the same network.
+
+    Raises:
+        BldaError: they are of another network.
+    """
     own = {
         f"{name}.{kind}".lstrip("."): getattr(norm, kind)
-        for name, norm in norm_layers(segmenter.module).items()
+        for name, norm in norm_layers(network).items()
         for kind in BUFFERS
     }
     foreign = [name for name, values in norms.averages.items() if name not in own or own[name].shape != values.shape]
@@ -202,11 +220,6 @@ def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
         raise BldaError(f"the norms of the statistics do not fit the network: it has no {foreign[0]} of that size")
     for name, values in norms.averages.items():
         own[name].copy_(values)
-    segmenter.identity = {**segmenter.identity, "norms": norms.identity}
-    _note(
-        segmenter,
-        f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}",
-    )
 
 
 def _note(segmenter: Segmenter, note: str) -> None:

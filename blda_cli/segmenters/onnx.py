@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
-from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter, with_size
+from blda_cli.segmenters.network import CORRECTION, NetworkSegmenter, Port, network_segmenter, with_size
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
 
@@ -36,17 +36,11 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     if not path.is_file():
         raise BldaError(f"{path}: no such file")
     runtime = require_extra("onnxruntime", "onnx", "to run ONNX files")
-    providers, notes = ["CPUExecutionProvider"], []
-    if device.type == "cuda":
-        if "CUDAExecutionProvider" in runtime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        else:
-            notes.append("this onnxruntime has no CUDA provider (onnxruntime-gpu has): the network runs on the CPU")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    notes = []
+    if device.type == "cuda" and "CUDAExecutionProvider" not in runtime.get_available_providers():
+        notes.append("this onnxruntime has no CUDA provider (onnxruntime-gpu has): the network runs on the CPU")
     try:
-        session = runtime.InferenceSession(path, options, providers=providers)
+        session = open_session(path, device)
     except Exception as error:  # onnxruntime's errors have no common public class
         raise BldaError(f"{path}: onnxruntime cannot load it: {reason(error)}") from error
 
@@ -76,7 +70,19 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
         preprocessing=preprocessing,
         outputs=network.channels,
         notes=notes,
+        corrected=session.get_modelmeta().custom_metadata_map.get(CORRECTION),
     )
+
+
+def open_session(model: Path | bytes, device: torch.device) -> Any:
+    """An onnxruntime session that runs a file, or what one holds, on ``device`` if onnxruntime can."""
+    runtime = require_extra("onnxruntime", "onnx", "to run ONNX files")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    available = [one for one in wanted if one in runtime.get_available_providers()]
+    return runtime.InferenceSession(model, options, providers=[*available, "CPUExecutionProvider"])
 
 
 class OnnxNetwork:

@@ -39,6 +39,9 @@ class NetworkSection:
         "Batch norms hold averages of the target images already, as `finetune` writes them: how far they lie from "
         "those of the images is then no sign of another domain.",
     )
+    corrected: str | None = setting(
+        None, "How its predictions were corrected, as `export` writes it: `align` does not correct them a second time."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A corrected network that runs without blda: folding, modules, one module per file format, verification."""
