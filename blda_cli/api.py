@@ -355,6 +355,14 @@ def export(*, output: str | Path, overwrite: bool = False, **options: Any) -> Ex
     Raises:
         BldaError: the segmenter, an image or a statistics file cannot be read, the format cannot hold the correction,
             or the export predicts something else than :func:`align`.
+
+    Example:
+        >>> import blda_cli
+        >>> record = blda_cli.export(  # doctest: +SKIP
+        ...     model="net.toml", images="frames", stats="frames.h5", output="exported", format="onnx"
+        ... )
+        >>> record.agreement.describe()  # doctest: +SKIP
+        'equal on all 1,382,400 pixels of 4 images'
     """
     return pipeline_of_export.export(request(ExportRequest, options), _job("export", output, overwrite, options))
 
