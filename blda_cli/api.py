@@ -4,11 +4,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from blda_cli.core.checks import check_logits
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import resolve_strength
 from blda_cli.core.methods import AlignmentSettings, chosen_settings
@@ -17,6 +20,7 @@ from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError
 from blda_cli.exporting.correct import corrected_module
+from blda_cli.files import claim
 from blda_cli.pipelines import align as pipeline_of_align
 from blda_cli.pipelines import collect
 from blda_cli.pipelines import export as pipeline_of_export
@@ -40,6 +44,8 @@ from blda_cli.store import statistics as store
 from blda_cli.store.predictions import RunRecord
 from blda_cli.store.provenance import Provenance, current_provenance
 from blda_cli.store.statistics import StatisticsFile
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -132,23 +138,44 @@ class Alignment:
         inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_distance)))
         return _aligned(inputs, chosen_settings(choices, preset))
 
-    def predict(self, logits: Tensor) -> Tensor:
+    @overload
+    def predict(self, logits: Tensor, *, check_finite: bool = ...) -> Tensor: ...
+
+    @overload
+    def predict(self, logits: Array, *, check_finite: bool = ...) -> Array: ...
+
+    def predict(self, logits: Tensor | Array, *, check_finite: bool = False) -> Tensor | Array:
         """The debiased class of every pixel.
 
         Args:
-            logits: ``[N, C, *spatial]`` (``[N, C]`` of a classifier) floating point, on the alignment's device.
+            logits: ``[N, C, *spatial]`` (``[N, C]`` of a classifier) floating point, a tensor on the alignment's
+                device or a numpy array.
+            check_finite: raise where a logit is NaN or infinite, which waits for the device.
 
         Returns:
-            int64 ``[N, *spatial]``.
-        """
-        return self.correction.predict(self._checked(logits))
+            int64 ``[N, *spatial]``, an array where ``logits`` is one.
 
-    def scores(self, logits: Tensor) -> Tensor:
+        Raises:
+            TypeError: ``logits`` is not of floating-point numbers.
+            ValueError: it has another shape, lies on another device, or is not finite.
+        """
+        found = self.correction.predict(self._checked(logits, check_finite))
+        return found if isinstance(logits, Tensor) else found.numpy()
+
+    @overload
+    def scores(self, logits: Tensor, *, check_finite: bool = ...) -> Tensor: ...
+
+    @overload
+    def scores(self, logits: Array, *, check_finite: bool = ...) -> Array: ...
+
+    def scores(self, logits: Tensor | Array, *, check_finite: bool = False) -> Tensor | Array:
         """Log-probabilities of each class under its own hypothesis, float32 ``[N, C, *spatial]``.
 
-        They need not sum to one over the classes; the prediction is where they are highest.
+        They need not sum to one over the classes; the prediction is where they are highest. Arguments and errors are
+        those of :meth:`predict`.
         """
-        return self.correction.scores(self._checked(logits))
+        found = self.correction.scores(self._checked(logits, check_finite))
+        return found if isinstance(logits, Tensor) else found.numpy()
 
     def module(self, network: nn.Module, images: Tensor | None = None, *, probabilities: bool = False) -> nn.Module:
         """The network with this alignment in it, which takes the network's place and needs no blda to predict.
@@ -195,12 +222,12 @@ class Alignment:
         """The same alignment for logits on another device."""
         return replace(self, correction=self.correction.to(torch.device(device)))
 
-    def _checked(self, logits: Tensor) -> Tensor:
-        if logits.dim() < 2 or logits.shape[1] != len(self.classes):
-            raise ValueError(
-                f"logits of shape {list(logits.shape)} are not of {len(self.classes)} classes: [N, C, ...]"
-            )
-        return logits
+    def _checked(self, logits: Tensor | Array, check_finite: bool) -> Tensor:
+        values = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits
+        check_logits(values, len(self.classes))
+        if check_finite and not bool(torch.isfinite(values).all()):
+            raise ValueError("logits are not finite")
+        return values
 
 
 def write_statistics(
@@ -210,6 +237,7 @@ def write_statistics(
     *,
     norm_distance: float | None = None,
     model: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
     norm_shift: float | None = None,
 ) -> None:
     """Write statistics that were counted in a person's own loop.
@@ -218,16 +246,17 @@ def write_statistics(
     that it is of the model given, and wants ``--force``.
 
     Args:
-        path: the HDF5 file; one that is there is replaced.
+        path: the HDF5 file to write.
         statistics: what was counted.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
         norm_distance: :attr:`ObservedNorms.distance` of the pass, which tells images out of domain even where the
             network is sure of its predictions; None: unknown.
         model: what to note of the network: anything that JSON can hold.
+        overwrite: replace a file that is there.
         norm_shift: the former name of ``norm_distance``.
 
     Raises:
-        BldaError: the file cannot be written, or the names are not those of as many classes.
+        BldaError: the file is there or cannot be written, or the names are not those of as many classes.
 
     Example:
         >>> import tempfile, torch
@@ -240,6 +269,7 @@ def write_statistics(
         ('road', 'tree', 'car')
     """
     norm_distance = _renamed(norm_distance, norm_shift)
+    claim(Path(path), overwrite=overwrite)
     store.write_statistics(Path(path), replace(_content(statistics, classes, norm_distance), model=dict(model or {})))
 
 
@@ -264,6 +294,8 @@ def _content(
 
 
 def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:
+    if not isinstance(settings.tau, str) and settings.tau > 1:
+        warnings.warn(f"a strength of {settings.tau:g} overcorrects: 1 moves the cells all the way", stacklevel=3)
     evidence = inputs.evidence(settings)
     settings = replace(settings, tau=resolve_strength(settings, evidence))
     target = inputs.target.content

@@ -115,7 +115,7 @@ def test_anchors_of_another_file(tmp_path: Path) -> None:
 def test_logits_of_other_classes_are_refused() -> None:
     alignment = blda_cli.Alignment.fit(counted())
     for wrong in (torch.randn(1, C + 1, 5), torch.randn(C)):
-        with pytest.raises(ValueError, match="are not of 4 classes"):
+        with pytest.raises(ValueError, match=r"tensor \[N, 4, H, W\], not"):
             alignment.predict(wrong)
 
 
@@ -148,7 +148,7 @@ def test_statistics_are_written_and_read(tmp_path: Path) -> None:
     assert content.model == {"name": "mine"}
     assert content.complete
     with pytest.raises(BldaError, match="19 classes are named, the statistics are of 4"):
-        blda_cli.write_statistics(tmp_path / "s.h5", counted(), "cityscapes")
+        blda_cli.write_statistics(tmp_path / "t.h5", counted(), "cityscapes")
 
 
 def test_a_report_in_one_call(tmp_path: Path) -> None:
@@ -202,3 +202,30 @@ def test_commands_from_python(tmp_path: Path) -> None:
         blda_cli.align(**options, density="mixture", output=tmp_path / "b")
     with pytest.raises(TypeError, match="no option 'tua'"):
         blda_cli.align(**options, tua=1, output=tmp_path / "b")
+
+
+def test_numpy_arrays_and_bad_input() -> None:
+    statistics = counted()
+    alignment = blda_cli.Alignment.fit(statistics, tau=0.5)
+    values = logits(5)
+    found = alignment.predict(values.numpy())
+    assert isinstance(found, np.ndarray)
+    assert (found == alignment.predict(values).numpy()).all()
+    assert np.array_equal(alignment.scores(values.numpy()), alignment.scores(values).numpy())
+    with pytest.raises(ValueError, match="channels last"):
+        alignment.predict(values.movedim(1, -1))
+    values[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        alignment.scores(values, check_finite=True)
+    with pytest.warns(UserWarning, match="overcorrects"):
+        blda_cli.Alignment.fit(statistics, tau=1.5)
+    for tau in (float("nan"), -1, "strong"):
+        with pytest.raises(ValueError, match=r"tau = .* should be"):
+            blda_cli.Alignment.fit(statistics, tau=tau)
+
+
+def test_a_file_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
+    blda_cli.write_statistics(tmp_path / "s.h5", counted())
+    with pytest.raises(BldaError, match="exists already"):
+        blda_cli.write_statistics(tmp_path / "s.h5", counted())
+    blda_cli.write_statistics(tmp_path / "s.h5", counted(), overwrite=True)

@@ -1,11 +1,14 @@
 """Summable statistics of one pass over images, from which all later commands work."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blda_cli.core.bias import sampled_bias
+from blda_cli.core.checks import check_batch
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
@@ -110,8 +113,11 @@ class LogitStatistics:
                 depends on them: statistics that are to be added up need names of their own.
 
         Raises:
-            ValueError: a logit is not finite, or labels are missing.
+            TypeError: logits or labels are not tensors of the right type.
+            ValueError: a logit is not finite, the values are probabilities, a shape does not fit, keys are repeated, or
+                labels are missing.
         """
+        check_batch(logits, labels, keys, self.num_classes, first=self.images == 0)
         if labels is None and LabelSource.GROUND_TRUTH in self.cells:
             raise ValueError("ground truth is counted: labels are needed")
         if keys is None:
@@ -175,6 +181,58 @@ class LogitStatistics:
         if self._pending:
             self._sampled = join([self._sampled, *self._pending])
             self._pending = ()
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        bins, device = next((cells.bins, cells.counts.device) for cells in self.cells.values())
+        self.__init__(self.num_classes, self.cells, space=self.space, bins=bins, device=device)  # type: ignore[misc]
+
+    def merge_state(self, other: "LogitStatistics") -> None:
+        """Add statistics of other images to these, in place.
+
+        Raises:
+            ValueError: the two do not count the same sources in the same way.
+        """
+        self.load_state_dict((self + other).state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is counted, in tensors, numbers and text."""
+        sample = self.sample
+        return {
+            "space": str(self.space),
+            "images": self.images,
+            "pixels": self.pixels,
+            "cells": {str(source): (cells.counts, cells.limit) for source, cells in self.cells.items()},
+            "confusion": None if self.confusion is None else self.confusion.counts,
+            "positions": None if self.positions is None else self.positions.counts,
+            "sample": {one.name: getattr(sample, one.name) for one in fields(sample)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state_dict`, in place of what is counted."""
+        confusion, positions = state["confusion"], state["positions"]
+        restored = LogitStatistics.from_parts(
+            space=LogitSpace(state["space"]),
+            cells={
+                LabelSource(source): LogitHistogram.from_counts(counts, limit)
+                for source, (counts, limit) in state["cells"].items()
+            },
+            confusion=None if confusion is None else ConfusionMatrix.from_counts(confusion),
+            positions=None if positions is None else PositionCounts.from_counts(positions),
+            sample=PixelSample(**state["sample"]),
+            images=state["images"],
+            pixels=state["pixels"],
+        )
+        self.__dict__.update(restored.__dict__)
+
+    def __repr__(self) -> str:
+        """Say what is counted."""
+        sources = ", ".join(self.cells)
+        return f"LogitStatistics({self.num_classes} classes, {self.images} images, {self.pixels:,} pixels, {sources})"
+
+    def __radd__(self, other: int) -> "LogitStatistics":
+        """``sum`` starts at 0."""
+        return self if other == 0 else NotImplemented
 
     def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
         """The statistics of both data sets.
