@@ -8,8 +8,13 @@ from PIL import Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
 from blda_cli.data.pillow_images import is_wide_color, rawmode, unreadable, wide_color
+from blda_cli.data.raster_images import RasterImage
+from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import check_regular, replacing
+
+VOID = 255
+"""A pixel without a class, in most encodings."""
 
 # JPEG is not among them: it changes values.
 LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
@@ -54,6 +59,34 @@ def read_label_file(path: Path) -> RawLabel:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise unreadable(path, error) from error
+
+
+def read_label_part(path: Path, part: ImageSource) -> RawLabel:
+    """Read the raw values of a label raster where a part of a map lies.
+
+    Args:
+        path: the label file, of the map's size.
+        part: the part of the map.
+
+    Raises:
+        BldaError: it cannot be read, is of another size than the map, or its values are not whole numbers from 0.
+    """
+    assert isinstance(part, RasterImage)
+    with part.opened() as raster, RasterImage(path, part.key).opened() as labels:
+        if labels.shape != raster.shape:
+            raise BldaError(
+                f"{path} is {labels.width}x{labels.height} but its image {part.path} is {raster.width}x{raster.height} "
+                "(width x height): labels must have the images' size"
+            )
+        place = part.place(raster)
+        if labels.count >= 3:
+            return RawLabel(None, colors=labels.read([1, 2, 3], window=place).transpose(1, 2, 0).astype(np.uint8))
+        values = labels.read(1, window=place)
+        holes = labels.dataset_mask(window=place) == 0
+    whole = np.where(holes, VOID, values)
+    if (whole < 0).any() or (whole >= 2**31).any() or (whole != np.floor(whole)).any():
+        raise BldaError(f"{path} holds values that are not whole numbers from 0: labels must be ids or colours")
+    return RawLabel(whole.astype(np.int64))
 
 
 def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:

@@ -21,7 +21,7 @@ from blda_cli.data.encodings import (
     resolve,
     unknown_names,
 )
-from blda_cli.data.label_files import RawLabel, packed, read_label_file
+from blda_cli.data.label_files import RawLabel, packed, read_label_file, read_label_part
 from blda_cli.data.pairing import pair_labels, strip_image
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
@@ -128,7 +128,7 @@ class _PictureReader:
 
     def __call__(self, file: ImageSource) -> np.ndarray:
         path = self.paths[file.key]
-        raw = read_label_file(path)
+        raw = read_label_file(path) if file.core is None else read_label_part(path, file)
         size = file.size()
         if raw.size != size:
             raise BldaError(

@@ -95,8 +95,8 @@ def load_batches(
 
 
 def _shape(sample: Sample) -> tuple[object, ...]:
-    _, array, label = sample
-    return (array.shape, array.dtype) + (() if label is None else (label.shape, label.dtype))
+    file, array, label = sample
+    return (file.core, array.shape, array.dtype) + (() if label is None else (label.shape, label.dtype))
 
 
 def _take(batch: list[Sample]) -> SampleBatch:

@@ -60,7 +60,7 @@ def pair_labels(images: Sequence[ImageSource], source: str | Path) -> dict[str, 
     paired: dict[str, list[Path]] = {}
     missing = []
     for image in images:
-        forms = (_normal(image.key), strip_image(_normal(image.key)))
+        forms = (_normal(image.labelled_as), strip_image(_normal(image.labelled_as)))
         found = next((by_key[form] for form in forms if form in by_key), None) or next(
             (_nearest(image, by_name[name]) for name in map(_name, forms) if name in by_name), None
         )
@@ -136,7 +136,7 @@ def _refuse_shared(paired: Mapping[str, Sequence[Path]], images: Sequence[ImageS
     for image in images:
         for path in paired[image.key]:
             first = owner.setdefault(path, image)
-            if first is not image and strip_image(first.key) != strip_image(image.key):
+            if first.path != image.path and strip_image(first.labelled_as) != strip_image(image.labelled_as):
                 raise BldaError(
                     f"{first.location} and {image.location} would have the same label {path}: give the folder of "
                     "labels that has the images' sub-folders"

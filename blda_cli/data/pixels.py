@@ -82,8 +82,10 @@ class PixelFormat:
         low, high = self.range or _type_range(samples.dtype, location)
         if samples.dtype.kind == "f" and not np.isfinite(samples).all():
             raise BldaError(f"{location} holds values that are not finite: replace them, or declare them as nodata")
-        scaled: np.ndarray = (samples.astype(np.float64) - low) * (255 / (high - low))
-        return scaled.astype(np.float32)
+        scaled = np.empty(samples.shape, dtype=np.float32)
+        for band in range(samples.shape[-1]):  # one by one, as double precision takes four times the memory
+            scaled[..., band] = (samples[..., band].astype(np.float64) - low) * (255 / (high - low))
+        return scaled
 
 
 AS_SEEN = PixelFormat()

@@ -65,6 +65,36 @@ class ImageSource(ABC):
         """Fingerprint (size, mtime) of its file; it changes when the image is modified or removed."""
         return stamp([self.path])
 
+    @property
+    def core(self) -> tuple[int, int, int, int] | None:
+        """Top, left, height and width, in what `read` returns, of a part of a larger image; None: it is a whole one."""
+        return None
+
+    @property
+    def labelled_as(self) -> str:
+        """The key that its label files go by: that of the larger image where it is a part of one."""
+        return self.key
+
+    def with_context(self, window: tuple[int, int], stride: tuple[int, int]) -> "ImageSource":  # noqa: ARG002
+        """The source that reads, around a part of a larger image, all that the windows cover which touch it.
+
+        Args:
+            window: (height, width) of the windows, which lie as they do on the larger image.
+            stride: (height, width) from one to the next.
+
+        Returns:
+            Of a whole image, the source itself.
+        """
+        return self
+
+    def valid(self) -> np.ndarray | None:
+        """Where its core holds data, bool ``[height, width]``; None: everywhere.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return None
+
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """(height, width) of what `read` returns, found without decoding all of it where the format allows that.

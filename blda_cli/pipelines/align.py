@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import Evidence, resolve_strength
@@ -49,6 +51,7 @@ from blda_cli.store.predictions import (
     merge_records,
     read_record,
     write_classifications,
+    write_maps,
     write_record,
 )
 from blda_cli.store.statistics import StatisticsFile
@@ -262,6 +265,7 @@ def write_predictions(
             raise BldaError(f"no image could be read, so there is nothing to write; the first: {reason}")
         if record.classified:
             write_classifications(work, record)
+        write_maps(work, record)
         write_record(work / RECORD, record)
         prediction_folder.finish(folder)
     wait_for_all(shard)
@@ -286,6 +290,8 @@ def _align(
             scores = correction.scores(batch.logits).half().cpu() if writer.keeps_scores else None
             # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
             ids = torch.stack([before, after.to(before.dtype)], dim=1).cpu().numpy()
+            if batch.valid is not None:
+                ids = np.where(batch.valid[:, None].cpu().numpy(), ids, np.int16(IGNORE_INDEX))
             for index, file in enumerate(batch.files):
                 writer.write(file, ids[index, 0], ids[index, 1], None if scores is None else scores[index])
             monitor.advance(len(batch.files))

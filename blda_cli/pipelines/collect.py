@@ -330,7 +330,7 @@ class _Pass:
             for batch in self.segmenter.stream(files, self.inference, self.labels, self.skipped):
                 keys = [file.key for file in batch.files]
                 labels_there = None if batch.labels is None else batch.labels.to(device)
-                content.statistics.update(batch.logits.to(device), labels_there, keys)
+                _count(content.statistics, batch.logits.to(device), labels_there, batch.valid, keys)
                 content.images += keys
                 self.monitor.advance(len(keys))
                 self.monitor.check()
@@ -343,6 +343,26 @@ class _Pass:
             else:
                 self.part.unlink(missing_ok=True)
             raise
+
+
+def _count(
+    statistics: LogitStatistics,
+    logits: torch.Tensor,
+    labels: torch.Tensor | None,
+    valid: torch.Tensor | None,
+    keys: list[str],
+) -> None:
+    """Count the pixels of a batch that hold data."""
+    if valid is None:
+        statistics.update(logits, labels, keys)
+        return
+    for index, key in enumerate(keys):
+        there = valid[index].to(logits.device)
+        if bool(there.any()):
+            of_labels = None if labels is None else labels[index, there][None]
+            statistics.update(logits[index, :, there][None], of_labels, [key])
+        else:
+            statistics.images += 1
 
 
 def _counting_device(device: torch.device) -> torch.device:

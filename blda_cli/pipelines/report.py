@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
@@ -169,7 +170,8 @@ def _count(confusion: ConfusionMatrix, truth: np.ndarray, folder: AlignedFolder,
             f"{folder.path}: the prediction of {key} is {_size(predicted)}, its label {_size(truth)} "
             "(width x height): they must be of one size"
         )
-    confusion.update(torch.from_numpy(truth), torch.from_numpy(predicted))
+    truth = np.where(predicted < 0, IGNORE_INDEX, truth)  # where nothing is predicted
+    confusion.update(torch.from_numpy(truth), torch.from_numpy(predicted.clip(min=0)))
 
 
 def _size(labels: np.ndarray) -> str:

@@ -128,7 +128,7 @@ def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray],
     picture = _picture(image, size)
     grey = np.full((size[1], size[0]), 128, dtype=np.uint8) if picture is None else np.asarray(picture.convert("L"))
     dimmed = np.repeat((grey // 3 + 150)[..., None], 3, axis=2).astype(np.uint8)
-    palette = np.array(classes.palette, dtype=np.uint8)
+    palette = np.array([*classes.palette, (0, 0, 0)], dtype=np.uint8)  # IGNORE_INDEX is the last entry
     small_before = _shrunk(before, size)
     runs = []
     for name, labels in after.items():
@@ -150,7 +150,7 @@ def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray],
         image=None if picture is None else _uri(picture, lossless=False),
         before=_uri(Image.fromarray(palette[small_before]), lossless=True),
         runs=runs,
-        classes=shown.tolist(),
+        classes=shown[shown >= 0].tolist(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory
 
+MAP_WINDOW = (512, 512)
+"""Height and width of the windows that maps are run by where ``--slide`` gives none."""
+
 
 @dataclass
 class LogitBatch:
@@ -31,11 +34,13 @@ class LogitBatch:
             for a classifier.
         labels: ``[N, H, W]`` int16 class ids on the same device, ``IGNORE_INDEX`` where there is none
             (``[N]`` for a classifier); None where no labels are read.
+        valid: bool ``[N, H, W]`` on the same device, where there is data; None: everywhere.
     """
 
     files: list[ImageSource]
     logits: Tensor
     labels: Tensor | None = None
+    valid: Tensor | None = None
 
 
 @dataclass
@@ -102,6 +107,13 @@ class Segmenter(ABC):
                 (wrong number of channels, non-finite, probabilities, class ids).
         """
         self.check(files, options)
+        if any(file.core for file in files):
+            if options.flip or options.scales != (1.0,):
+                raise BldaError("--scales and --flip are not for maps, which are run by windows: leave them out")
+            options = options if options.slide else replace(options, slide=MAP_WINDOW)
+            assert options.slide is not None
+            assert options.stride is not None
+            files = [file.with_context(options.slide, options.stride) for file in files]
         batches = load_batches(
             files,
             self.read,
@@ -114,13 +126,13 @@ class Segmenter(ABC):
         dimensions = 0
         for batch_files, arrays, batch_labels in upload(batches, self.device):
             names = [self.origin(file).location for file in batch_files]
-            logits = self.named_logits(names[0], arrays, options)
+            logits = self.named_logits(names[0], arrays, replace(options, core=batch_files[0].core))
             check_range(logits, names)
             if dimensions not in (0, logits.ndim):
                 kind = "of a whole image" if logits.ndim == 2 else "per pixel"
                 raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
             dimensions = logits.ndim
-            yield LogitBatch(batch_files, logits, batch_labels)
+            yield LogitBatch(batch_files, logits, batch_labels, _valid(batch_files, logits.device))
 
     def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
         """See `logits`; what goes wrong is said to be of the image ``name``."""
@@ -189,3 +201,13 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
             "flip": inference.flip,
         },
     }
+
+
+def _valid(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
+    """Where the images hold data, bool ``[N, H, W]``; None: everywhere."""
+    masks = [file.valid() for file in files]
+    if all(mask is None for mask in masks):
+        return None
+    sizes = [file.size() for file in files]
+    whole = [np.ones(size, dtype=bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
+    return torch.from_numpy(np.stack(whole)).to(device)

@@ -1,5 +1,6 @@
 """Ways to run a network over images: sliding windows, scales and flips, and copies to a GPU ahead of their use."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -8,22 +9,9 @@ from torch import Tensor
 
 from blda_cli.data.loader import SampleBatch
 from blda_cli.data.source import ImageSource
+from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.preprocessing import resize_images
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one axis so that they cover it.
-
-    Args:
-        length: of the axis, in pixels.
-        window: length of a window, at most ``length``.
-        stride: step between windows, at most ``window``.
-
-    Returns:
-        Multiples of ``stride``; the last is moved back so that its window ends with the axis.
-    """
-    return [*range(0, length - window, stride), length - window]
 
 
 def slide(
@@ -43,23 +31,86 @@ def slide(
     Raises:
         BldaError: the stride is larger than the window, or ``score`` gives no maps.
     """
-    if any(step > side for step, side in zip(stride, window, strict=True)):
-        raise BldaError(f"--stride {stride[0]}x{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}")
+    _refuse_gaps(window, stride)
     size = tuple(images.shape[-2:])
     height, width = (min(one, whole) for one, whole in zip(window, size, strict=True))
     tops, lefts = window_starts(size[0], height, stride[0]), window_starts(size[1], width, stride[1])
     total: Tensor | None = None
     for top in tops:
         for left in lefts:
-            scores = score(images[..., top : top + height, left : left + width])
-            if scores.ndim != 4:
-                raise BldaError("--slide needs a segmenter; this model gives one answer per image")
+            scores = _maps(score(images[..., top : top + height, left : left + width]))
             if total is None:
                 total = scores.new_zeros(*scores.shape[:2], *size, dtype=torch.float32)
             total[..., top : top + height, left : left + width] += scores
     assert total is not None
     times = _times_covered(tops, height, size[0])[:, None] * _times_covered(lefts, width, size[1])
     return total / times.to(images.device)
+
+
+def blended(
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    core: tuple[int, int, int, int],
+) -> Tensor:
+    """Run window by window and average with weights that fall off linearly towards a window's edges.
+
+    What windows give there, where they see only one side, hardly counts, so that no seams are left.
+
+    Args:
+        score: scores ``[N, C, h, w]`` of images ``[N, B, h, w]``.
+        images: ``[N, B, H, W]``.
+        window: (height, width); cut to the image where that is smaller.
+        stride: (height, width).
+        core: top, left, height and width of the part that is wanted.
+
+    Returns:
+        ``[N, C, height, width]`` float32.
+
+    Raises:
+        BldaError: the stride is larger than the window, or ``score`` gives no maps.
+    """
+    _refuse_gaps(window, stride)
+    top, left, rows, columns = core
+    height, width = (min(one, whole) for one, whole in zip(window, images.shape[-2:], strict=True))
+    weight = _ramp(height, images.device)[:, None] * _ramp(width, images.device)
+    total: Tensor | None = None
+    weights = torch.zeros(rows, columns, device=images.device)
+    places = itertools.product(
+        window_starts(images.shape[2], height, stride[0]), window_starts(images.shape[3], width, stride[1])
+    )
+    for first, leftmost in places:
+        # The window's part that lies in the core.
+        begin = max(first, top), max(leftmost, left)
+        end = min(first + height, top + rows), min(leftmost + width, left + columns)
+        if begin[0] >= end[0] or begin[1] >= end[1]:
+            continue
+        scores = _maps(score(images[..., first : first + height, leftmost : leftmost + width]))
+        if total is None:
+            total = scores.new_zeros(*scores.shape[:2], rows, columns, dtype=torch.float32)
+        in_core = slice(begin[0] - top, end[0] - top), slice(begin[1] - left, end[1] - left)
+        own = slice(begin[0] - first, end[0] - first), slice(begin[1] - leftmost, end[1] - leftmost)
+        total[(..., *in_core)] += scores[(..., *own)] * weight[own]
+        weights[in_core] += weight[own]
+    assert total is not None
+    return total.div_(weights)
+
+
+def _ramp(length: int, device: torch.device) -> Tensor:
+    """Weights that fall off linearly from the middle to both ends, where they are not 0."""
+    return 1 - (2 * torch.arange(length, device=device) - length + 1).abs() / (length + 1)
+
+
+def _refuse_gaps(window: tuple[int, int], stride: tuple[int, int]) -> None:
+    if any(step > side for step, side in zip(stride, window, strict=True)):
+        raise BldaError(f"--stride {stride[0]}x{stride[1]} leaves gaps between windows of {window[0]}x{window[1]}")
+
+
+def _maps(scores: Tensor) -> Tensor:
+    if scores.ndim != 4:
+        raise BldaError("--slide needs a segmenter; this model gives one answer per image")
+    return scores
 
 
 def average_views(logits: Callable[[Tensor], Tensor], images: Tensor, scales: tuple[float, ...], flip: bool) -> Tensor:

@@ -73,6 +73,8 @@ class StoredSegmenter(Segmenter):
         """See `Segmenter.check`."""
         if options.slide is not None or options.flip or options.scales != (1.0,):
             raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
+        if any(file.core for file in files):
+            raise BldaError("ready-made logits are not read for maps: give the network, or images that are no maps")
         users: dict[LogitArray, ImageSource] = {}
         for file in files:
             array = self._find(file)

@@ -14,7 +14,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, resolve_classes
-from blda_cli.segmenters.inference import average_views, slide
+from blda_cli.segmenters.inference import average_views, blended, slide
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
@@ -121,6 +121,8 @@ class NetworkSegmenter(Segmenter):
         """See `Segmenter.logits`; by default whole images, once."""
         pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
         size = (pixels.shape[2], pixels.shape[3])
+        if options.core is not None:
+            return self._logits_of_core(pixels, options)
 
         norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
 
@@ -137,6 +139,23 @@ class NetworkSegmenter(Segmenter):
         amp = torch.autocast(self.device.type, _half(self.device), enabled=options.amp)
         with torch.no_grad(), amp, norms or nullcontext():
             return average_views(of_view, pixels, options.scales, options.flip).detach()
+
+    def _logits_of_core(self, pixels: Tensor, options: InferenceOptions) -> Tensor:
+        """Logits of a part of a map, from all windows that touch it."""
+        assert options.slide is not None
+        assert options.stride is not None
+        assert options.core is not None
+        if self.norm_weight != 1:
+            raise BldaError("norms mixed with each image's own are not for maps, which are run in parts")
+        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
+            scores = blended(
+                lambda part: self._scores(part, part.shape[2:], self.network),
+                pixels,
+                options.slide,
+                options.stride,
+                options.core,
+            )
+            return self._logits(scores).detach()
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; here there is but a remark."""

@@ -18,16 +18,19 @@ from typing import Any, Self, get_type_hints
 import numpy as np
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.methods import AlignmentSettings, chosen_settings
-from blda_cli.data.classes import ClassSet, class_set
+from blda_cli.data.classes import ClassSet, class_set, void_value
 from blda_cli.data.images import image_at
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.data.logit_arrays import LogitArray
 from blda_cli.data.pixels import PixelFormat
+from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.store.hdf5 import writing
+from blda_cli.store.maps import parts_of_maps, read_map, write_map
 from blda_cli.store.provenance import Provenance
 from blda_cli.text import plain_cell
 from blda_cli.typed import check_type
@@ -264,7 +267,7 @@ class PredictionWriter:
 
         Args:
             file: the image.
-            before: integers ``[H, W]``, argmax; ``[]`` of a classifier.
+            before: integers ``[H, W]``, argmax, ``IGNORE_INDEX`` where nothing is predicted; ``[]`` of a classifier.
             after: integers of the same shape, aligned.
             scores: float16 ``[C, H, W]`` or ``[C]``; None where they are not asked for.
 
@@ -313,7 +316,7 @@ class PredictionWriter:
         record.pixels_before = (np.array(record.pixels_before) + written.before).tolist()
         record.pixels_after = (np.array(record.pixels_after) + written.after).tolist()
         record.pixels_changed += written.changed
-        record.changed[written.key] = written.changed / int(written.before.sum())
+        record.changed[written.key] = written.changed / max(1, int(written.before.sum()))
 
 
 def _count_pairs(before: np.ndarray, after: np.ndarray, num_classes: int) -> np.ndarray:
@@ -322,6 +325,8 @@ def _count_pairs(before: np.ndarray, after: np.ndarray, num_classes: int) -> np.
     Not with torch, which would start OpenMP threads beside the network's: with more threads than cores, OpenMP lets
     all of them sleep between loops, and a network of small layers takes a third longer.
     """
+    if before.min(initial=0) < 0:  # void
+        before, after = before[before >= 0], after[before >= 0]
     pairs = before.astype(np.intp)
     pairs *= num_classes
     pairs += after
@@ -357,14 +362,17 @@ class AlignedFolder:
     @property
     def files(self) -> list[ImageSource]:
         """The images it holds predictions of."""
+        return [self._image(key) for key in self.record.images if key in self.record.changed]
+
+    def _image(self, key: str) -> ImageSource:
         record = self.record
-        places = [(key, Path(place)) for key, place in record.images.items() if key in record.changed]
-        if record.model.get("kind") == "logits" and all(place.suffix in LogitArray.suffixes for _, place in places):
-            return [LogitArray(place, key) for key, place in places]
+        place = record.images[key]
+        if record.model.get("kind") == "logits" and Path(place).suffix in LogitArray.suffixes:
+            return LogitArray(Path(place), key)
         said = record.model.get("preprocessing") or {}
         low_high = said.get("range")
         pixels = PixelFormat(tuple(said.get("bands") or ()), low_high and tuple(low_high), said.get("layout"))
-        return [image_at(str(place), key, pixels) for key, place in places]
+        return image_at(place, key, pixels)
 
     def read(self, key: str, kind: str) -> np.ndarray:
         """The class ids of an image.
@@ -374,7 +382,7 @@ class AlignedFolder:
             kind: ``ARGMAX`` (before) or ``PREDICTIONS`` (after).
 
         Returns:
-            int64 ``[H, W]``; ``[]`` of a classifier.
+            int64 ``[H, W]``, ``IGNORE_INDEX`` where nothing is predicted; ``[]`` of a classifier.
 
         Raises:
             BldaError: they cannot be read, or are not of the record's classes.
@@ -382,15 +390,30 @@ class AlignedFolder:
         if self.record.classified:
             return np.array(self.record.classified[key][kind == PREDICTIONS])
         path = prediction_path(self.path, key, kind)
-        values = read_label_file(path).values
+        file = self._image(key)
+        values = read_map(self.path / kind, file) if isinstance(file, RasterImage) and file.part else None
+        values = read_label_file(path).values if values is None else values
         if values is None:
             raise BldaError(f"{path} is a colour picture, not class ids: run blda align again")
-        table = np.full(max(*self.record.ids, int(values.max(initial=0))) + 1, -1, dtype=np.int64)
+        unknown, void = IGNORE_INDEX - 1, void_value(self.record.ids)
+        table = np.full(max(void, int(values.max(initial=0))) + 1, unknown, dtype=np.int64)
+        table[void] = IGNORE_INDEX
         table[self.record.ids] = np.arange(len(self.record.ids))
         labels: np.ndarray = table[values]
-        if bool((labels < 0).any()):
+        if bool((labels == unknown).any()):
             raise BldaError(f"{path} holds values that are no class of {RECORD}: run blda align again")
         return labels
+
+
+def write_maps(folder: Path, record: RunRecord) -> None:
+    """Put the predictions of maps together that were written part by part.
+
+    Raises:
+        BldaError: a file cannot be read or written.
+    """
+    for parts in parts_of_maps(AlignedFolder(folder, record).files):
+        for kind in (ARGMAX, PREDICTIONS):
+            write_map(folder / kind, parts, record.class_set)
 
 
 def write_classifications(folder: Path, record: RunRecord) -> None:

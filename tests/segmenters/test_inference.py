@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.inference import average_views, slide, window_starts
+from blda_cli.segmenters.inference import average_views, slide
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
 from blda_cli.segmenters.spec import PreprocessingSection
 

@@ -1,0 +1,72 @@
+"""Peak memory and time of a map: 20 000 x 15 000 pixels, 4 bands of 16 bits, 6 classes, by a small network.
+
+    python tests/benchmarks/maps.py [HEIGHT WIDTH]
+
+Writes the map to a temporary folder, runs ``collect-stats`` and ``align`` in processes of their own and prints the
+highest memory so far. The network is one convolution: what is measured is reading, windows, counting and writing.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 6, 3, padding=1)
+"""
+
+TOML = """
+[segmenter]
+kind = "python"
+factory = "small:make"
+[preprocessing]
+bands = [3, 2, 1, 4]
+range = [0, 10000]
+[classes]
+names = ["water", "forest", "field", "meadow", "road", "roof"]
+"""
+
+
+def main() -> None:
+    height, width = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (15_000, 20_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        generator = np.random.default_rng(0)
+        with rasterio.open(
+            folder / "map.tif", "w", driver="GTiff", height=height, width=width, count=4, dtype="uint16", tiled=True,
+            crs="EPSG:32633", transform=from_origin(5e5, 4e6, 10, 10), nodata=0, BIGTIFF="IF_SAFER",
+        ) as raster:  # fmt: skip
+            tile = generator.integers(1, 10_000, (4, 1024, 1024)).astype(np.uint16)
+            for top in range(0, height, 1024):
+                for left in range(0, width, 1024):
+                    size = min(1024, height - top), min(1024, width - left)
+                    place = ((top, top + size[0]), (left, left + size[1]))
+                    raster.write(tile[:, : size[0], : size[1]], window=place)
+        (folder / "small.py").write_text(NETWORK)
+        (folder / "small.toml").write_text(TOML)
+        options = ["--model", folder / "small.toml", "--images", folder / "map.tif", "--device", "cpu"]
+        peak(["collect-stats", *options, "--output", folder / "s.h5"])
+        peak(["align", *options, "--stats", folder / "s.h5", "--output", folder / "aligned"])
+
+
+def peak(command: list[object]) -> None:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "blda_cli", *map(str, command)], check=True)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print(f"{command[0]}: {largest:.2f} GB at most so far, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Maps: run, counted and predicted part by part, without seams, as one GeoTIFF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from blda_cli.data import raster_images
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Run, Scene
+
+rasterio = pytest.importorskip("rasterio", reason="the extra geo is not installed")
+
+# A network that sees 5x5 pixels and the place in its window, so that what is run where shows.
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Conv2d(4, 8, 5, padding=2)
+        self.head = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            grey = self.head(self.body(torch.full((1, 4, 9, 9), 0.45)).relu())
+        self.middle = grey[:, :, 4:5, 4:5]
+
+    def forward(self, images):
+        ramp = torch.linspace(-1, 1, images.shape[-1])
+        scores = self.head(self.body(images).relu())
+        return 4 * (scores - self.middle) + 0.3 * ramp
+"""
+
+TOML = """
+[segmenter]
+kind = "python"
+factory = "wide:Wide"
+[preprocessing]
+bands = [3, 2, 1, 4]
+range = [0, 4095]
+[classes]
+names = ["road", "tree", "car", "sky"]
+[labels]
+encoding = "ids"
+"""
+
+SLIDE = ["--slide", "32x32", "--stride", "24x24"]
+
+
+@pytest.fixture
+def land(tmp_path: Path) -> Path:
+    """A map of 150 rows and 100 columns, 4 bands of 12 bits, its labels, and a model."""
+    from rasterio.transform import from_origin
+
+    generator = np.random.default_rng(4)
+    labels = generator.choice(4, (15, 10)).repeat(10, axis=0).repeat(10, axis=1).astype(np.uint8)
+    bands = generator.integers(0, 3000, (4, 150, 100)).astype(np.uint16) + 200 * labels
+    bands[:, :40, :30] = 65535
+    profile = {
+        "driver": "GTiff", "height": 150, "width": 100, "crs": "EPSG:32633", "transform": from_origin(5e5, 4e6, 10, 10),
+    }  # fmt: skip
+    for folder in ("maps", "labels"):
+        (tmp_path / folder).mkdir()
+    with rasterio.open(tmp_path / "maps" / "land.tif", "w", count=4, dtype="uint16", nodata=65535, **profile) as raster:
+        raster.write(bands)
+    with rasterio.open(tmp_path / "labels" / "land.tif", "w", count=1, dtype="uint8", **profile) as raster:
+        raster.write(labels, 1)
+    (tmp_path / "wide.py").write_text(NETWORK)
+    (tmp_path / "wide.toml").write_text(TOML)
+    return tmp_path
+
+
+def options(land: Path, *more: str) -> list[str]:
+    model, maps = str(land / "wide.toml"), str(land / "maps")
+    return ["--model", model, "--images", maps, "--device", "cpu", *SLIDE, *more]
+
+
+def cells(path: Path) -> tuple[np.ndarray, int]:
+    with h5py.File(path) as file:
+        return file["cells/pseudo/counts"][()], int(file.attrs["pixels"])
+
+
+def test_parts_are_the_whole(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a map is cut into parts, the statistics and the predictions are the same, and nodata is neither."""
+    results = []
+    for block in (64, 2048):
+        monkeypatch.setattr(raster_images, "BLOCK", block)
+        stats, output = land / f"{block}.h5", land / f"aligned-{block}"
+        run("collect-stats", *options(land), "--labels", land / "labels", "--output", stats)
+        run("align", *options(land), "--stats", stats, "--output", output, "--tau", "0.5")
+        assert [path.name for path in (output / "predictions").iterdir()] == ["land.tif"]
+        with rasterio.open(output / "predictions" / "land.tif") as predictions:
+            results.append((*cells(stats), predictions.read(1)))
+    (parts, pixels, predicted), (whole, same_pixels, same_predicted) = results
+    np.testing.assert_array_equal(parts, whole)
+    assert pixels == same_pixels == 150 * 100 - 40 * 30
+    np.testing.assert_array_equal(predicted, same_predicted)
+    assert (predicted[:40, :30] == 255).all()
+    assert (predicted == 255).sum() == 40 * 30
+    record = json.loads((land / "aligned-64" / "run.json").read_text())
+    assert sum(record["pixels_after"]) == pixels
+    assert list(record["images"])[:3] == ["land/000-000", "land/000-001", "land/001-000"]
+
+
+def test_the_prediction_is_a_map(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
+    run("align", *options(land), "--stats", land / "s.h5", "--output", land / "aligned", "--tau", "0.5")
+    for kind in ("predictions", "argmax"):
+        with (
+            rasterio.open(land / "aligned" / kind / "land.tif") as predictions,
+            rasterio.open(land / "maps" / "land.tif") as source,
+        ):
+            assert (predictions.crs, predictions.transform) == (source.crs, source.transform)
+            assert (predictions.shape, predictions.nodata) == (source.shape, 255)
+            assert predictions.tags(1)["class_2"] == "car"
+            assert len({predictions.colormap(1)[value] for value in range(4)}) == 4
+    report = ["report", "--stats", land / "s.h5", "--aligned", land / "aligned"]
+    run(*report, "--labels", land / "labels", "--output", land / "report")
+    content = json.loads((land / "report" / "report.json").read_text())
+    assert (land / "report" / "report.html").read_text().count("data:image/webp") > 4
+    # What the report reads back of the parts is what lies in the GeoTIFF.
+    with rasterio.open(land / "aligned" / "predictions" / "land.tif") as predictions:
+        predicted = predictions.read(1)
+    with rasterio.open(land / "labels" / "land.tif") as labels:
+        pairs = (4 * labels.read(1) + predicted)[predicted != 255]
+    np.testing.assert_array_equal(
+        content["confusion"]["runs"]["aligned"], np.bincount(pairs, minlength=16).reshape(4, 4)
+    )
+
+
+def test_windows_leave_no_seams(land: Path) -> None:
+    """Where windows overlap, the nearer one's middle counts more: the result has no steps at their edges."""
+    import torch
+
+    from blda_cli.segmenters.inference import blended, slide
+
+    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
+    images = torch.zeros(1, 1, 32, 104)
+    smooth = blended(lambda _: ramp, images, (32, 32), (24, 24), (0, 0, 32, 104))[0, 0, 16]
+    flat = slide(lambda _: ramp, images, (32, 32), (24, 24))[0, 0, 16]
+    assert smooth.diff().abs().max() < flat.diff().abs().max() / 2
+    part = blended(lambda _: ramp, images, (32, 32), (24, 24), (5, 30, 20, 40))[0, 0]
+    torch.testing.assert_close(part[11], smooth[30:70], rtol=0, atol=0)
+    assert part.shape == (20, 40)
+
+
+def test_a_stopped_run_goes_on_by_parts(
+    run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    run("collect-stats", *options(land), "--output", land / "s.h5")
+    run("align", *options(land), "--stats", land / "s.h5", "--output", land / "whole")
+    calls = 0
+    read = raster_images.RasterImage.read
+
+    def stopped(self: raster_images.RasterImage) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            from blda_cli.errors import BldaError
+
+            raise BldaError("stopped")
+        return read(self)
+
+    monkeypatch.setattr(raster_images.RasterImage, "read", stopped)
+    align = ["align", *options(land), "--stats", land / "s.h5", "--output", land / "again", "--workers", "1"]
+    refused(*align)
+    monkeypatch.setattr(raster_images.RasterImage, "read", read)
+    assert "of 6" in run(*align).stderr
+    first, second = (land / name / "predictions" / "land.tif" for name in ("whole", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_labels_of_a_map(run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    with rasterio.open(land / "labels" / "land.tif", "r+") as labels:
+        values = labels.read(1)
+        values[140:] = 77
+        labels.nodata = 77
+        labels.write(values, 1)
+    run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
+    with h5py.File(land / "s.h5") as file:
+        counted = file["confusion"][()].sum(axis=1)
+    values[:40, :30] = 77
+    np.testing.assert_array_equal(counted, [(values == index).sum() for index in range(4)])
+    Image.fromarray(values[:100]).save(land / "labels" / "land.tif")
+    said = refused("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "t.h5")
+    assert "is 100x100 but its image" in said
+    assert "is 100x150" in said
+
+
+def test_what_maps_do_not_take(refused: Callable[..., str], run: Run, land: Path) -> None:
+    said = refused("collect-stats", *options(land, "--flip"), "--output", land / "s.h5")
+    assert said.endswith("--scales and --flip are not for maps, which are run by windows: leave them out")
+    path = land / "maps" / "land.tif"
+    path.write_bytes(path.read_bytes()[:20_000])
+    assert "land.tif cannot be read as a raster" in refused("collect-stats", *options(land), "--output", land / "s.h5")
+
+
+def test_an_eight_bit_map_is_what_the_png_of_its_pixels_is(run: Run, scene: Scene, tmp_path: Path) -> None:
+    key = scene.keys[0]
+    pixels = np.array(Image.open(scene.images / f"{key}.png"))
+    (tmp_path / "png").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "png" / "x.png")
+    height, width = pixels.shape[:2]
+    with rasterio.open(
+        tmp_path / "x.tif", "w", driver="GTiff", height=height, width=width, count=3, dtype="uint8", crs="EPSG:4326"
+    ) as raster:
+        raster.write(pixels.transpose(2, 0, 1))
+    found = []
+    for name, source in (("png", tmp_path / "png"), ("tif", tmp_path / "x.tif")):
+        run("collect-stats", "--model", scene.model, "--images", source, "--device", "cpu",
+            "--output", tmp_path / f"{name}.h5")  # fmt: skip
+        found.append(cells(tmp_path / f"{name}.h5"))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
