@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.encodings import LabelEncoding, custom_encoding
@@ -170,8 +169,8 @@ def _count(confusion: ConfusionMatrix, truth: np.ndarray, folder: AlignedFolder,
             f"{folder.path}: the prediction of {key} is {_size(predicted)}, its label {_size(truth)} "
             "(width x height): they must be of one size"
         )
-    truth = np.where(predicted < 0, IGNORE_INDEX, truth)  # where nothing is predicted
-    confusion.update(torch.from_numpy(truth), torch.from_numpy(predicted.clip(min=0)))
+    there = predicted >= 0
+    confusion.update(torch.from_numpy(truth[there]), torch.from_numpy(predicted[there]))
 
 
 def _size(labels: np.ndarray) -> str:
