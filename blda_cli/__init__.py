@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blda_cli.version import __version__
 
 if TYPE_CHECKING:
-    from blda_cli.api import Alignment, align, collect_stats, export, merge, report, write_statistics
+    from blda_cli.api import Alignment, align, collect_stats, export, finetune, merge, report, write_statistics
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
     from blda_cli.segmenters.instance_norms import InstanceNorms
@@ -30,6 +30,7 @@ __all__ = [
     "align",
     "collect_stats",
     "export",
+    "finetune",
     "merge",
     "read_statistics",
     "report",
@@ -45,6 +46,7 @@ _MODULES = {
     "align": "api",
     "collect_stats": "api",
     "export": "api",
+    "finetune": "api",
     "merge": "api",
     "read_statistics": "store.statistics",
     "report": "api",

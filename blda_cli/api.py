@@ -21,6 +21,8 @@ from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.errors import BldaError
 from blda_cli.exporting.correct import corrected_module
 from blda_cli.files import claim
+from blda_cli.finetuning import run as pipeline_of_finetune
+from blda_cli.finetuning.settings import FinetuneRequest, full_names, run_settings
 from blda_cli.pipelines import align as pipeline_of_align
 from blda_cli.pipelines import collect
 from blda_cli.pipelines import export as pipeline_of_export
@@ -415,6 +417,51 @@ def merge(parts: Sequence[str | Path], *, output: str | Path, overwrite: bool = 
     """
     options = {"parts": [Path(part) for part in parts]}
     return pipeline_of_merge.merge(request(MergeRequest, options), _job("merge", output, overwrite, options))
+
+
+def finetune(
+    *,
+    output: str | Path,
+    resume: bool = False,
+    config: str | Path | None = None,
+    host: str | None = None,
+    preset: str | None = None,
+    device: str = "auto",
+    workers: int = 4,
+    tensorboard: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a segmenter on images of another domain, as ``blda finetune`` does.
+
+    Args:
+        output: the run folder.
+        resume: go on from its checkpoint, if there is one.
+        config: a run's ``config.toml``, whose settings the options replace.
+        host: ``"dacs"``, ``"daformer"`` or ``"mic"``.
+        preset: ``"published"``.
+        device: where to train.
+        workers: threads that read images.
+        tensorboard: also write TensorBoard events.
+        **options: as the command's, e.g. ``model="net.toml", target_images="dusk", source=False, method="dacs"``; other
+            settings as ``section__name``, e.g. ``cag__confidence=0.9``.
+
+    Returns:
+        ``output``, ``model`` (the trained model's description) and ``validation``: the last scores, or None.
+
+    Raises:
+        BldaError: the model, the images or the run folder cannot be used, or a loss is not finite.
+
+    Example:
+        >>> import blda_cli
+        >>> run = blda_cli.finetune(  # doctest: +SKIP
+        ...     model="net.toml", target_images="dusk", source=False, method="dacs", iterations=800, output="run"
+        ... )
+        >>> blda_cli.collect_stats(model=run["model"], images="dusk", output="dusk.h5")  # doctest: +SKIP
+    """
+    given = full_names(options)
+    settings = run_settings(given, "finetune", config=Path(config) if config else None, host=host, preset=preset)
+    asked = FinetuneRequest(settings, resume, device, workers, tensorboard)
+    return pipeline_of_finetune.finetune(asked, _job("finetune", output, False, options))
 
 
 def _job(name: str, output: str | Path, overwrite: bool, options: Mapping[str, Any]) -> Job:

@@ -24,7 +24,7 @@ import torch
 from blda_cli.errors import BldaError
 from blda_cli.files import to_json
 from blda_cli.finetuning.loop import Machine
-from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run import train
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.runtime.device import choose_device
@@ -96,7 +96,7 @@ def run(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
     machine = Machine(device, workers=2)
     resume = RunFolder(folder).checkpoint.exists()
     clock = Clock(device)
-    ended = finetune(settings, folder, resume=resume, machine=machine, provenance=Provenance(), monitor=clock)
+    ended = train(settings, folder, resume=resume, machine=machine, provenance=Provenance(), monitor=clock)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:

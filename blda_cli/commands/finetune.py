@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from blda_cli.commands.options import (
     quiet_option,
     size,
     together,
+    usage_errors,
 )
-from blda_cli.finetuning.methods import takers
-from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings, read_settings
+from blda_cli.finetuning.settings import HOSTS, FinetuneRequest, Settings, run_settings
 from blda_cli.settings import sections_of, settings_of
 
 
@@ -39,17 +38,14 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
     return together(*(option_of(settings[name], f"{section}__{name}", types.get(name)) for name in names))
 
 
-def _flag(name: str) -> str:
-    """The option of a setting, of ``section.name`` or ``name``."""
-    return f"--{name.rpartition('.')[2].replace('_', '-')}"
-
-
 @click.command("finetune")
 @_options(
     "data",
     *("model", "weights", "source_images", "source_labels", "source_encoding", "target_images"),
+    *("source", "labelled_images", "labelled_labels", "labelled_encoding"),
     *("val_images", "val_labels", "val_encoding"),
 )
+@_options("start", "label_share")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to write."
 )
@@ -137,44 +133,21 @@ def command(
     the options here, are in RUN/config.toml.
     """
     from blda_cli.commands.console import emit_json, monitored
-    from blda_cli.files import locked
-    from blda_cli.finetuning.loop import Machine
     from blda_cli.finetuning.run import finetune
-    from blda_cli.runtime.device import choose_device
+    from blda_cli.pipelines.job import Job
     from blda_cli.runtime.monitor import Interrupted
-    from blda_cli.runtime.process_group import process_group
     from blda_cli.runtime.shards import current_shard
 
     if config is None and resume and (output / "config.toml").is_file():
         config = output / "config.toml"
-    settings = read_settings(config) if config else Settings()
     given = {name.replace("__", "."): value for name, value in options.items() if value is not None}
-    sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
-    settings = settings.with_values(sets | given, "command line").resolved()
-    for name in given:
-        if not settings.takes(name):
-            others = " or ".join(takers(name))
-            raise click.UsageError(
-                f"{_flag(name)} does nothing with --method {settings.training.method}: leave it out, or give {others}"
-            )
-    needed = ["model"]
-    needed += ["source_images", "source_labels"] if settings.method.source != "unused" else []
-    needed += ["target_images"] if settings.method.target else []
-    for name in needed:
-        if not getattr(settings.data, name):
-            raise click.UsageError(f"{_flag(name)} is missing")
-    first, own = current_shard().first, choose_device(device)
-    held = locked(output) if first else nullcontext()
-    with process_group(own), monitored(quiet=quiet or not first) as monitor, held:
+    with usage_errors():
+        settings = run_settings(given, "command line", config=config, host=host, preset=preset)
+    first = current_shard().first
+    with monitored(quiet=quiet or not first) as monitor:
         try:
-            result = finetune(
-                settings,
-                output,
-                resume=resume,
-                machine=Machine(own, workers, tensorboard),
-                provenance=provenance(),
-                monitor=monitor,
-            )
+            request = FinetuneRequest(settings, resume, device, workers, tensorboard)
+            result = finetune(request, Job(output, provenance=provenance(), monitor=monitor))
         except Interrupted:
             monitor.stop()
             if first:

@@ -85,6 +85,22 @@ def select_labels(scores: Tensor, thresholds: Tensor) -> Tensor:
     return labels.masked_fill(ratio <= 0, IGNORE_INDEX)
 
 
+def keep_confident(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """The class of the highest score where that is above the class's threshold, else ignored.
+
+    Unlike :func:`select_labels` it never names a class that is not the most probable.
+
+    Args:
+        scores: logs of probabilities, ``[N, C, *spatial]``.
+        thresholds: ``k_c``, ``[C]``: minus the log of the least confidence of class ``c``.
+
+    Returns:
+        int64 ``[N, *spatial]``.
+    """
+    highest, labels = scores.max(dim=1)
+    return labels.masked_fill(-highest >= thresholds.to(scores)[labels], IGNORE_INDEX)
+
+
 def mining_order(shares: Tensor) -> tuple[list[int], list[int]]:
     """The five least predicted classes, whose source images are preferred (Zou et al., ECCV 2018, §5.1).
 

@@ -17,6 +17,7 @@ def learning_curves(entries: Iterable[dict[str, Any]], classes: ClassSet) -> str
     """
     losses: dict[str, list[tuple[float, float]]] = {}
     scores: dict[str, list[tuple[float, float]]] = {}
+    agreement: list[tuple[float, float]] = []
     for entry in entries:
         step = entry["iteration"]
         for name, value in entry.get("losses", {}).items():
@@ -26,6 +27,8 @@ def learning_curves(entries: Iterable[dict[str, Any]], classes: ClassSet) -> str
             for name, value in {"mean": validation["mean_iou"], **classwise}.items():
                 if value is not None:
                     scores.setdefault(name, []).append((step, 100 * value))
+        if looked := entry.get("unlabelled"):
+            agreement.append((step, 100 * looked["agreement"]))
     colors = {f"class {name}": f"rgb{color}" for name, color in zip(classes.names, classes.palette, strict=True)}
     charts = {
         "losses": [
@@ -36,5 +39,8 @@ def learning_curves(entries: Iterable[dict[str, Any]], classes: ClassSet) -> str
             Line(name.removeprefix("class "), colors.get(name, "#000"), points, bold=name == "mean")
             for name, points in scores.items()
         ],
+        "pixels that keep their class in a smaller copy, %": [Line("agreement", "#000", agreement)]
+        if agreement
+        else [],
     }
     return line_charts({title: lines for title, lines in charts.items() if lines})

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import without_nan
 from blda_cli.finetuning.checkpoint import check_tensors
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.samples import Batch, Sampler
 from blda_cli.finetuning.methods.base import Stage
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.trainer import StepReport, Trainer
 from blda_cli.finetuning.training_log import EventLog, LossWatch, StepLog
-from blda_cli.finetuning.validation import validate
+from blda_cli.finetuning.validation import look, validate
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
@@ -53,7 +53,7 @@ class TrainingLoop:
         machine: where it runs.
         monitor: is told the progress.
         target: images of the target domain.
-        scores: of the last validation, if there was one.
+        scores: of the last validation; without validation images, what tells of the network without labels.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingLoop:
         initial: dict[str, Any],
         norms: str,
         target: Sequence[ImageSource],
-        validation: tuple[list[ImageSource], LabelReader] | None,
+        validation: Labelled | None,
     ) -> None:
         self.trainer = trainer
         self.folder = folder
@@ -118,8 +118,8 @@ class TrainingLoop:
                 resumed,
                 self.exported,
                 trainer.student.classifier,
-                sampler.source,
-                sampler.source_labels,
+                sampler.source.files,
+                sampler.source.labels,
                 self.target,
                 self.folder.path,
                 self.machine.workers,
@@ -230,10 +230,15 @@ class TrainingLoop:
             self._put(entry)
 
     def validate(self) -> None:
-        """Validate the network as it would be exported now, and log the scores."""
-        if self._validation is None or not self._first:
+        """Score the network as it would be written now, and log it; without labels, look at its predictions."""
+        if not self._first or not (self._validation or self.target):
             return
-        self.scores = validate(self.exported(self.target), *self._validation, self.machine.workers)
+        segmenter, workers = self.exported(self.target), self.machine.workers
+        if self._validation is None:
+            self.scores = look(segmenter, self.target, workers)
+            self._put({"iteration": self.trainer.step, "unlabelled": self.scores})
+            return
+        self.scores = validate(segmenter, self._validation.files, self._validation.labels, workers)
         self._put({"iteration": self.trainer.step, "validation": self.scores})
         self.monitor.say(
             f"iteration {self.trainer.step}: mIoU {self.scores['mean_iou']:.1%}, mean accuracy "

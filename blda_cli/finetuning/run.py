@@ -1,31 +1,33 @@
-"""``blda finetune``: from settings to a run folder."""
+"""``blda finetune``: train a segmenter and write its run folder."""
 
-import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from blda_cli.core.choices import LabelSource
-from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.images import find_images, refuse_among
-from blda_cli.data.labels import LabelReader, label_reader
-from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.files import stamp
+from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_labelled, without_labels
 from blda_cli.finetuning.data.samples import Sampler, check_crop, count_class_pixels
+from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.loop import Machine, TrainingLoop
 from blda_cli.finetuning.networks.norms import prepare_norms
+from blda_cli.finetuning.own_labels import label_target
 from blda_cli.finetuning.run_folder import RunFolder
-from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.settings import FinetuneRequest, Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
+from blda_cli.runtime.device import choose_device
 from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.process_group import process_group, wait_for_all
 from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -37,14 +39,44 @@ from blda_cli.store.provenance import Provenance
 _STATISTICS_IMAGES = 500
 """Target images that the trained model's statistics are counted over; a few would do."""
 
+_LOST = 0.1
+"""A class that is predicted less often than so many times as at the beginning is named."""
+
 _NEW_ON_RESUME = frozenset({"run.log_every", "run.checkpoint_every", "run.validate_every", "run.pictures_every"})
 """Settings that may change when a run goes on; no weight depends on them."""
 
 
-def finetune(
+def finetune(request: FinetuneRequest, job: Job) -> dict[str, Any]:
+    """Train a segmenter, as ``blda finetune`` does; see :func:`train`.
+
+    Args:
+        request: what is trained on, and how.
+        job: where the run folder is, and who is told the progress.
+
+    Returns:
+        ``output``, ``model`` (the trained model's description) and ``validation``: the last scores, or None.
+
+    Raises:
+        BldaError: something has to be fixed, or another process writes the run folder.
+        Interrupted: the user asked to stop; a checkpoint is written.
+    """
+    device = choose_device(request.device)
+    machine = Machine(device, request.workers, request.tensorboard)
+    with process_group(device), job.lock():
+        return train(
+            request.settings,
+            job.output,
+            resume=request.resume,
+            machine=machine,
+            provenance=job.provenance,
+            monitor=job.monitor,
+        )
+
+
+def train(
     settings: Settings, output: Path, *, resume: bool, machine: Machine, provenance: Provenance, monitor: Monitor
 ) -> dict[str, Any]:
-    """Train a segmenter on labelled source and unlabelled target images.
+    """Train a segmenter on images of a target domain, with or without labelled source images.
 
     Args:
         settings: resolved.
@@ -58,11 +90,12 @@ def finetune(
         The last validation's scores, if any, and where the model is.
 
     Raises:
-        BldaError: something about the model, the data or the folder has to be fixed, or a loss is not finite.
+        BldaError: something about the settings, the model, the data or the folder has to be fixed, or a loss is not
+            finite.
         Interrupted: the user asked to stop; a checkpoint is written.
     """
+    settings.check_data()
     folder = RunFolder(output)
-    first = current_shard().first
     state = resumed_state(folder, settings) if resume else None
     if state is None:
         folder.check_free()
@@ -79,49 +112,54 @@ def finetune(
         )
     initial = segmenter.identity
     target = find_images(data.target_images, spec.preprocessing.pixels) if data.target_images else []
-    source, source_labels, meaning = _labelled(
-        spec, segmenter, data.source_images, data.source_labels, data.source_encoding
-    )
-    if (data.val_images is None) != (data.val_labels is None):
-        raise BldaError("--val-images needs --val-labels, and the reverse: give both or neither")
-    validation = None
-    if data.val_images is not None:
-        assert data.val_labels is not None
-        validation = _labelled(spec, segmenter, data.val_images, data.val_labels, data.val_encoding)[:2]
-    for place, found in ((data.source_images, source), (data.target_images, target)):
-        refuse_among(output, place, (file.path for file in found))
-    refuse_among(output, data.source_labels, source_labels.paths.values())
-    check_crop(source, settings.training.crop)
-    if settings.method.target:
-        check_crop(target, settings.training.crop)
+    refuse_among(output, data.target_images, (file.path for file in target))
+    find = partial(find_labelled, spec, segmenter, output)
+    validation = find(data.val_images, str(data.val_labels), data.val_encoding) if data.val_images else None
+    stored = StoredLabels(output / "pseudo_labels" / "start", len(segmenter.classes))
+    if settings.labels_itself:
+        source = own_labelled(target, stored.read)
+    elif settings.method.source == "unused":
+        source = without_labels(target)
+    else:
+        source = find(data.source_images, data.source_labels, data.source_encoding)
+    if data.labelled_images:
+        source = source.with_few(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
+    check_crop([*source.files, *(target if settings.method.target else [])], settings.training.crop)
     _try_crop(segmenter, settings.training.crop)
-    kept = None if state is None else state.get("norms")
-    chosen = settings if kept is None else settings.with_values({"training.norms": kept}, str(folder.checkpoint))
-    norms = prepare_norms(segmenter, chosen, source, source_labels, target, monitor)
-    trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
 
-    if state is not None:
-        go_on_from(state, folder, trainer, initial)
-    keys = [file.key for file in source]
-    read = {file.location: file.fingerprint() for file in (*source, *target)}
-    read |= {os.fspath(source_labels.paths[key]): stamp([source_labels.paths[key]]) for key in keys}
+    read = {**source.stamps(), **{file.location: file.fingerprint() for file in target}}
     stamps = {os.path.abspath(name): state for name, state in read.items()}  # noqa: PTH100  # the stamp follows links
     changed = folder.changed(stamps)
     if state is not None and changed is not None:
         raise BldaError(
             f"{changed} is not as it was when the run in {output} began: a run goes on with the data it began with"
         )
-    pixels = None if changed else folder.class_pixels(keys, segmenter.classes, meaning)
-    if pixels is None:
-        pixels = count_class_pixels(source, source_labels, len(segmenter.classes), machine.workers, monitor)
-    if pixels.sum() == 0:
-        raise BldaError(f"{data.source_labels}: no pixel has one of the model's classes; check --source-encoding")
-    absent = [name for name, count in zip(segmenter.classes.names, pixels.sum(axis=0), strict=True) if count == 0]
-    if absent:
-        monitor.say(f"the source labels never hold {', '.join(absent)}: training will not keep what is known of them")
-    drawn = target if settings.method.target else source
+    counts = {"source": len(source.files), "target": len(target)}
+    record = {**provenance.as_json(), "model": initial, **counts, "data": stamps}
+    first = current_shard().first
+    if settings.labels_itself and state is None:
+        if first:
+            folder.start(settings, record)  # the folder is this run's before anything else is written into it
+        wait_for_all(current_shard())
+        labeller = load_segmenter(spec, machine.device)
+        assert isinstance(labeller, NetworkSegmenter)
+        label_target(
+            labeller, target, settings.start.label_share, stored, output / "start.h5", machine.workers, monitor
+        )
+    known = None if changed or (settings.labels_itself and state is None) else folder
+    pixels = _class_pixels(source, segmenter, known, machine.workers, monitor)
+    if settings.method.source != "unused":
+        _check_classes(pixels, settings, segmenter.classes.names, monitor)
+
+    kept = None if state is None else state.get("norms")
+    chosen = settings if kept is None else settings.with_values({"training.norms": kept}, str(folder.checkpoint))
+    norms = prepare_norms(segmenter, chosen, source, target, monitor)
+    trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
+    if state is not None:
+        go_on_from(state, folder, trainer, initial)
     if segmenter.notes:
         monitor.say("; ".join(segmenter.notes))
+    drawn = target if settings.method.target else source.files
     resized, (height, width) = segmenter.preprocessor.section.size, drawn[0].size()
     if resized is not None and settings.training.crop != (height, width):
         monitor.say(
@@ -130,38 +168,72 @@ def finetune(
         )
 
     if first:
-        counts = {"source": len(source), "target": len(target)}
-        folder.start(settings, {**provenance.as_json(), "model": initial, **counts, "data": stamps})
-        folder.keep_class_pixels(keys, segmenter.classes, meaning, pixels)
-        folder.cut_metrics(trainer.step)
+        folder.start(settings, record)
+        folder.keep_class_pixels([file.key for file in source.files], segmenter.classes, source.meaning, pixels)
+        folder.cut_metrics(-1 if state is None else trainer.step)
     loop = TrainingLoop(trainer, folder, machine, monitor, initial, norms, target, validation)
-    sampler = Sampler(source, source_labels, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
+    sampler = Sampler(source, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
     if state is None:
         loop.validate()
     loop.train(sampler)
-    result: dict[str, Any] = {"output": str(output), "model": str(folder.model), "validation": loop.scores}
+    result: dict[str, Any] = {
+        "output": str(output),
+        "model": str(folder.model),
+        "validation": loop.scores if validation else None,
+    }
     if first:
         options = {"--model": str(folder.model), "--images": data.target_images}
         _finish(loop, spec, replace(provenance, source=data.target_images, options=options))
-        began = folder.first_score()
-        if loop.scores and began is not None and loop.scores["mean_iou"] < began:
-            monitor.say(
-                f"mIoU is below the {began:.1%} that the run began with: a smaller --learning-rate, a larger --crop or "
-                "more --iterations may do better"
-            )
+        _compare_with_start(folder, loop, data.model, monitor)
     return result
 
 
-def _labelled(
-    spec: SegmenterSpec, segmenter: NetworkSegmenter, images: str, labels: str, encoding: str
-) -> tuple[list[ImageSource], LabelReader, str]:
-    """Images, the reader of their labels, and text that changes when the label files' values mean other classes."""
-    files = find_images(images, spec.preprocessing.pixels)
-    mapping = spec.labels.mapping if encoding == "auto" else {}
-    named = spec.labels.encoding or encoding if encoding == "auto" else encoding
-    chosen: str | LabelEncoding = custom_encoding(mapping) if mapping else named
-    reader = label_reader(files, labels, segmenter.classes, encoding=chosen, groups=spec.classes.groups or None)
-    return files, reader, json.dumps([mapping or named, spec.classes.groups], sort_keys=True, default=dict)
+def _class_pixels(
+    source: Labelled, segmenter: NetworkSegmenter, known: RunFolder | None, workers: int, monitor: Monitor
+) -> np.ndarray:
+    """Pixels of each class in every source image, int64 ``[images, C]``, which a run folder may have kept."""
+    keys = [file.key for file in source.files]
+    pixels = None if known is None else known.class_pixels(keys, segmenter.classes, source.meaning)
+    if pixels is not None:
+        return pixels
+    return count_class_pixels(source.files, source.labels, len(segmenter.classes), workers, monitor)
+
+
+def _check_classes(pixels: np.ndarray, settings: Settings, names: Sequence[str], monitor: Monitor) -> None:
+    """Refuse labels without a class, and name the classes that they never hold.
+
+    Raises:
+        BldaError: no pixel has a class.
+    """
+    if pixels.sum() == 0:
+        place = settings.data.source_labels or "the network's own labels"
+        raise BldaError(f"{place}: no pixel has one of the model's classes; check --source-encoding")
+    absent = [name for name, count in zip(names, pixels.sum(axis=0), strict=True) if count == 0]
+    if absent:
+        monitor.say(f"the source labels never hold {', '.join(absent)}: training will not keep what is known of them")
+
+
+def _compare_with_start(folder: RunFolder, loop: TrainingLoop, model: str, monitor: Monitor) -> None:
+    """Say so where the network that is written seems worse than the one that the run began with."""
+    began = folder.first_validation()
+    if began is None or loop.scores is None:
+        return
+    way_out = (
+        f"{model} as it was may be the better one; a smaller --learning-rate, a larger --crop or more --iterations may "
+        "do better than this run"
+    )
+    if "mean_iou" in loop.scores:
+        if loop.scores["mean_iou"] < began["mean_iou"]:
+            monitor.say(f"mIoU is below the {began['mean_iou']:.1%} that the run began with: {way_out}")
+        return
+    if loop.scores["agreement"] < began["agreement"]:
+        monitor.say(
+            f"predictions agree less with those of smaller copies of the images ({loop.scores['agreement']:.1%}) than "
+            f"when the run began ({began['agreement']:.1%}), which tells a worse network more often than not: {way_out}"
+        )
+    lost = [name for name, share in began["share"].items() if loop.scores["share"][name] < _LOST * share]
+    if lost:
+        monitor.say(f"hardly predicted any more on the target: {', '.join(lost)}; {way_out}")
 
 
 def _try_crop(segmenter: NetworkSegmenter, crop: tuple[int, int]) -> None:

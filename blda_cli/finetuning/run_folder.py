@@ -27,6 +27,7 @@ FORMAT = "blda-run"
 _ENTRY: dict[str, Any] = {
     "losses": Mapping[str, float | None] | None,
     "validation": Mapping[str, Any] | None,
+    "unlabelled": Mapping[str, Any] | None,
 }
 """What a line of the metrics may hold that is drawn."""
 
@@ -194,6 +195,9 @@ class RunFolder:
                 for name, hint in _ENTRY.items():
                     check_type(entry.get(name), hint, name)
                 check_type(entry.get("iteration"), int, "iteration")
+                if entry.get("unlabelled"):
+                    check_type(entry["unlabelled"].get("agreement"), float, "unlabelled.agreement")
+                    check_type(entry["unlabelled"].get("share"), Mapping[str, float], "unlabelled.share")
                 if entry.get("validation"):
                     check_type(entry["validation"].get("iou"), Mapping[str, float | None], "validation.iou")
                     check_type(entry["validation"].get("mean_iou"), float | None, "validation.mean_iou")
@@ -215,12 +219,12 @@ class RunFolder:
         except OSError as error:
             raise unwritable(self.metrics, error) from error
 
-    def first_score(self) -> float | None:
-        """The mean IoU that was logged before the first step; None where there was no validation."""
+    def first_validation(self) -> dict[str, Any] | None:
+        """What was logged before the first step: the validation's scores, or without one what tells of the network."""
         for entry in self._entries():
-            if entry["iteration"] == 0 and entry.get("validation"):
-                score: float | None = entry["validation"]["mean_iou"]
-                return score
+            if entry["iteration"] == 0:
+                scores: dict[str, Any] | None = entry.get("validation") or entry.get("unlabelled")
+                return scores
         return None
 
     def plot_metrics(self, classes: ClassSet) -> None:
@@ -230,7 +234,7 @@ class RunFolder:
             BldaError: it cannot be written.
         """
         entries = self._entries()
-        if entries:
+        if any(kind in entry for entry in entries for kind in ("losses", "validation", "unlabelled")):
             _write_text(self.path / "metrics.svg", learning_curves(entries, classes))
 
     def _entries(self) -> list[dict[str, Any]]:

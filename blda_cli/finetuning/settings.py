@@ -1,11 +1,13 @@
 """Fine-tuning settings; defaults are the published values."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from blda_cli.errors import OptionError
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
-from blda_cli.settings import setting
+from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
 
 
@@ -19,6 +21,16 @@ class DataSettings:
     source_labels: str = setting("", "Their labels.")
     source_encoding: str = setting("auto", "What the values in the label files mean.")
     target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.")
+    source: bool = setting(
+        True,
+        "Train with labelled source images, too. --no-source: there are none, the target labels itself by the "
+        "strongest predictions that need no training (blda, dacs, cbst).",
+    )
+    labelled_images: str = setting(
+        "", "A few labelled images of the target domain: half of the labelled crops are drawn from them."
+    )
+    labelled_labels: str = setting("", "Their labels.")
+    labelled_encoding: str = setting("auto", "What the values in those label files mean.")
     val_images: str | None = setting(None, "Images to validate on.")
     val_labels: str | None = setting(None, "Their labels.")
     val_encoding: str = setting("auto", "What the values in those label files mean.")
@@ -125,6 +137,18 @@ PUBLISHED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class StartSettings:
+    """``[start]``: the labels that a run without source images starts from."""
+
+    label_share: float = setting(
+        0.8,
+        "Share of the pixels predicted as a class that is labelled when a run without source begins, the surest first.",
+        above=0,
+        at_most=1,
+    )
+
+
+@dataclass(frozen=True)
 class BldaSettings:
     """``[blda]``: what method ``blda`` adds."""
 
@@ -213,6 +237,7 @@ class Settings:
 
     data: DataSettings = field(default_factory=DataSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    start: StartSettings = field(default_factory=StartSettings)
     host: HostSettings = field(default_factory=HostSettings)
     blda: BldaSettings = field(default_factory=BldaSettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
@@ -228,6 +253,54 @@ class Settings:
     def correction(self) -> CorrectionEntry:
         """What corrects the method's cross-entropy."""
         return CORRECTIONS[self.method.correction or self.training.correction]
+
+    @property
+    def labels_itself(self) -> bool:
+        """Whether the target's own labels stand in for a labelled source."""
+        return not self.data.source and self.method.source == "optional"
+
+    def check_data(self) -> None:
+        """Refuse what the method cannot train on.
+
+        Raises:
+            OptionError: images that it needs are missing, or some are given that it makes nothing of.
+        """
+        data, chosen = self.data, f"--method {self.training.method}"
+        optional = [f"--method {name}" for name, entry in METHODS.items() if entry.source == "optional"]
+        given = [name for name in ("source_images", "source_labels") if getattr(data, name)]
+        for one, other in (("val_images", "val_labels"), ("labelled_images", "labelled_labels")):
+            if bool(getattr(data, one)) != bool(getattr(data, other)):
+                raise OptionError(f"{option(one)} needs {option(other)}, and the reverse: give both or neither")
+        if not data.model:
+            raise OptionError("--model is missing")
+        if self.method.source == "unused":
+            few = ["labelled_images"] if data.labelled_images else []
+            if given or few:
+                raise OptionError(f"{option((given + few)[0])} does nothing with {chosen}: leave it out")
+        elif data.source:
+            missing = next((name for name in ("source_images", "source_labels") if not getattr(data, name)), None)
+            if missing:
+                ways = ": give it, or --no-source, and the target labels itself" if chosen in optional else ""
+                raise OptionError(f"{option(missing)} is missing{ways}")
+        elif self.method.source == "needed":
+            raise OptionError(f"{chosen} needs labelled source images: give {' or '.join(optional)} with --no-source")
+        elif given:
+            raise OptionError(f"{option(given[0])} does nothing with --no-source: leave out one of the two")
+        if self.method.target and not data.target_images:
+            raise OptionError("--target-images is missing")
+
+    def refuse_unused(self, given: Iterable[str]) -> None:
+        """Refuse settings ``section.name`` that change nothing under this method and correction.
+
+        Raises:
+            OptionError: there is one; the message says what takes it.
+        """
+        for name in given:
+            if not self.takes(name):
+                raise OptionError(
+                    f"{option(name)} does nothing with --method {self.training.method}: leave it out, or give "
+                    f"{' or '.join(takers(name))}"
+                )
 
     def takes(self, name: str) -> bool:
         """Whether a setting ``section.name`` changes anything under this method and correction."""
@@ -278,3 +351,72 @@ def read_settings(path: Path) -> Settings:
     entry = METHODS.get(method) if isinstance(method, str) else None
     base = Settings().with_values(dict(entry.defaults), str(path)) if entry is not None else None
     return read(Settings, tables, path, base=base)
+
+
+@dataclass(frozen=True)
+class FinetuneRequest:
+    """``blda finetune``: train a segmenter.
+
+    Attributes:
+        settings: resolved; what comes out is a function of them and the data.
+        resume: go on from the run folder's checkpoint, if there is one.
+        device: where to train, see :func:`blda_cli.runtime.device.choose_device`.
+        workers: threads that read images.
+        tensorboard: also write TensorBoard events.
+    """
+
+    settings: Settings
+    resume: bool = False
+    device: str = "auto"
+    workers: int = 4
+    tensorboard: bool = False
+
+
+def run_settings(
+    given: Mapping[str, Any],
+    origin: str,
+    *,
+    config: Path | None = None,
+    host: str | None = None,
+    preset: str | None = None,
+) -> Settings:
+    """The settings of a run.
+
+    Args:
+        given: settings by ``section.name``; they replace all others.
+        origin: where they come from, for messages.
+        config: a run's ``config.toml``; None: the defaults.
+        host: one of :data:`HOSTS`.
+        preset: ``"published"``.
+
+    Raises:
+        BldaError: a setting does not fit, does nothing, or is missing.
+    """
+    sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
+    settings = (read_settings(config) if config else Settings()).with_values({**sets, **given}, origin).resolved()
+    settings.refuse_unused(given)
+    settings.check_data()
+    return settings
+
+
+def full_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by ``section.name`` from options by ``name``, or by ``section__name`` where two sections have one.
+
+    Raises:
+        OptionError: there is no such setting.
+    """
+    sections = {section: settings_of(cls) for section, cls in sections_of(Settings).items()}
+    found = {}
+    for name, value in options.items():
+        section, separator, rest = name.partition("__")
+        of = [section] if separator else [section for section, settings in sections.items() if name in settings]
+        key = rest if separator else name
+        if not of or key not in sections.get(of[0], {}):
+            raise OptionError(f"finetune takes no option {name}")
+        found[f"{of[0]}.{key}"] = value
+    return found
+
+
+def option(name: str) -> str:
+    """The option of a setting, of ``section.name`` or ``name``."""
+    return f"--{name.rpartition('.')[2].replace('_', '-')}"

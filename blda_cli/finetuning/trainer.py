@@ -21,7 +21,7 @@ from blda_cli.finetuning.methods import load
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
 from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.networks.feature_distance import FeatureDistance
-from blda_cli.finetuning.networks.student import Outputs, Student, run_labelling, run_student
+from blda_cli.finetuning.networks.student import Outputs, Student, is_norm, run_labelling, run_student
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.shards import current_shard
@@ -95,6 +95,8 @@ class Trainer:
             crop=training.crop,
             features=self.method.uses_features,
         )
+        if self.method.only_norms:
+            _train_norms_alone(self.student, training.method)
         self._feature_distance: FeatureDistance | None = None
         if settings.host.feature_distance > 0:
             self._feature_distance = FeatureDistance(
@@ -196,7 +198,12 @@ class Trainer:
 
     def _learn(self, batch: Batch, share: float) -> StepReport:
         """Gradients of one batch, added to what is there with weight ``share``."""
-        host = self.settings.host
+        host, report = self.settings.host, StepReport({}, *torch.zeros(2, self._classes, device=self._device))
+        if self.method.unlabelled:
+            losses = self.method.unlabelled_losses(self._run(batch.target_images))
+            self._backward(losses, share, report)
+            return report
+
         outputs = self._run(batch.source_images)
         losses = self.objective.source_losses(outputs, batch.source_labels)
         losses |= self.method.feature_losses("source", outputs, batch.source_labels)
@@ -204,7 +211,6 @@ class Trainer:
             with self._autocast():  # the encoder's inputs may be in half precision, as what is in front left them
                 distance = self._feature_distance.loss(outputs, batch.source_labels)
             losses["feature_distance"] = host.feature_distance * distance
-        report = StepReport({}, *torch.zeros(2, self._classes, device=self._device))
         self._backward(losses, share, report)
         if not self.settings.method.target:
             return report
@@ -274,6 +280,19 @@ class Trainer:
     def _seed(self) -> int:
         entropy = [self.settings.training.seed, self.step, current_shard().rank]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _train_norms_alone(student: Student, method: str) -> None:
+    """Freeze all but the weights of norms.
+
+    Raises:
+        BldaError: there are none.
+    """
+    for module in student.modules():
+        for one in module.parameters(recurse=False):
+            one.requires_grad_(one.requires_grad and is_norm(module))
+    if not any(one.requires_grad for one in student.parameters()):
+        raise BldaError(f"--method {method} trains the weights of norms, and the network has none: use another method")
 
 
 def _checkpoint_activations(network: torch.nn.Module) -> None:

@@ -112,12 +112,14 @@ def next_steps(report: Report) -> list[Step]:
     best = max(report.runs, key=_merit)
     if _merit(best) > _merit_of(report.before.scores):
         text = (
-            f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train on such labels."
+            f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train: on labels "
+            "that the network gives these images itself; where there are labelled images like those it was trained on, "
+            "give them as --source-images and --source-labels in place of --no-source."
         )
         options = _options(report.provenance)
         model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
         target = shlex.quote(options["--images"])
-        command = f"blda finetune {model} --source-images DIR --source-labels DIR --target-images {target} --output run"
+        command = f"blda finetune {model} --no-source --target-images {target} --output run"
         return [Step(text, command), *_views_step(report)]
     return [
         Step(

@@ -39,7 +39,7 @@ from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.finetuning.loop import Machine
-from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run import train
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings
 from blda_cli.runtime.monitor import SilentMonitor
@@ -211,7 +211,7 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         output = (job.runs or Path(folder)) / job.key
         machine = Machine(device, workers=2)
-        finetune(
+        train(
             settings.resolved(), output, resume=False, machine=machine, provenance=Provenance(), monitor=SilentMonitor()
         )
         seconds = time.perf_counter() - start

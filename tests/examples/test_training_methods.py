@@ -7,7 +7,7 @@ import torch
 
 from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.methods import METHODS
-from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run import train
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.store.provenance import Provenance
@@ -37,7 +37,7 @@ def scored(method: str, streets: Path, output: Path) -> float:
     }
     settings = Settings().with_values(values, "test").resolved()
     machine = Machine(torch.device("cpu"), workers=2)
-    result = finetune(settings, output, resume=False, machine=machine, provenance=Provenance(), monitor=SilentMonitor())
+    result = train(settings, output, resume=False, machine=machine, provenance=Provenance(), monitor=SilentMonitor())
     return float(result["validation"]["mean_iou"])
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from blda_cli.finetuning.loop import Machine
-from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run import train
 from blda_cli.finetuning.settings import Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.runtime.monitor import SilentMonitor
@@ -112,7 +112,7 @@ class Project:
     def run(
         self, output: Path, monitor: Any = None, *, resume: bool = False, tensorboard: bool = False, **values: Any
     ) -> dict[str, Any]:
-        return finetune(
+        return train(
             self.settings(**values),
             output,
             resume=resume,
@@ -152,6 +152,7 @@ def batches() -> Callable[..., Any]:
     """Batches of a project by their samples' numbers."""
     from blda_cli.data.images import find_images
     from blda_cli.data.labels import label_reader
+    from blda_cli.finetuning.data.labelled import Labelled
     from blda_cli.finetuning.data.samples import Batch, Sampler, collate, count_class_pixels
 
     def draw_batches(project: Project, numbers: list[list[int]], **values: Any) -> list[Batch]:
@@ -159,7 +160,7 @@ def batches() -> Callable[..., Any]:
         source, target = find_images(settings.data.source_images), find_images(settings.data.target_images)
         labels = label_reader(source, settings.data.source_labels, project.segmenter().classes, encoding="ids")
         pixels = count_class_pixels(source, labels, 4, 1, SilentMonitor())
-        sampler = Sampler(source, labels, target, pixels, settings, wholes=settings.host.whole_images)
+        sampler = Sampler(Labelled(source, labels), target, pixels, settings, wholes=settings.host.whole_images)
         return [collate([sampler.draw(number) for number in batch]).to(torch.device("cpu")) for batch in numbers]
 
     return draw_batches

@@ -103,7 +103,7 @@ def test_resume_needs_nothing_but_the_folder(project: Any, tmp_path: Path) -> No
         (("--target-images", "nowhere"), 1, "does not exist"),
         (("--method", "cbts"), 2, "Invalid value for '--method'"),
         (("--config", "nothing.toml"), 1, "nothing.toml: no such file"),
-        (("--val-images", "nowhere"), 1, "--val-labels"),
+        (("--val-images", "nowhere"), 2, "--val-labels"),
     ],
 )
 def test_bad_input_ends_in_one_line(project: Any, tmp_path: Path, more: tuple[str, ...], code: int, said: str) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.networks.norms import prepare_norms
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import SilentMonitor
@@ -71,7 +72,7 @@ def prepared(folder: Path, norms: str, batch_size: int = 1) -> tuple[bool, Netwo
     labels = label_reader(files, str(folder / "labels"), segmenter.classes, encoding="ids")
     values = {"training.norms": norms, "training.crop": (16, 16), "training.batch_size": batch_size}
     settings = Settings().with_values(values, "test")
-    return prepare_norms(segmenter, settings, files, labels, files, SilentMonitor()) != "batch", segmenter
+    return prepare_norms(segmenter, settings, Labelled(files, labels), files, SilentMonitor()) != "batch", segmenter
 
 
 def test_averages_are_kept_where_those_of_crops_cost_much(images: str, tmp_path: Path) -> None:

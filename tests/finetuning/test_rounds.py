@@ -18,6 +18,7 @@ from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.rare_classes import HardSampleMiner
 from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.data.stored_labels import StoredLabels
@@ -28,7 +29,7 @@ from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings, read_settings
 from blda_cli.runtime.monitor import Interrupted, SilentMonitor
 from blda_cli.segmenters.options import InferenceOptions
-from tests.finetuning.test_run import checkpoint, same
+from tests.finetuning.test_run import checkpoint, lines, same
 
 METHODS = ["st", "cbst", "cbst-sp", "cag"]
 
@@ -67,7 +68,7 @@ def test_every_method_runs_with_and_without_the_correction(
 ) -> None:
     monitor = Told()
     project.run(tmp_path / "run", monitor, **rounds(method, training__correction=correction))
-    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    entries = lines(tmp_path / "run")
     assert [entry["iteration"] for entry in entries] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(entry["loss"]) for entry in entries)
     losses = {"source", "mixed"}
@@ -277,7 +278,7 @@ def test_half_of_the_source_crops_are_mined(project: Any, batches: Callable[...,
     source = find_images(settings.data.source_images)
     labels = label_reader(source, settings.data.source_labels, project.segmenter().classes, encoding="ids")
     pixels = count_class_pixels(source, labels, 4, 1, SilentMonitor())
-    sampler = Sampler(source, labels, find_images(settings.data.target_images), pixels, settings)
+    sampler = Sampler(Labelled(source, labels), find_images(settings.data.target_images), pixels, settings)
     before = share(sampler)
     sampler.prefer([[3], []])
     assert share(sampler) > 2 * before

@@ -28,7 +28,9 @@ CLASSES = ("road", "tree", "car", "sky")
 
 
 def lines(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    """What was logged, without what is seen of the network without labels."""
+    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "unlabelled" not in entry]
 
 
 def checkpoint(output: Path) -> dict[str, Any]:

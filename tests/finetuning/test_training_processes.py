@@ -73,6 +73,21 @@ def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: P
 
 
 @pytest.mark.slow
+def test_two_ranks_label_the_target_as_one_does(still_project: Any, tmp_path: Path) -> None:
+    settings = still_project.settings(
+        data__source=False, data__source_images="", data__source_labels="", training__iterations=2
+    )
+    (still_project.folder / "config.toml").write_text(settings.to_toml())
+    for run, processes in (("alone", 1), ("both", 2)):
+        done = blda(*options(still_project, tmp_path / run, batch_size=2 // processes), processes=processes)
+        assert done.returncode == 0, done.stderr
+    first = tmp_path / "alone" / "pseudo_labels" / "start"
+    assert len(list(first.glob("*.png"))) == 5
+    for path in first.iterdir():
+        assert (tmp_path / "both" / path.relative_to(tmp_path / "alone")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cbst-sp", "cag"])
 def test_two_ranks_look_at_the_data_as_one_does(still_project: Any, tmp_path: Path, method: str) -> None:
     settings = still_project.settings(

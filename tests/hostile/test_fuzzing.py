@@ -27,6 +27,7 @@ from blda_cli.data.labels import label_reader
 from blda_cli.data.logit_arrays import read_array
 from blda_cli.data.pillow_images import image_size, read_image
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.samples import Sampler, collate
 from blda_cli.finetuning.run import go_on_from, resumed_state
 from blda_cli.finetuning.run_folder import RunFolder
@@ -130,7 +131,7 @@ class Training:
         assert isinstance(segmenter, NetworkSegmenter)
         files = find_images(world.images)
         labels = label_reader(files, str(world.labels), segmenter.classes, encoding="ids")
-        sampler = Sampler(files, labels, files, np.ones((len(files), 3), np.int64), self.settings, wholes=False)
+        sampler = Sampler(Labelled(files, labels), files, np.ones((len(files), 3), np.int64), self.settings)
         self.batch = collate([sampler.draw(0)]).to(torch.device("cpu"))
         self.initial = segmenter.identity
         self.trainer = Trainer(segmenter, self.settings)

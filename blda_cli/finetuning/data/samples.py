@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.augmentation import Augmentation
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.mixing import block_mask, class_masks
 from blda_cli.finetuning.data.rare_classes import HardSampleMiner, RareClassSampler, random_crop
 from blda_cli.finetuning.settings import Settings
@@ -132,16 +132,14 @@ class Sampler:
     """Draws samples; each is a function of the seed and its number alone, so nothing needs to be remembered.
 
     Attributes:
-        class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
+        class_pixels: pixels of each class in every source image that is drawn, int64 ``[images, C]``.
         source: the labelled images.
-        source_labels: reads a label.
         hard: draws images for the classes that a method prefers, if it prefers some.
     """
 
     def __init__(
         self,
-        source: Sequence[ImageSource],
-        source_labels: LabelReader,
+        source: Labelled,
         target: Sequence[ImageSource],
         class_pixels: np.ndarray,
         settings: Settings,
@@ -152,23 +150,25 @@ class Sampler:
 
         Args:
             source: the labelled images.
-            source_labels: reads a label.
             target: images of the target domain.
             class_pixels: pixels of each class in every source image, int64 ``[images, C]``.
             settings: of the run.
             wholes: batches hold the whole target images, too.
         """
         self._wholes = wholes
-        self.class_pixels = class_pixels
-        self.source, self.source_labels = source, source_labels
+        self.class_pixels = class_pixels[source.drawn]
+        self.source = source
+        self._drawn = [source.files[index] for index in source.drawn]
         self._target = target
         self._settings = settings
         host = settings.host
-        self._rare = RareClassSampler(class_pixels, host.rare_class_temperature, host.rare_class_share)
+        self._rare: RareClassSampler | None = None
+        if class_pixels.any():
+            self._rare = RareClassSampler(self.class_pixels, host.rare_class_temperature, host.rare_class_share)
         self.hard: HardSampleMiner | None = None
         cache = ReadingCache(_CACHE_BYTES)
         self._image = cache.reading(lambda file: file.read())
-        self._labels = cache.reading(source_labels)
+        self._labels = cache.reading(source.labels)
 
     def prefer(self, classes: Sequence[Sequence[int]]) -> None:
         """Draw some source images for these classes, those of the first group first; for none, as before."""
@@ -183,17 +183,17 @@ class Sampler:
         wanted: int | None = None
         if self.hard is not None and generator.random() < settings.rounds.mined_share:
             wanted, index = self.hard.draw(generator)
-        elif host.rare_class_sampling:
+        elif host.rare_class_sampling and self._rare is not None:
             wanted, index = self._rare.draw(generator)
-        if wanted is not None:
-            labels = self._labels(self.source[index])
+        if wanted is not None and self._rare is not None:
+            labels = self._labels(self._drawn[index])
             top, left = self._rare.crop(generator, labels, wanted, crop)
         else:
-            index = int(generator.integers(len(self.source)))
-            labels = self._labels(self.source[index])
+            index = int(generator.integers(len(self._drawn)))
+            labels = self._labels(self._drawn[index])
             top, left = random_crop(generator, labels.shape, crop)
         mirrored = generator.random() < host.flip
-        source_crop = Crop(self.source[index], labels.shape, top, left, crop, mirrored)
+        source_crop = Crop(self._drawn[index], labels.shape, top, left, crop, mirrored)
         source_labels = source_crop.cut(labels)
 
         target_file = self._target[int(generator.integers(len(self._target)))]

@@ -27,7 +27,7 @@ class StoredLabels:
     def __init__(self, folder: Path, num_classes: int) -> None:
         self.folder = folder
         self._num_classes = num_classes
-        self._whole = ReadingCache(_CACHE_BYTES).reading(self._read)
+        self._whole = ReadingCache(_CACHE_BYTES).reading(self.read)
 
     def write(self, file: ImageSource, labels: Tensor, classes: ClassSet) -> None:
         """Keep an image's labels, integers ``[H, W]``.
@@ -45,7 +45,12 @@ class StoredLabels:
         """
         return torch.from_numpy(np.stack([crop.cut(self._whole(crop.file)) for crop in crops])).long()
 
-    def _read(self, file: ImageSource) -> np.ndarray:
+    def read(self, file: ImageSource) -> np.ndarray:
+        """An image's labels, int16 ``[H, W]``; ``IGNORE_INDEX`` where there is none.
+
+        Raises:
+            BldaError: the picture is missing or cannot be read.
+        """
         values = read_label_file(self._path(file)).values
         if values is None:
             raise BldaError(f"{self._path(file)} is not as it was written: start the run anew")

@@ -131,6 +131,13 @@ METHODS: dict[str, MethodEntry] = {
         options=(*_ROUNDS, "cag.*"),
         defaults=_PLAIN_HOST,
     ),
+    "tent": MethodEntry(
+        f"{_HERE}.tent:Tent",
+        "the target's entropy, by the weights of norms alone; no source",
+        source="unused",
+        correction="none",
+        defaults={"training.norms": "batch", "host.rare_class_sampling": False, "run.export": "student"},
+    ),
 }
 
 CORRECTIONS: dict[str, CorrectionEntry] = {

@@ -19,9 +19,8 @@ from blda_cli.finetuning.methods.objective import Losses, Objective
 from blda_cli.finetuning.methods.pseudo_labels import PseudoLabels
 from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import Settings
-from blda_cli.runtime.monitor import Interrupted, Monitor
-from blda_cli.runtime.process_group import all_maximum
-from blda_cli.runtime.shards import current_shard
+from blda_cli.finetuning.streaming import stream_share
+from blda_cli.runtime.monitor import Monitor
 from blda_cli.segmenters.base import LogitBatch
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.options import InferenceOptions
@@ -82,34 +81,10 @@ class Stage:
         inference: InferenceOptions | None = None,
         labels: LabelReader | None = None,
     ) -> Iterator[LogitBatch]:
-        """Run this process' share of the images.
-
-        Args:
-            what: is done, for the monitor.
-            segmenter: is run.
-            files: the images, the same in all processes.
-            inference: how they are run; by default whole images one by one.
-            labels: reads their labels.
-
-        Yields:
-            Logits of the share.
-
-        Raises:
-            Interrupted: the user asked one of the processes to stop; in all of them, after their share.
-        """
-        mine = current_shard().of(files)
-        self.monitor.start(what, len(mine))
-        asked = 0.0
-        for batch in segmenter.stream(mine, inference or InferenceOptions(workers=self.workers), labels):
-            yield batch
-            self.monitor.advance(len(batch.files))
-            try:
-                self.monitor.check()
-            except Interrupted:
-                asked = 1.0
-                break
-        if all_maximum(torch.tensor(asked, device=segmenter.device)):
-            raise Interrupted
+        """See :func:`blda_cli.finetuning.streaming.stream_share`; by default whole images one by one."""
+        return stream_share(
+            what, segmenter, files, inference or InferenceOptions(workers=self.workers), self.monitor, labels
+        )
 
 
 class TrainingMethod(ABC):
@@ -117,6 +92,8 @@ class TrainingMethod(ABC):
 
     Attributes:
         uses_features: labels or losses need the features in front of the classifier.
+        unlabelled: it learns from target images as they are, by :meth:`unlabelled_losses`, and labels none.
+        only_norms: the weights of norms alone are trained.
         stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
         preferred: classes that source images are drawn for, in groups, the first first; set when a stage begins.
         network: whose outputs on the target crops :meth:`label` wants; None: it wants none.
@@ -125,6 +102,8 @@ class TrainingMethod(ABC):
     """
 
     uses_features = False
+    unlabelled = False
+    only_norms = False
     stages = 0
     preferred: Sequence[Sequence[int]] = ()
     network: nn.Module | None = None
@@ -146,6 +125,10 @@ class TrainingMethod(ABC):
             batch: the crops and where they lie.
             outputs: of :attr:`network` on its target images.
         """
+
+    def unlabelled_losses(self, outputs: Outputs) -> Losses:
+        """Losses of target images, where the method is :attr:`unlabelled`."""
+        raise NotImplementedError
 
     def feature_losses(self, domain: str, outputs: Outputs, labels: Tensor) -> Losses:  # noqa: ARG002
         """Losses of the student's features, beside those of its logits.

@@ -15,6 +15,7 @@ from blda_cli.core.norms import Norms
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import Monitor
@@ -38,8 +39,7 @@ _CROPS = 32
 def prepare_norms(
     segmenter: NetworkSegmenter,
     settings: Settings,
-    source: Sequence[ImageSource],
-    labels: LabelReader,
+    source: Labelled,
     target: Sequence[ImageSource],
     monitor: Monitor,
 ) -> NormChoice:
@@ -53,7 +53,6 @@ def prepare_norms(
         segmenter: its network is changed where averages of the target are kept.
         settings: of the run.
         source: labelled images, no smaller than the crop.
-        labels: theirs.
         target: images of the target domain; without any, averages that are kept are the network's own.
         monitor: is told the progress and what was chosen.
 
@@ -74,6 +73,8 @@ def prepare_norms(
         )
     if choice in ("batch", "source"):
         return choice
+    if choice == "auto" and settings.method.source == "unused":
+        return "batch"
 
     def advance(count: int) -> None:
         monitor.advance(count)
@@ -85,7 +86,7 @@ def prepare_norms(
         monitor.start("averaging", len(files))
         norms = take_norms(segmenter, files, InferenceOptions(), advance=advance)
     if choice == "auto":
-        by_batch, by_kept = _costs(segmenter, norms, settings, source, labels, monitor)
+        by_batch, by_kept = _costs(segmenter, norms, settings, source, monitor)
         harmed = by_batch > _TOO_DEAR * by_kept and by_batch > by_kept + _NOTHING
         if not all_maximum(torch.tensor(float(harmed), device=segmenter.device)):
             return "batch"
@@ -99,18 +100,17 @@ def _costs(
     segmenter: NetworkSegmenter,
     norms: Norms | None,
     settings: Settings,
-    source: Sequence[ImageSource],
-    labels: LabelReader,
+    source: Labelled,
     monitor: Monitor,
 ) -> tuple[float, float]:
     """Cross-entropy a pixel of source crops, normalised by their own averages and by those that would be kept."""
     by_batch, by_kept = 0.0, 0.0
     own, held = (Teacher(segmenter.module, 0.0, holds_norms=holds).network for holds in (False, True))
     use_norms(replace(segmenter, network=held, notes=[]), norms)
-    batches = _batches(source, settings)
+    batches = _batches(source.files, settings)
     monitor.start("comparing norms", len(batches))
     for files in batches:
-        images, truth = _crops(files, labels, settings.training.crop, segmenter.device)
+        images, truth = _crops(files, source.labels, settings.training.crop, segmenter.device)
         by_kept += _cost(segmenter, held, images, truth) / len(batches)
         try:
             by_batch += _cost(segmenter, own, images, truth) / len(batches)

@@ -1,0 +1,106 @@
+"""The labels that a run without source images starts from: the target's own, of the network as it came."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.choices import LabelSource, NormSource
+from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.norms import MixedNorms
+from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
+from blda_cli.data.source import ImageSource
+from blda_cli.files import replacing, to_json
+from blda_cli.finetuning.data.stored_labels import StoredLabels
+from blda_cli.finetuning.streaming import stream_share
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
+from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+from blda_cli.pipelines.job import Job
+from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.process_group import all_sum, wait_for_all
+from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
+from blda_cli.segmenters.norms import enough_for_norms, has_norms
+from blda_cli.segmenters.options import InferenceOptions
+
+SCALES = (0.75, 1.0, 1.5)
+"""Image scales whose predictions are averaged, with the mirrored image's."""
+
+
+def label_target(
+    segmenter: NetworkSegmenter,
+    target: Sequence[ImageSource],
+    share: float,
+    stored: StoredLabels,
+    statistics: Path,
+    workers: int,
+    monitor: Monitor,
+) -> None:
+    """Label every image by the strongest predictions that need no training, and keep each class's surest pixels.
+
+    Batch norms are mixed with each image's own statistics, by the weight that is found without labels; scales and the
+    mirrored image are averaged, and the default alignment is fitted to the result. A pixel is labelled where its
+    confidence, the probability of its class after the alignment, ranks among the first ``share`` of all pixels
+    predicted as that class.
+
+    Args:
+        segmenter: as it came, of this function's own: its norms are changed.
+        target: the images, the same in all processes; each labels its share.
+        share: of each class's pixels that is labelled, in (0, 1].
+        stored: where the labels are kept.
+        statistics: where the alignment's statistics are written.
+        workers: threads that read images.
+        monitor: is told the progress.
+
+    Raises:
+        BldaError: an image cannot be read, or a file cannot be written.
+        Interrupted: the user asked to stop.
+    """
+    classes, device = segmenter.classes, segmenter.device
+    inference = InferenceOptions(workers=workers, scales=SCALES, flip=True)
+    norms: MixedNorms | NormSource = NormSource.SOURCE
+    if has_norms(segmenter) and not segmenter.adapted_norms:
+        few = enough_for_norms(target, CHOICE_IMAGES)
+        monitor.start("choosing the weight of norms", len(few))
+        norms = choose_weight(segmenter, few, InferenceOptions(workers=workers), advance=monitor.advance)
+    content = collect_statistics(
+        segmenter,
+        target,
+        Job(statistics, overwrite=True, monitor=monitor),
+        counting=CountingOptions((LabelSource.PSEUDO,)),
+        inference=inference,
+        labels=None,
+        norms=norms,
+    )
+    settings = AlignmentSettings()
+    correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
+    stream = partial(stream_share, segmenter=segmenter, files=target, inference=inference, monitor=monitor)
+    histogram = ConfidenceHistogram(len(classes), device)
+    for batch in stream("ranking"):
+        histogram.update(correction.scores(batch.logits).clamp_(max=0))
+    all_sum(histogram.counts)
+    thresholds = histogram.class_thresholds(share)
+    kept = torch.zeros(len(classes), dtype=torch.float64, device=device)
+    for batch in stream("labelling"):
+        labels = keep_confident(correction.scores(batch.logits).clamp_(max=0), thresholds)
+        kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
+        for file, one in zip(batch.files, labels, strict=True):
+            stored.write(file, one, classes)
+    all_sum(kept)
+    if current_shard().first:
+        shares = (histogram.pixels() / histogram.pixels().sum()).tolist()
+        record = {
+            "share": share,
+            "threshold": dict(zip(classes.names, torch.exp(-thresholds).tolist(), strict=True)),
+            "predicted_share": dict(zip(classes.names, shares, strict=True)),
+            "labelled_pixels": dict(zip(classes.names, map(int, kept.tolist()), strict=True)),
+        }
+        with replacing(stored.folder / "labels.json") as temporary:
+            temporary.write_text(to_json(record), encoding="utf-8")
+        never = [name for name, predicted in zip(classes.names, shares, strict=True) if predicted == 0]
+        if never:
+            monitor.say(f"never predicted on the target, so never labelled: {', '.join(never)}")
+    wait_for_all(current_shard())

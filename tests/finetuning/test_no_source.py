@@ -1,0 +1,244 @@
+"""Training without source images: the target's own labels, what is refused, kills, Tent, a few labelled images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import blda_cli
+from blda_cli.data.images import find_images
+from blda_cli.data.labels import label_reader
+from blda_cli.errors import BldaError
+from blda_cli.finetuning.data.labelled import Labelled
+from blda_cli.runtime.monitor import SilentMonitor
+from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.segmenters.spec import parse_model
+from tests.finetuning.test_run import StopAt, checkpoint, lines, same
+
+NO_SOURCE: dict[str, Any] = {"data__source": False, "data__source_images": "", "data__source_labels": ""}
+
+
+@pytest.fixture(scope="module")
+def started(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without source, of one step."""
+    output: Path = tmp_path_factory.mktemp("started") / "run"
+    project.run(output, **NO_SOURCE, training__iterations=1, start__label_share=0.6)
+    return output
+
+
+def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path) -> None:
+    """As the Python interface aligns the averaged views: the pictures hold the first 60 % of every predicted class."""
+    segmenter = project.segmenter()
+    alignment = blda_cli.Alignment.from_file(started / "start.h5")
+    views = InferenceOptions(scales=(0.75, 1.0, 1.5), flip=True)
+    found, confidence, predicted = [], [], []
+    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), views):
+        scores = alignment.scores(batch.logits)[0]
+        confidence.append(scores.max(dim=0).values.exp().double().flatten())
+        predicted.append(scores.argmax(dim=0).flatten())
+        with Image.open(started / "pseudo_labels" / "start" / f"{batch.files[0].key}.png") as picture:
+            assert (picture.mode, picture.size) == ("P", (56, 40))
+            found.append(torch.from_numpy(np.array(picture)).flatten())
+    labels, sure, classes = torch.cat(found), torch.cat(confidence), torch.cat(predicted)
+    record = json.loads((started / "pseudo_labels" / "start" / "labels.json").read_text())
+    present = classes.unique().tolist()
+    assert len(present) > 1
+    for label in present:
+        own = classes == label
+        kept = own & (labels == label)
+        recorded = record["labelled_pixels"][segmenter.classes.names[label]]
+        assert int(kept.sum()) == int((labels == label).sum()) == recorded
+        assert float(kept.sum() / own.sum()) == pytest.approx(0.6, abs=0.02)
+        # What shares the ranked pixel's bin, a thousandth of the log, is kept with it.
+        left_out = sure[own & ~kept].log().max() if bool((own & ~kept).any()) else torch.tensor(-torch.inf)
+        assert float(sure[kept].log().min()) >= float(left_out) * 1.002
+    assert set(labels.unique().tolist()) <= {*present, 255}
+
+
+@pytest.mark.parametrize("method", ["dacs", "blda", "cbst"])
+def test_methods_train_without_source(project: Any, tmp_path: Path, method: str) -> None:
+    result = project.run(tmp_path / "run", **NO_SOURCE, training__method=method, rounds__rounds=2)
+    entries = [entry for entry in lines(tmp_path / "run") if "losses" in entry]
+    assert {"source", "mixed"} <= set(entries[0]["losses"])
+    assert all(np.isfinite(entry["loss"]) for entry in entries)
+    assert Path(result["model"]).is_file()
+    before, after = project.segmenter().module, load_segmenter(parse_model(result["model"]), torch.device("cpu")).module
+    assert not torch.equal(before.classifier.weight, after.state_dict()["classifier.weight"])
+
+
+class KillAt(SilentMonitor):
+    """Kills the run in the midst of some work: nothing is written on the way out."""
+
+    class KilledError(BaseException):
+        pass
+
+    def __init__(self, work: str, after: int) -> None:
+        self.work, self.left, self.now = work, after, ""
+
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        self.now = what
+
+    def advance(self, count: int) -> None:
+        if self.now == self.work:
+            self.left -= count
+            if self.left <= 0:
+                raise self.KilledError
+
+
+@pytest.mark.parametrize(
+    ("method", "source"),
+    [
+        ("dacs", True),
+        ("blda", True),
+        ("cbst", True),
+        ("dacs", False),
+        ("blda", False),
+        ("cbst", False),
+        ("tent", False),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    project: Any, normed_project: Any, tmp_path: Path, method: str, source: bool
+) -> None:
+    values: dict[str, Any] = {"training__method": method, "run__checkpoint_every": 2, "rounds__rounds": 2}
+    if method == "tent":
+        project = normed_project
+    values |= {} if source else NO_SOURCE
+    project.run(tmp_path / "through", **values)
+    label = "ranking" if method != "tent" else "training"
+    points = [("training", 1), ("training", 3), ("counting", 2)]
+    for number, (work, after) in enumerate([*points, *([(label, 2)] if not source else [])]):
+        output, monitor = tmp_path / str(number), KillAt(work, after)
+        with pytest.raises(KillAt.KilledError):
+            project.run(output, monitor, **values)
+        project.run(output, resume=True, **values)
+        assert same(checkpoint(tmp_path / "through")["trainer"], checkpoint(output)["trainer"]), (work, after)
+        for kept in (tmp_path / "through").glob("pseudo_labels/**/*.png"):
+            assert kept.read_bytes() == (output / kept.relative_to(tmp_path / "through")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__source_images": ""}, "--source-images is missing: give it, or --no-source, and the target labels"),
+        ({**NO_SOURCE, "training__method": "source"}, "--method source needs labelled source images: give --method"),
+        ({**NO_SOURCE, "training__method": "cag"}, "--method blda or --method dacs or --method cbst with --no-source"),
+        ({"data__source": False}, "--source-images does nothing with --no-source"),
+        ({**NO_SOURCE, "data__target_images": ""}, "--target-images is missing"),
+        ({"training__method": "tent"}, "--source-images does nothing with --method tent"),
+        ({**NO_SOURCE, "data__labelled_images": "few"}, "--labelled-images needs --labelled-labels"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(project: Any, tmp_path: Path, changes: Any, said: str) -> None:
+    with pytest.raises(BldaError, match=said):
+        project.run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tent_lowers_the_entropy_by_the_norms_alone(normed_project: Any, tmp_path: Path) -> None:
+    normed_project.run(
+        tmp_path / "run", **NO_SOURCE, training__method="tent", training__iterations=40, training__learning_rate=0.05
+    )
+    losses = [entry["losses"]["entropy"] for entry in lines(tmp_path / "run")]
+    assert losses[-1] < 0.95 * losses[0]
+    trained = load_segmenter(parse_model(str(tmp_path / "run" / "model.toml")), torch.device("cpu")).module.state_dict()
+    for name, value in normed_project.segmenter().module.state_dict().items():
+        learnt = name in ("encoder.1.weight", "encoder.1.bias")
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(value, trained[name]) != learnt, name
+
+
+def test_tent_needs_norms_to_train(project: Any, tmp_path: Path) -> None:
+    segmenter = project.segmenter()
+    assert segmenter.module.encoder[1].weight is not None  # group norms will do
+    toml = tmp_path / "net.toml"
+    (tmp_path / "barenet.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Conv2d(3, 4, 1)\n")
+    toml.write_text('[segmenter]\nkind = "python"\nfactory = "barenet:make"\n[classes]\nnames = ["a", "b", "c", "d"]\n')
+    with pytest.raises(BldaError, match="--method tent trains the weights of norms, and the network has none"):
+        project.run(tmp_path / "run", **NO_SOURCE, training__method="tent", data__model=str(toml))
+
+
+def test_a_few_labelled_images_are_half_of_what_is_drawn(project: Any, tmp_path: Path) -> None:
+    """Those that the target holds, too, have the labels that are given, not the network's."""
+    files = find_images(project.folder / "dusk" / "images")
+    own = Labelled(files, label_reader(files, project.folder / "dusk" / "labels", project.segmenter().classes))
+    (tmp_path / "few").mkdir()
+    void = np.full((40, 56), 2, dtype=np.uint8)
+    Image.fromarray(void).save(tmp_path / "few" / "1.png")
+    few_files = [file for file in files if file.key == "1"]
+    few = Labelled(few_files, label_reader(few_files, tmp_path / "few", project.segmenter().classes))
+    both = own.with_few(few)
+    assert [file.key for file in both.files] == ["0", "2", "3", "4", "1"]
+    assert both.drawn == [0, 1, 2, 3, 4, 4, 4, 4]
+    assert bool((both.labels(both.files[4]) == 2).all())
+    assert np.array_equal(both.labels(both.files[1]), own.labels(files[2]))
+
+
+def test_a_few_labelled_images_take_part(project: Any, tmp_path: Path) -> None:
+    students = []
+    for name, changes in (
+        ("without", {}),
+        ("with", {f"data__labelled_{kind}": str(project.folder / "dusk" / kind) for kind in ("images", "labels")}),
+    ):
+        project.run(tmp_path / name, **NO_SOURCE, training__method="dacs", **changes)
+        students.append(checkpoint(tmp_path / name)["trainer"]["student"])
+    assert not same(*students)
+
+
+def test_a_run_without_labels_says_when_its_network_seems_worse(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"agreement": 0.9, "share": {"road": 0.5, "tree": 0.3, "car": 0.2, "sky": 0.0}}
+    after = {"agreement": 0.8, "share": {"road": 0.8, "tree": 0.2, "car": 0.001, "sky": 0.0}}
+    looks = [before, after]
+    monkeypatch.setattr("blda_cli.finetuning.loop.look", lambda *_: looks.pop(0))
+    monitor = StopAt(99)
+    project.run(tmp_path / "run", monitor, **NO_SOURCE)
+    (agreement,) = [line for line in monitor.said if "agree less" in line]
+    assert "(80.0%) than when the run began (90.0%)" in agreement
+    (lost,) = [line for line in monitor.said if line.startswith("hardly predicted any more")]
+    assert lost.startswith("hardly predicted any more on the target: car; ")
+    assert f"{project.model} as it was may be the better one" in lost
+
+
+def test_agreement_is_that_of_a_smaller_copy(project: Any, started: Path) -> None:
+    """The last look of a run is at what it wrote: recomputed here image by image."""
+    (entry,) = [
+        json.loads(line)
+        for line in (started / "metrics.jsonl").read_text().splitlines()
+        if '"unlabelled"' in line and '"iteration": 1' in line
+    ]
+    segmenter = load_segmenter(parse_model(str(started / "model.toml")), torch.device("cpu"))
+    files, agreeing, shares = find_images(project.folder / "dusk" / "images"), [], []
+    for file in files:
+        whole, smaller = (
+            next(iter(segmenter.stream([file], InferenceOptions(scales=(scale,))))).logits.argmax(dim=1)
+            for scale in (1.0, 0.75)
+        )
+        agreeing.append(float((whole == smaller).double().mean()))
+        shares.append(torch.bincount(whole.flatten(), minlength=4) / whole.numel())
+    assert entry["unlabelled"]["agreement"] == pytest.approx(np.mean(agreeing))
+    assert list(entry["unlabelled"]["share"].values()) == pytest.approx(torch.stack(shares).mean(0).tolist())
+
+
+def test_from_python(project: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "model": project.model,
+        "target_images": str(project.folder / "dusk" / "images"),
+        "source": False,
+    }
+    settings: dict[str, Any] = {"iterations": 1, "crop": (32, 40), "device": "cpu", "method": "dacs"}
+    result = blda_cli.finetune(output=tmp_path / "run", **options, **settings)
+    assert Path(result["model"]).is_file()
+    assert result["validation"] is None
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["command"] == "blda_cli.finetune"
+    with pytest.raises(BldaError, match="finetune takes no option wrong"):
+        blda_cli.finetune(output=tmp_path / "other", **options, wrong=1)
+    with pytest.raises(BldaError, match="--portion does nothing with --method dacs"):
+        blda_cli.finetune(output=tmp_path / "other", **options, **settings, portion=0.3)
