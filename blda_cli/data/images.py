@@ -3,7 +3,7 @@
 import glob
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ from blda_cli.files import real
 
 _PILLOW = "pillow_images:PillowImage"
 
-KINDS = ["array_images:ArrayImage", "raster_images:RasterImage", _PILLOW]
+KINDS = ["array_images:ArrayImage", "raster_images:RasterImage", "video_frames:VideoFrame", _PILLOW]
 """The kinds of image, as ``"module:class"`` in this package. A file is of the first kind that has its suffix; one with
 another suffix that is named outright or in a list is left to Pillow."""
 
@@ -85,6 +85,23 @@ def find_images(source: str | Path, pixels: PixelFormat = AS_SEEN) -> list[Image
                 )
             found[image.key] = image
     return [found[key] for key in sorted(found)]
+
+
+def every(images: Sequence[ImageSource], step: int) -> list[ImageSource]:
+    """Every so-many-th image of each folder or video, from the first.
+
+    Args:
+        images: sorted by key.
+        step: at least 1.
+    """
+    places: dict[str, int] = {}
+    chosen = []
+    for image in images:
+        folder = image.key.rpartition("/")[0]
+        places[folder] = places.get(folder, -1) + 1
+        if places[folder] % step == 0:
+            chosen.append(image)
+    return chosen
 
 
 def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[Path, list[Path]]:

@@ -40,10 +40,11 @@ class SubjectRequest:
     )
     images: str = setting(
         MISSING,
-        "The images: a folder (searched through), a glob, or a .txt list. For logits:DIR it may be that folder.",
+        "Images: a folder (searched through), a glob, a .txt list or a video. For logits:DIR it may be that folder.",
         metavar="DIR",
         path=True,
     )
+    every: int = setting(1, "Take only every N-th image of each folder and video.", at_least=1, metavar="N")
     shard: str | None = setting(
         None,
         "Take only the I-th of N shares of the images: the jobs of an array, each with its own --output, which blda "

@@ -132,6 +132,43 @@ def test_bands_of_a_raster_are_what_the_png_holds(
         "--iterations", "1", "--crop", "16x16", "--method", "dacs", "--device", "cpu")  # fmt: skip
 
 
+def test_a_video_is_its_frames(
+    run: Run, refused: Callable[..., str], scene: Scene, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    drive = tmp_path / "videos" / "drive.mkv"
+    drive.parent.mkdir()
+    with av.open(str(drive), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        for key in scene.keys * 3:
+            picture = Image.open(scene.images / f"{key}.png").resize((64, 48))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    (tmp_path / "frames" / "drive").mkdir(parents=True)
+    with av.open(str(drive)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            frame.to_image().save(tmp_path / "frames" / "drive" / f"{number:06}.png")
+    results = []
+    for name in ("frames", "videos"):
+        options = ["--model", scene.model, "--images", tmp_path / name, "--device", "cpu", "--every", "2"]
+        run("collect-stats", *options, "--output", tmp_path / f"{name}.h5")
+        align = ["align", *options, "--stats", tmp_path / f"{name}.h5", "--output", tmp_path / f"aligned-{name}"]
+        run(*align)
+        predictions = {key: data for key, data in tree(tmp_path / f"aligned-{name}").items() if key.endswith(".png")}
+        results.append((arrays(tmp_path / f"{name}.h5"), predictions))
+    (frames, frame_predictions), (video, video_predictions) = results
+    for name in frames:
+        np.testing.assert_array_equal(frames[name], video[name], err_msg=name)
+    assert len(frame_predictions) == 2 * 9
+    assert frame_predictions == video_predictions
+    run("report", "--stats", tmp_path / "videos.h5", "--aligned", tmp_path / "aligned-videos",
+        "--output", tmp_path / "report")  # fmt: skip
+    assert "data:image/webp" in (tmp_path / "report" / "report.html").read_text()
+    drive.write_bytes(b"no video")
+    assert "drive.mkv cannot be read as a video" in refused("collect-stats", *options, "--output", tmp_path / "t.h5")
+
+
 def test_a_network_of_other_bands_is_named(refused: Callable[..., str], scene: Scene, tmp_path: Path) -> None:
     model = scene.describe("two.toml", more="[preprocessing]\nbands = [1, 2]\n")
     options = ["--model", model, "--images", scene.images, "--device", "cpu"]
