@@ -66,6 +66,14 @@ def number_or_word(value: Any) -> float | str:
         return str(value)
 
 
+def count_or_word(value: Any) -> int | str:
+    """The same of a whole number."""
+    try:
+        return int(value)
+    except ValueError:
+        return str(value)
+
+
 def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator that is several, the first outermost."""
 
@@ -146,6 +154,7 @@ _PARSERS: dict[Any, Callable[[Any], Any]] = {
     tuple[int, int]: size,
     tuple[float, ...]: scales,
     (float, typing.Literal["auto"]): number_or_word,
+    (int, typing.Literal["all"]): count_or_word,
 }
 
 

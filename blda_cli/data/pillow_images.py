@@ -117,7 +117,9 @@ def unreadable(path: Path, error: Exception) -> BldaError:
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
-        raise BldaError(f"{path} holds floating-point values: save it with 8 or 16 bits a channel")
+        raise BldaError(
+            f"{path} holds floating-point values: say which become 0 and 1: [preprocessing] range = [low, high]"
+        )
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.int64)
         return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")

@@ -33,7 +33,8 @@ from blda_cli.pipelines.collect import (
     requested_norms,
 )
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest
+from blda_cli.pipelines.pictures import write_overlays, write_video
+from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, OutputsRequest
 from blda_cli.pipelines.subject import Subject, load_subject
 from blda_cli.reporting.words import found_gap, norms_step
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -46,6 +47,7 @@ from blda_cli.store import prediction_folder
 from blda_cli.store.differences import difference_of
 from blda_cli.store.predictions import (
     RECORD,
+    AlignedFolder,
     PredictionWriter,
     RunRecord,
     merge_records,
@@ -79,7 +81,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     inputs = AlignmentInputs.read(files) if files.stats else None
     subject = load_subject(request.subject, inference.device, job.shard)
     refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
-    _refuse_clashes(subject.share, scores=request.save_scores)
+    _refuse_clashes(subject.share, scores=request.outputs.save_scores)
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
     with job.running():
@@ -105,7 +107,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             statistics=inputs.record(),
             inference=inference,
             original_ids=request.ids,
-            save_scores=request.save_scores,
+            outputs=request.outputs,
         )
     if settings.finds_strength:
         gap = domain_gap(target.statistics.sample, target.norms_shifted)
@@ -196,7 +198,7 @@ def write_predictions(
     statistics: Mapping[str, Any],
     inference: InferenceOptions,
     original_ids: bool = False,
-    save_scores: bool = False,
+    outputs: OutputsRequest = OutputsRequest(),  # noqa: B008  # frozen
 ) -> RunRecord:
     """Write corrected predictions of images.
 
@@ -211,7 +213,7 @@ def write_predictions(
         statistics: recorded: file name and digest of the statistics.
         inference: how images are run.
         original_ids: write the data set's original ids in place of class ids.
-        save_scores: also keep the scores.
+        outputs: what is written beside the predictions.
 
     Returns:
         The record of the folder (in every process).
@@ -228,7 +230,7 @@ def write_predictions(
         palette=[list(color) for color in classes.palette],
         ids=list(classes.ids) if original_ids else list(range(len(classes))),
         model=model_identity(segmenter, inference),
-        settings={**asdict(settings), "scores": save_scores},
+        settings={**asdict(settings), "scores": outputs.save_scores, **_rejecting(outputs)},
         statistics=dict(statistics),
         images={file.key: file.location for file in shard.of(files)},
         stamps={file.key: input_stamp(segmenter, file) for file in shard.of(files)},
@@ -245,8 +247,9 @@ def write_predictions(
     monitor.start("aligning", len(record.images), len(record.images) - len(remaining))
     skipped: list[SkippedFile] = []
     try:
-        with PredictionWriter(work, record, keeps_scores=save_scores) as writer:
-            _align(segmenter, remaining, correction.to(segmenter.device), writer, part, inference, monitor, skipped)
+        with PredictionWriter(work, record) as writer:
+            corrected = correction.to(segmenter.device)
+            _align(segmenter, remaining, corrected, writer, outputs, part, inference, monitor, skipped)
     except (BldaError, Interrupted):
         if shard.world == 1 and not record.changed:  # another process may have written something
             prediction_folder.leave(folder)
@@ -266,10 +269,21 @@ def write_predictions(
         if record.classified:
             write_classifications(work, record)
         write_maps(work, record)
+        if not record.classified and record.changed:
+            aligned = AlignedFolder(work, record)
+            if outputs.overlay:
+                write_overlays(aligned, None if outputs.overlay == "all" else outputs.overlay, monitor)
+            if outputs.video:
+                write_video(aligned, outputs.video, monitor)
         write_record(work / RECORD, record)
         prediction_folder.finish(folder)
     wait_for_all(shard)
     return record if shard.first else read_record(folder / RECORD)
+
+
+def _rejecting(outputs: OutputsRequest) -> dict[str, Any]:
+    """What of the outputs decides which pixels are predicted, as it is recorded."""
+    return {} if outputs.reject is None else {"reject": outputs.reject}
 
 
 def _align(
@@ -277,6 +291,7 @@ def _align(
     files: Sequence[ImageSource],
     correction: Correction,
     writer: PredictionWriter,
+    outputs: OutputsRequest,
     part: Path,
     inference: InferenceOptions,
     monitor: Monitor,
@@ -287,13 +302,31 @@ def _align(
     try:
         for batch in segmenter.stream(files, inference, None, skipped):
             before, after = argmax(batch.logits), correction.predict(batch.logits)
-            scores = correction.scores(batch.logits).half().cpu() if writer.keeps_scores else None
+            scores = confidence = None
+            if outputs.save_scores or outputs.confidence or outputs.reject is not None:
+                of_classes = correction.scores(batch.logits)
+                winning = of_classes.amax(dim=1).exp().clamp(max=1)
+                if outputs.save_scores:
+                    scores = of_classes.half().cpu()
+                if outputs.confidence:
+                    confidence = (255 * winning).round().to(torch.uint8).cpu().numpy()
             # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
             ids = torch.stack([before, after.to(before.dtype)], dim=1).cpu().numpy()
             if batch.valid is not None:
                 ids = np.where(batch.valid[:, None].cpu().numpy(), ids, np.int16(IGNORE_INDEX))
+            if outputs.reject is not None:
+                if ids.ndim == 2:
+                    raise BldaError("--reject is for segmenters: this model gives one answer per image")
+                sure = (winning >= outputs.reject).cpu().numpy()
+                ids = np.stack([ids[:, 0], np.where(sure, ids[:, 1], np.int16(IGNORE_INDEX))], axis=1)
             for index, file in enumerate(batch.files):
-                writer.write(file, ids[index, 0], ids[index, 1], None if scores is None else scores[index])
+                writer.write(
+                    file,
+                    ids[index, 0],
+                    ids[index, 1],
+                    None if scores is None else scores[index],
+                    None if confidence is None else confidence[index],
+                )
             monitor.advance(len(batch.files))
             monitor.check()
             if time.monotonic() - kept > CHECKPOINT_SECONDS:

@@ -75,6 +75,11 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         if folder.record.statistics["sha256"] != digest
     ]
     remarks += [
+        f"{folder.path} rejects {folder.record.pixels_rejected:,} pixels; its numbers are of the others."
+        for folder in folders
+        if folder.record.pixels_rejected
+    ]
+    remarks += [
         f"{folder.path} is of another model than {folders[0].path}; what is called before is of the latter."
         for folder in folders
         if folder.record.model != folders[0].record.model

@@ -174,6 +174,32 @@ class FilesRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputsRequest:
+    """What is written beside the predictions."""
+
+    save_scores: bool = setting(False, "Also write the scores of all classes: float16 logs, scores/*.h5.")
+    confidence: bool = setting(
+        False, "Also write the winning class's score, in 0..1, as 8-bit pictures of 0..255, confidence/*.png."
+    )
+    reject: float | None = setting(
+        None,
+        "Predict nothing (void) where the winning class's score, in 0..1, is below this.",
+        at_least=0,
+        at_most=1,
+        metavar="SCORE",
+    )
+    overlay: int | Literal["all"] | None = setting(
+        None,
+        "Also write pictures of the predictions over their images, before and after, with a legend, overlays/*.jpg: of "
+        "all images, or of the N that changed most.",
+        at_least=1,
+        metavar="all|N",
+        form="all or a number of images",
+    )
+    video: Path | None = setting(None, "Also write those pictures of all images as a video.", metavar="FILE.mp4")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlignRequest:
     """``blda align``: correct a segmenter's predictions.
 
@@ -181,6 +207,7 @@ class AlignRequest:
         subject: the segmenter and the images.
         files: what the correction is fitted to.
         alignment: which correction.
+        outputs: what is written beside the predictions.
         inference: how images are run.
         given: names of the options that were given, so that those without effect are refused.
     """
@@ -193,7 +220,7 @@ class AlignRequest:
         "Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
     )
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
-    save_scores: bool = setting(False, "Also write the scores of all classes: float16 logs, scores/*.h5.")
+    outputs: OutputsRequest = OutputsRequest()
     force: bool = setting(
         False, "Use statistics of another model or preprocessing all the same, and correct a corrected model again."
     )

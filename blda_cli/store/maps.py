@@ -28,7 +28,7 @@ def map_path(folder: Path, part: RasterImage) -> Path:
     return folder / f"{part.labelled_as}.tif"
 
 
-def write_map(folder: Path, parts: MapParts, classes: ClassSet) -> None:
+def write_map(folder: Path, parts: MapParts, classes: ClassSet | None) -> None:
     """Put the PNG files of a map's parts together to a GeoTIFF, and remove them.
 
     It has the coordinate system and transform of the map, the classes' colours, their names as the tags
@@ -37,7 +37,7 @@ def write_map(folder: Path, parts: MapParts, classes: ClassSet) -> None:
     Args:
         folder: holds ``KEY.png`` of the parts, ids as ``classes.ids`` says.
         parts: of one map.
-        classes: the classes with the values they have in the files.
+        classes: the classes with the values they have in the files; None: the files hold other values of 8 bits.
 
     Raises:
         BldaError: a file cannot be read or written.
@@ -50,11 +50,11 @@ def write_map(folder: Path, parts: MapParts, classes: ClassSet) -> None:
     path = map_path(folder, first)
     if path.exists() and not any(picture.exists() for picture in pictures.values()):
         return  # an earlier run did it, and was stopped afterwards
-    void = void_value(classes.ids)
+    void = void_value(classes.ids) if classes else None
     with first.opened() as raster:
         profile = {
             "driver": "GTiff", "height": raster.height, "width": raster.width, "count": 1, "nodata": void,
-            "dtype": "uint8" if void == 255 else "uint16", "crs": raster.crs, "transform": raster.transform,
+            "dtype": "uint16" if void == 65535 else "uint8", "crs": raster.crs, "transform": raster.transform,
             "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "BIGTIFF": "IF_SAFER",
             "SPARSE_OK": True,
         }  # fmt: skip
@@ -63,12 +63,13 @@ def write_map(folder: Path, parts: MapParts, classes: ClassSet) -> None:
         for key, place in places.items():
             if pictures[key].exists():
                 output.write(np.asarray(Image.open(pictures[key])), 1, window=place)
-        if void == 255:
+        if classes:
+            output.update_tags(
+                1, **{f"class_{id_}": name for id_, name in zip(classes.ids, classes.names, strict=True)}
+            )
+        if classes and void == 255:
             colors = {value: (*color, 255) for value, color in zip(classes.ids, classes.palette, strict=True)}
             output.write_colormap(1, colors)
-        output.update_tags(
-            1, **{f"class_{value}": name for value, name in zip(classes.ids, classes.names, strict=True)}
-        )
     for picture in pictures.values():
         picture.unlink(missing_ok=True)
     for holder in {picture.parent for picture in pictures.values()}:

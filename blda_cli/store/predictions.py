@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, get_type_hints
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
@@ -42,6 +43,8 @@ RECORD = "run.json"
 PREDICTIONS = "predictions"
 ARGMAX = "argmax"
 SCORES = "scores"
+CONFIDENCE = "confidence"
+OVERLAYS = "overlays"
 CLASSIFICATIONS = "predictions.csv"
 
 
@@ -58,9 +61,10 @@ class RunRecord:
         statistics: file name and digest of the statistics used.
         images: key and location of each image, in order; see `image_at`.
         stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
-        pixels_before: pixels predicted as each class by argmax.
+        pixels_before: pixels predicted as each class by argmax, without those that are rejected.
         pixels_after: pixels predicted as each class after alignment.
         pixels_changed: pixels predicted as another class than by argmax.
+        pixels_rejected: pixels whose prediction was rejected for its low score.
         changed: share of pixels changed, per key of an image whose prediction is there.
         classified: class ids before and after, per key; of a classifier only.
         provenance: how it came to be.
@@ -77,6 +81,7 @@ class RunRecord:
     pixels_before: list[int] = field(default_factory=list)
     pixels_after: list[int] = field(default_factory=list)
     pixels_changed: int = 0
+    pixels_rejected: int = 0
     changed: dict[str, float] = field(default_factory=dict)
     classified: dict[str, list[int]] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
@@ -165,7 +170,7 @@ def _check(record: RunRecord) -> None:
     for name in ("palette", "ids", "pixels_before", "pixels_after"):
         _expect(name, len(getattr(record, name)) == classes, f"one entry for each of the {classes} classes")
     _expect("ids", all(0 <= one < 65535 for one in record.ids) and len({*record.ids}) == classes, "ids below 65535")
-    pixels = (*record.pixels_before, *record.pixels_after, record.pixels_changed)
+    pixels = (*record.pixels_before, *record.pixels_after, record.pixels_changed, record.pixels_rejected)
     _expect("pixels_before", min(pixels) >= 0, "numbers of pixels, nor are pixels_after and pixels_changed")
     _expect("pixels_after", sum(record.pixels_before) == sum(record.pixels_after), "as many pixels as pixels_before")
     _expect("changed", all(0 <= share <= 1 for share in record.changed.values()), "shares from 0 to 1")
@@ -210,6 +215,7 @@ def merge_records(parts: Sequence[RunRecord]) -> RunRecord:
             pixels_before=[sum(pair) for pair in zip(merged.pixels_before, part.pixels_before, strict=True)],
             pixels_after=[sum(pair) for pair in zip(merged.pixels_after, part.pixels_after, strict=True)],
             pixels_changed=merged.pixels_changed + part.pixels_changed,
+            pixels_rejected=merged.pixels_rejected + part.pixels_rejected,
             changed={**merged.changed, **part.changed},
             classified={**merged.classified, **part.classified},
             provenance=replace(merged.provenance, skipped={**merged.skipped, **part.skipped}),
@@ -225,6 +231,7 @@ class _Written:
     before: np.ndarray
     after: np.ndarray
     changed: int
+    rejected: int
 
 
 class PredictionWriter:
@@ -234,21 +241,18 @@ class PredictionWriter:
 
     Attributes:
         record: kept up to date: an image is in it once its prediction is on disk.
-        keeps_scores: whether scores are asked for.
     """
 
     _THREADS = 4  # two pictures an image: a fast network gives images faster than two threads encode them
 
-    def __init__(self, folder: Path, record: RunRecord, *, keeps_scores: bool) -> None:
+    def __init__(self, folder: Path, record: RunRecord) -> None:
         """Start the threads.
 
         Args:
             folder: the output folder.
             record: classes and the values they have in the PNG files; what is written is noted there.
-            keeps_scores: also write scores.
         """
         self.record = record
-        self.keeps_scores = keeps_scores
         self._folder = folder
         self._classes = record.class_set
         self._executor = ThreadPoolExecutor(self._THREADS, thread_name_prefix="blda-write")
@@ -262,21 +266,29 @@ class PredictionWriter:
     ) -> None:
         self._executor.shutdown(wait=True)
 
-    def write(self, file: ImageSource, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> None:
+    def write(
+        self,
+        file: ImageSource,
+        before: np.ndarray,
+        after: np.ndarray,
+        scores: Tensor | None = None,
+        confidence: np.ndarray | None = None,
+    ) -> None:
         """Write an image's predictions.
 
         Args:
             file: the image.
             before: integers ``[H, W]``, argmax, ``IGNORE_INDEX`` where nothing is predicted; ``[]`` of a classifier.
-            after: integers of the same shape, aligned.
+            after: integers of the same shape, aligned; ``IGNORE_INDEX`` also where a prediction is rejected.
             scores: float16 ``[C, H, W]`` or ``[C]``; None where they are not asked for.
+            confidence: uint8 ``[H, W]``, likewise.
 
         Raises:
             BldaError: an earlier picture could not be written.
         """
         while len(self._waiting) >= 2 * self._THREADS:
             self._note(self._waiting.popleft().result())
-        self._waiting.append(self._executor.submit(self._encode, file.key, before, after, scores))
+        self._waiting.append(self._executor.submit(self._encode, file.key, before, after, scores, confidence))
         if before.ndim == 0:
             self.record.classified[file.key] = [int(before), int(after)]
 
@@ -295,7 +307,9 @@ class PredictionWriter:
         if failed is not None:
             raise failed
 
-    def _encode(self, key: str, before: np.ndarray, after: np.ndarray, scores: Tensor | None) -> _Written:
+    def _encode(
+        self, key: str, before: np.ndarray, after: np.ndarray, scores: Tensor | None, confidence: np.ndarray | None
+    ) -> _Written:
         if scores is not None:
             with writing(prediction_path(self._folder, key, SCORES)) as file:
                 file.create_dataset("scores", data=scores.numpy(), compression="lzf" if scores.dim() > 1 else None)
@@ -303,12 +317,16 @@ class PredictionWriter:
         if before.ndim > 0:
             for kind, labels in ((ARGMAX, before), (PREDICTIONS, after)):
                 write_label_png(prediction_path(self._folder, key, kind), labels, self._classes, original_ids=True)
+            if confidence is not None:
+                with replacing(prediction_path(self._folder, key, CONFIDENCE)) as temporary:
+                    Image.fromarray(confidence).save(temporary, format="PNG", compress_level=1)
         pairs = _count_pairs(before, after, len(self._classes))
         return _Written(
             key=key,
             before=pairs.sum(axis=1),
             after=pairs.sum(axis=0),
             changed=int(pairs.sum() - pairs.trace()),
+            rejected=int(np.count_nonzero((before >= 0) & (after < 0))),
         )
 
     def _note(self, written: _Written) -> None:
@@ -316,6 +334,7 @@ class PredictionWriter:
         record.pixels_before = (np.array(record.pixels_before) + written.before).tolist()
         record.pixels_after = (np.array(record.pixels_after) + written.after).tolist()
         record.pixels_changed += written.changed
+        record.pixels_rejected += written.rejected
         record.changed[written.key] = written.changed / max(1, int(written.before.sum()))
 
 
@@ -325,8 +344,8 @@ def _count_pairs(before: np.ndarray, after: np.ndarray, num_classes: int) -> np.
     Not with torch, which would start OpenMP threads beside the network's: with more threads than cores, OpenMP lets
     all of them sleep between loops, and a network of small layers takes a third longer.
     """
-    if before.min(initial=0) < 0:  # void
-        before, after = before[before >= 0], after[before >= 0]
+    if after.min(initial=0) < 0:  # no data, or rejected
+        before, after = before[after >= 0], after[after >= 0]
     pairs = before.astype(np.intp)
     pairs *= num_classes
     pairs += after
@@ -335,7 +354,7 @@ def _count_pairs(before: np.ndarray, after: np.ndarray, num_classes: int) -> np.
 
 
 def prediction_path(folder: Path, key: str, kind: str = PREDICTIONS) -> Path:
-    """Where an image's prediction lies: ``kind`` is :data:`PREDICTIONS`, :data:`ARGMAX` or :data:`SCORES`.
+    """Where an image's prediction lies; ``kind``: `PREDICTIONS`, `ARGMAX`, `CONFIDENCE` or `SCORES`.
 
     Raises:
         BldaError: the key would lead out of the folder.
@@ -414,6 +433,8 @@ def write_maps(folder: Path, record: RunRecord) -> None:
     for parts in parts_of_maps(AlignedFolder(folder, record).files):
         for kind in (ARGMAX, PREDICTIONS):
             write_map(folder / kind, parts, record.class_set)
+        if (folder / CONFIDENCE).is_dir():
+            write_map(folder / CONFIDENCE, parts, None)
 
 
 def write_classifications(folder: Path, record: RunRecord) -> None:

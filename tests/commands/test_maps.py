@@ -115,7 +115,12 @@ def test_parts_are_the_whole(run: Run, land: Path, monkeypatch: pytest.MonkeyPat
 def test_the_prediction_is_a_map(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raster_images, "BLOCK", 64)
     run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
-    run("align", *options(land), "--stats", land / "s.h5", "--output", land / "aligned", "--tau", "0.5")
+    run("align", *options(land), "--stats", land / "s.h5", "--output", land / "aligned", "--tau", "0.5",
+        "--confidence", "--overlay", "2")  # fmt: skip
+    assert len(list((land / "aligned" / "overlays").rglob("*.jpg"))) == 2
+    with rasterio.open(land / "aligned" / "confidence" / "land.tif") as confidence:
+        assert (confidence.dtypes[0], confidence.shape) == ("uint8", (150, 100))
+        assert np.ptp(confidence.read(1)) > 50
     for kind in ("predictions", "argmax"):
         with (
             rasterio.open(land / "aligned" / kind / "land.tif") as predictions,

@@ -114,7 +114,7 @@ def test_floating_point_needs_a_range(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", samples)
     Image.fromarray(samples).save(tmp_path / "x.tif")
     for name in ("x.npy", "x.tif"):
-        with pytest.raises(BldaError, match=r"\[preprocessing\] bands and range|floating-point values: save"):
+        with pytest.raises(BldaError, match=r"\[preprocessing\] bands and range|floating-point values: say which"):
             find_images(tmp_path / name)[0].read()
         with pytest.raises(BldaError, match=r"float32 values: say which of them become 0 and 1"):
             find_images(tmp_path / name, PixelFormat((1,)))[0].read()

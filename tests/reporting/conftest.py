@@ -59,7 +59,7 @@ class Domain:
         for field, value in record.items():
             setattr(made, field, value)
         folder = self.folder / name
-        with PredictionWriter(folder, made, keeps_scores=False) as writer:
+        with PredictionWriter(folder, made) as writer:
             for key, logits in self.logits.items():
                 file = PillowImage(Path(made.images[key]), key)
                 writer.write(file, logits[0].argmax(dim=0).numpy(), correction.predict(logits)[0].numpy(), None)

@@ -79,7 +79,7 @@ def test_pictures_counts_and_scores(tmp_path: Path) -> None:
     before = np.array([[0, 0, 1], [2, 2, 2]], dtype=np.uint8)
     after = np.array([[0, 1, 1], [2, 0, 2]], dtype=np.uint8)
     scores = torch.randn(3, 2, 3).half()
-    with PredictionWriter(tmp_path, record(ids=[7, 8, 300]), keeps_scores=True) as writer:
+    with PredictionWriter(tmp_path, record(ids=[7, 8, 300])) as writer:
         for key in ("town/a", "town/b", "c"):
             writer.write(image(key), before, after, scores)
         writer.flush()
@@ -99,7 +99,7 @@ def test_pictures_counts_and_scores(tmp_path: Path) -> None:
 
 def test_palette(tmp_path: Path) -> None:
     labels = np.array([[0, 1, 2]], dtype=np.uint8)
-    with PredictionWriter(tmp_path, record(ids=[0, 5, 9]), keeps_scores=False) as writer:
+    with PredictionWriter(tmp_path, record(ids=[0, 5, 9])) as writer:
         writer.write(image("a"), labels, labels, None)
         writer.flush()
     with Image.open(tmp_path / "predictions/a.png") as picture:
@@ -112,7 +112,7 @@ def test_one_picture_that_cannot_be_written_does_not_hide_the_others(tmp_path: P
     (tmp_path / "argmax").mkdir()
     (tmp_path / "argmax" / "b").write_text("a file where a folder should be")
     labels = np.zeros((2, 2), dtype=np.uint8)
-    with PredictionWriter(tmp_path, record(), keeps_scores=False) as writer:
+    with PredictionWriter(tmp_path, record()) as writer:
         for key in ("a", "b/x", "c"):
             writer.write(image(key), labels, labels, None)
         with pytest.raises(BldaError, match=r"x\.png cannot be written"):
@@ -123,7 +123,7 @@ def test_one_picture_that_cannot_be_written_does_not_hide_the_others(tmp_path: P
 
 
 def test_classifier(tmp_path: Path) -> None:
-    with PredictionWriter(tmp_path, record(ids=[10, 20, 30]), keeps_scores=False) as writer:
+    with PredictionWriter(tmp_path, record(ids=[10, 20, 30])) as writer:
         writer.write(image("b"), np.array(2), np.array(1), None)
         writer.write(image("a"), np.array(0), np.array(0), None)
         writer.flush()
@@ -145,7 +145,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path, key: str,
         return
     with pytest.raises(BldaError, match="leads out of"):
         prediction_path(tmp_path, key, kind)
-    with PredictionWriter(tmp_path / "out", record(), keeps_scores=False) as writer:
+    with PredictionWriter(tmp_path / "out", record()) as writer:
         writer.write(image(key), np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), None)
         with pytest.raises(BldaError, match="leads out of"):
             writer.flush()
