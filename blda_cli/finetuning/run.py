@@ -15,7 +15,7 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.data.images import find_images, refuse_among
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_labelled, without_labels
-from blda_cli.finetuning.data.samples import Sampler, check_crop, count_class_pixels
+from blda_cli.finetuning.data.samples import Sampler, count_class_pixels, fitting_crop
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.loop import Machine, TrainingLoop
 from blda_cli.finetuning.networks.norms import prepare_norms
@@ -96,8 +96,8 @@ def train(
     """
     settings.check_data()
     folder = RunFolder(output)
-    state = resumed_state(folder, settings) if resume else None
-    if state is None:
+    begun = resume and folder.checkpoint.is_file()
+    if not begun:
         folder.check_free()
         if resume:
             monitor.say(f"{output} holds no checkpoint: the run starts afresh")
@@ -124,7 +124,9 @@ def train(
         source = find(data.source_images, data.source_labels, data.source_encoding)
     if data.labelled_images:
         source = source.with_few(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
-    check_crop([*source.files, *(target if settings.method.target else [])], settings.training.crop)
+    cropped = [*source.files, *(target if settings.method.target else [])]
+    settings = settings.with_values({"training.crop": fitting_crop(cropped, settings.training.crop, monitor)}, "images")
+    state = resumed_state(folder, settings) if begun else None
     _try_crop(segmenter, settings.training.crop)
 
     read = {**source.stamps(), **{file.location: file.fingerprint() for file in target}}

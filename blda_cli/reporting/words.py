@@ -108,19 +108,16 @@ def next_steps(report: Report) -> list[Step]:
                 f"blda align {shared} --stats {stats} --method supervised --labelled LABELLED.h5 --output supervised",
             ),
             *_views_step(report),
+            *_training_step(report),
         ]
     best = max(report.runs, key=_merit)
     if _merit(best) > _merit_of(report.before.scores):
-        text = (
-            f"The corrected predictions are in {Path(best.folder) / 'predictions'}. To gain more, train: on labels "
-            "that the network gives these images itself; where there are labelled images like those it was trained on, "
-            "give them as --source-images and --source-labels in place of --no-source."
-        )
-        options = _options(report.provenance)
-        model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
-        target = shlex.quote(options["--images"])
-        command = f"blda finetune {model} --no-source --target-images {target} --output run"
-        return [Step(text, command), *_views_step(report)]
+        found = f"The corrected predictions are in {Path(best.folder) / 'predictions'}."
+        trained = _training_step(report)
+        if not trained:
+            other = f"{found} See what each method would do, on sampled pixels."
+            return [Step(other, f"{report_command} --compare --output compared"), *_views_step(report)]
+        return [Step(f"{found} {trained[0].text}", trained[0].command), *_views_step(report)]
     return [
         Step(
             "No correction helped here: keep the network's own predictions, or try a weaker correction.",
@@ -136,6 +133,23 @@ def norms_step(provenance: Provenance) -> Step:
         "which may bring more than any correction, and go on with these statistics.",
         f"blda collect-stats {_shared(provenance)} --norms target --output target-norms.h5",
     )
+
+
+def _training_step(report: Report) -> list[Step]:
+    """Training without source images, for the kinds of model that can be trained."""
+    if report.made["statistics"].get("model", {}).get("kind", "python") not in ("python", "huggingface"):
+        return []
+    options = _options(report.provenance)
+    model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
+    return [
+        Step(
+            "Training may gain more: this trains the network on labels that it gives these images itself. Where there "
+            "are labelled images like those it was trained on, give them as --source-images and --source-labels in "
+            "place of --no-source.",
+            f"blda finetune {model} --no-source --target-images {shlex.quote(options['--images'])} --iterations 800 "
+            "--learning-rate 3e-4 --head-factor 1 --teacher-momentum 0.99 --output run",
+        )
+    ]
 
 
 def _views_step(report: Report) -> list[Step]:

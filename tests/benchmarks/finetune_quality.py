@@ -53,6 +53,8 @@ from blda_cli.store.provenance import Provenance
 ROOT = Path(__file__).parents[2]
 ESPNET = ROOT / "examples" / "espnet" / "espnet.toml"
 
+NO_SOURCE: dict[str, Any] = {"data.source": False, "data.source_images": "", "data.source_labels": ""}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "source": {"training.method": "source"},
     "dacs": {"training.method": "dacs"},
@@ -66,6 +68,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blda --density-weight 0": {"training.method": "blda", "blda.density_weight": 0.0},
     "dacs --masked-consistency 1": {"training.method": "dacs", "host.masked_consistency": 1.0},
     "blda --masked-consistency 1": {"training.method": "blda", "host.masked_consistency": 1.0},
+    "cbst": {"training.method": "cbst"},
+    "cbst --correction blda": {"training.method": "cbst", "training.correction": "blda"},
+    "dacs --no-source": {"training.method": "dacs", **NO_SOURCE},
+    "blda --no-source": {"training.method": "blda", **NO_SOURCE},
+    "cbst --no-source": {"training.method": "cbst", **NO_SOURCE},
+    "tent": {"training.method": "tent", **NO_SOURCE},
 }
 MAIN = ("source", "dacs", "blda", "blda --preset published")
 UNTRAINED = "no training"

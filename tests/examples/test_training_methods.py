@@ -45,6 +45,10 @@ def scored(method: str, streets: Path, output: Path) -> float:
 def test_every_method_improves_on_training_on_the_source_alone(tmp_path: Path) -> None:
     streets = tmp_path / "streets"
     subprocess.run([sys.executable, STREETS / "draw.py", streets], check=True, capture_output=True)
-    scores = {method: scored(method, streets, tmp_path / method) for method in METHODS}
+    scores = {
+        method: scored(method, streets, tmp_path / method)
+        for method, entry in METHODS.items()
+        if entry.source != "unused"
+    }
     behind = {method: score for method, score in scores.items() if score < scores["source"] + 0.02}
     assert set(behind) == {"source"}, scores

@@ -1,19 +1,24 @@
 """Training without source images: the target's own labels, what is refused, kills, Tent, a few labelled images."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import blda_cli
+from blda_cli.commands import cli
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
+from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.options import InferenceOptions
@@ -224,6 +229,26 @@ def test_agreement_is_that_of_a_smaller_copy(project: Any, started: Path) -> Non
         shares.append(torch.bincount(whole.flatten(), minlength=4) / whole.numel())
     assert entry["unlabelled"]["agreement"] == pytest.approx(np.mean(agreeing))
     assert list(entry["unlabelled"]["share"].values()) == pytest.approx(torch.stack(shares).mean(0).tolist())
+
+
+def test_the_reports_advice_is_one_command_that_works(project: Any, tmp_path: Path) -> None:
+    subject = {"model": project.model, "images": str(project.folder / "dusk" / "images"), "device": "cpu"}
+    stats, aligned = tmp_path / "dusk.h5", tmp_path / "aligned"
+    blda_cli.collect_stats(**subject, output=stats)
+    blda_cli.align(**subject, stats=str(stats), output=aligned)
+    for labels in (None, str(project.folder / "dusk" / "labels")):
+        report = blda_cli.report(stats, [aligned], labels=labels)
+        if labels:  # whatever the correction did to this network
+            (run,) = report.runs
+            assert run.after.scores is not None
+            better = replace(run.after.scores, mean_iou=0.99, mean_accuracy=0.99)
+            report = replace(report, runs=[replace(run, after=replace(run.after, scores=better))])
+        (step,) = [step for step in next_steps(report) if step.command.startswith("blda finetune")]
+        output = tmp_path / f"run {labels is None}"
+        words = [str(output) if word == "run" else word for word in shlex.split(step.command)[1:]]
+        result = CliRunner().invoke(cli, [*words, "--iterations", "1", "--device", "cpu", "--quiet"])
+        assert result.exit_code == 0, result.stderr
+        assert (output / "model.toml").is_file()
 
 
 def test_from_python(project: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.images import find_images
 from blda_cli.data.pillow_images import read_image
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.data.samples import Batch, check_crop, count_class_pixels
+from blda_cli.finetuning.data.samples import Batch, count_class_pixels, fitting_crop
 from blda_cli.runtime.monitor import SilentMonitor
 from tests.scene import COLORS
 
@@ -84,6 +84,14 @@ def test_pixels_of_every_class_are_counted(project: Any) -> None:
 
 def test_a_crop_that_does_not_fit_is_named(project: Any) -> None:
     files = find_images(project.folder / "day" / "images")
-    check_crop(files, (40, 56))
+    assert fitting_crop(files, (40, 56), SilentMonitor()) == (40, 56)
     with pytest.raises(BldaError, match=r"41x48 is larger than .*0.png \(40x56.*--crop 40 fits"):
-        check_crop(files, (41, 48))
+        fitting_crop(files, (41, 48), SilentMonitor())
+
+
+def test_the_default_crop_gets_smaller_where_images_are(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(SilentMonitor, "say", lambda _, line: said.append(line))
+    files = find_images(project.folder / "day" / "images")
+    assert fitting_crop(files, (512, 512), SilentMonitor()) == (32, 32)
+    assert said == ["crops are 32x32, as the smallest image is smaller than the published 512x512"]

@@ -404,6 +404,17 @@ def test_views_are_pointed_to_where_there_were_none(scored: bool) -> None:
     assert commands(options={"--flip": True}) == commands(options={"--scales": "0.5,1.0"}) == commands("logits") == []
 
 
+@pytest.mark.parametrize(("kind", "advised"), [("python", True), ("huggingface", True), ("onnx", False)])
+def test_training_is_advised_where_the_model_can_be_trained(kind: str, advised: bool) -> None:
+    better = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.9, mean_accuracy=0.9)
+    for before, after in ((None, None), (replace(better, mean_iou=0.1), better)):
+        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], after), {})
+        found = replace(made_up(before), runs=[aligned])
+        found = replace(found, made={"statistics": {"file": "s.h5", "model": {"kind": kind}}})
+        commands = [step.command for step in next_steps(found)]
+        assert any(command.startswith("blda finetune --model MODEL --no-source") for command in commands) == advised
+
+
 def test_labels_without_any_class_are_said() -> None:
     text = " ".join(summary(made_up(scores_of(ConfusionMatrix(3)))))
     assert "none of the classes" in text

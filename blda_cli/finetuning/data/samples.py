@@ -18,11 +18,14 @@ from blda_cli.finetuning.data.augmentation import Augmentation
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.mixing import block_mask, class_masks
 from blda_cli.finetuning.data.rare_classes import HardSampleMiner, RareClassSampler, random_crop
-from blda_cli.finetuning.settings import Settings
+from blda_cli.finetuning.settings import Settings, TrainingSettings
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.read_ahead import read_ahead
 
 _CACHE_BYTES = 1 << 30
+
+_CROP_STEP = 32
+"""The default crop is made smaller in steps of so many pixels, which all common networks can halve often enough."""
 
 
 @dataclass(frozen=True)
@@ -273,20 +276,30 @@ def count_class_pixels(
     return np.stack(pixels)
 
 
-def check_crop(files: Sequence[ImageSource], crop: tuple[int, int]) -> None:
-    """Refuse a crop that does not fit into every image.
+def fitting_crop(files: Sequence[ImageSource], crop: tuple[int, int], monitor: Monitor) -> tuple[int, int]:
+    """The crop, if it fits into every image; in place of the default one, the largest that does, in steps of 32.
+
+    Args:
+        files: the images.
+        crop: (height, width).
+        monitor: is told where another crop is taken.
 
     Raises:
-        BldaError: it is larger than one; the message names the image and the largest crop that fits all.
+        BldaError: it is larger than an image; the message names the image and the largest crop that fits all.
     """
     sizes = [file.size() for file in files]
+    largest = min(min(size) for size in sizes)
+    if crop == TrainingSettings.crop and largest < min(crop) and largest >= _CROP_STEP:
+        side = largest // _CROP_STEP * _CROP_STEP
+        monitor.say(f"crops are {side}x{side}, as the smallest image is smaller than the published {crop[0]}x{crop[1]}")
+        return side, side
     for file, (height, width) in zip(files, sizes, strict=True):
         if height < crop[0] or width < crop[1]:
-            largest = min(min(size) for size in sizes)
             raise BldaError(
                 f"a crop of {crop[0]}x{crop[1]} is larger than {file.location} ({height}x{width}, height x width): "
                 f"--crop {largest} fits all"
             )
+    return crop
 
 
 class ReadingCache:
