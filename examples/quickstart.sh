@@ -19,6 +19,11 @@ run() {
 .venv/bin/python examples/streets/draw.py $output/streets
 run collect-stats --model $model --images $images --output $output/dusk.h5 --overwrite
 run align --model $model --images $images --stats $output/dusk.h5 --output $output/aligned --overwrite
+run export --model $model --images $images --stats $output/dusk.h5 --output $output/exported --format pt2 --argmax \
+    --overwrite
+frame=$(find $images -name '*.png' | sort | head -n 1)
+.venv/bin/python -W ignore examples/without_blda.py $output/exported/network.pt2 "$frame" $output/without_blda.png
+echo "Without blda, examples/without_blda.py wrote the classes of $frame to $output/without_blda.png"
 # The labels only score the result; nothing above has seen them.
 run report --stats $output/dusk.h5 --aligned $output/aligned --labels $labels --output $output/report --overwrite
 echo "The report is $PWD/$output/report/report.html"

@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +26,12 @@ def test_quickstart_ends_with_a_report_in_which_rare_classes_gain(tmp_path: Path
     folder = tmp_path / "quickstart-output" / "report"
     assert run.stdout.splitlines()[-1].endswith(str(folder / "report.html"))
     assert (folder / "report.html").stat().st_size > 10_000
+
+    output = folder.parent
+    frame = min((output / "streets" / "dusk" / "images").rglob("*.png"))
+    alone = np.array(Image.open(output / "without_blda.png"))
+    aligned = np.array(Image.open(output / "aligned" / "predictions" / frame.relative_to(frame.parents[0])))
+    assert np.array_equal(alone, aligned)
 
     report = json.loads((folder / "report.json").read_text())
     before, after = report["overall"]["before"], report["overall"]["runs"]["aligned"]

@@ -114,3 +114,25 @@ class FusedNorm(nn.BatchNorm2d):
 
     def forward(self, values: Tensor) -> Tensor:
         return F.leaky_relu(super().forward(values), 0.1)
+
+
+def make(name: str, seed: int = 3) -> nn.Module:
+    """A network by name, as a factory of kind ``python``."""
+    torch.manual_seed(seed)
+    return randomised((NETWORKS | MORE)[name]())
+
+
+MORE: dict[str, Callable[[], nn.Module]] = {
+    "pooled": Pooled,
+    "probabilities": lambda: Headed(nn.Conv2d(8, CHANNELS, 1), softmax),
+    "clamped": lambda: Headed(nn.Conv2d(8, CHANNELS, 1), clamped),
+}
+"""Networks whose last layer cannot take offsets, and one that norms can be mixed in."""
+
+
+def softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(dim=1)
+
+
+def clamped(scores: Tensor) -> Tensor:
+    return scores.clamp(-3, 3)
