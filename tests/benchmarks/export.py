@@ -4,7 +4,7 @@
 
 The default correction and, for comparison, the location form are exported; the network that came in is exported without
 a correction, to each format. The two run in turns on one batch of random numbers, so that what else the machine does
-falls on both alike; printed are medians of the time per pass and of the ratios of neighbouring passes, and what the
+falls on both alike; printed are medians of the processor time per pass and of the ratios of neighbouring passes, and what the
 export's own verification said.
 """
 
@@ -41,10 +41,10 @@ def compared(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor],
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 2):
         for network, taken in zip((one, other), times, strict=True):
-            started = time.perf_counter()
+            started = time.process_time()
             network(images)
             if turn >= 2:  # the first passes allocate and compile
-                taken.append(time.perf_counter() - started)
+                taken.append(time.process_time() - started)
     ratios = [after / before for before, after in zip(*times, strict=True)]
     before, after = (1000 * statistics.median(taken) for taken in times)
     return f"{before:8.1f} ms {after:8.1f} ms {statistics.median(ratios):6.3f}"
