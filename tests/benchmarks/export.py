@@ -4,8 +4,8 @@
 
 The default correction and, for comparison, the location form are exported; the network that came in is exported without
 a correction, to each format. The two run in turns on one batch of random numbers, so that what else the machine does
-falls on both alike; printed are medians of the processor time per pass and of the ratios of neighbouring passes, and what the
-export's own verification said.
+falls on both alike. Printed are medians of the processor time per pass and of the ratios of neighbouring passes, and
+what the export's own verification said.
 """
 
 import statistics
