@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.data.annotations import LABELMAP, MASKS, annotated_labels, cvat_encoding
 from blda_cli.data.classes import ClassSet, plain_name, void_value
 from blda_cli.data.detection import choose_encoding
 from blda_cli.data.encodings import (
@@ -89,8 +90,9 @@ def label_reader(
 
     Args:
         images: the images.
-        source: a folder of label files (searched through), a glob or a ``.txt`` list of them; or, for a classifier,
-            a ``.csv`` or ``.txt`` file with ``key,class`` on each line, the class being an id or a name.
+        source: a folder of label files (searched through), a glob or a ``.txt`` list of them; an annotation tool's
+            export (see `annotations`); or, for a classifier, a ``.csv`` or ``.txt`` file with ``key,class`` on each
+            line, the class being an id or a name.
         classes: the segmenter's classes.
         encoding: one of `encodings.encoding_names`, or one made by `encodings.custom_encoding`. ``"auto"`` goes by
             the files' names, then by their contents, and asks where these leave a choice.
@@ -106,6 +108,14 @@ def label_reader(
     source = Path(source)
     if _is_table(source):
         return _table_reader(images, source, classes, groups, ignore)
+    drawn = annotated_labels(images, source, classes, groups)  # whatever the encoding is said to be of other labels
+    if drawn is not None:
+        return LabelReader(drawn, drawn.encoding, drawn.paths, drawn.unmatched)
+    if (source / LABELMAP).is_file():
+        encoding, unmatched = cvat_encoding(source, classes, groups)
+        source = source / MASKS
+        lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
+        return LabelReader(_PictureReader(paths, lookup, classes, ignore), LABELMAP, paths, unmatched)
     lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
     if lookup.unmatched and lookup.encoding.void is None:  # the user's own mapping: a slip of the pen
         raise unknown_names(lookup, classes)

@@ -44,6 +44,7 @@ from blda_cli.segmenters.base import Segmenter, model_identity
 from blda_cli.segmenters.norms import use_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store import prediction_folder
+from blda_cli.store.annotations import write_annotations
 from blda_cli.store.differences import difference_of
 from blda_cli.store.predictions import (
     RECORD,
@@ -273,6 +274,8 @@ def write_predictions(
             aligned = AlignedFolder(work, record)
             if outputs.overlay:
                 write_overlays(aligned, None if outputs.overlay == "all" else outputs.overlay, monitor)
+            if outputs.annotations:
+                write_annotations(aligned, outputs.annotations, monitor)
             if outputs.video:
                 write_video(aligned, outputs.video, monitor)
         write_record(work / RECORD, record)

@@ -196,6 +196,10 @@ class OutputsRequest:
         metavar="all|N",
         form="all or a number of images",
     )
+    annotations: Literal["cvat", "coco", "labelme"] | None = setting(
+        None,
+        "Also write the aligned predictions for an annotation tool, to be corrected by hand, annotations/*.",
+    )
     video: Path | None = setting(None, "Also write those pictures of all images as a video.", metavar="FILE.mp4")
 
 

@@ -10,14 +10,23 @@ from pathlib import Path
 
 from blda_cli.errors import BldaError
 from blda_cli.files import unwritable
-from blda_cli.store.predictions import ARGMAX, CLASSIFICATIONS, CONFIDENCE, OVERLAYS, PREDICTIONS, RECORD, SCORES
+from blda_cli.store.predictions import (
+    ANNOTATIONS,
+    ARGMAX,
+    CLASSIFICATIONS,
+    CONFIDENCE,
+    OVERLAYS,
+    PREDICTIONS,
+    RECORD,
+    SCORES,
+)
 
 _UNFINISHED = ".partial"
 _REPLACING = ".replacing"
 _REPLACED = ".replaced"
 
 # The record first and last: a folder with a record is complete.
-_CONTENT = (RECORD, PREDICTIONS, ARGMAX, SCORES, CONFIDENCE, OVERLAYS, CLASSIFICATIONS)
+_CONTENT = (RECORD, PREDICTIONS, ARGMAX, SCORES, CONFIDENCE, OVERLAYS, ANNOTATIONS, CLASSIFICATIONS)
 _LEFT_OVER = re.compile(r"\..*\.part")
 
 

@@ -45,6 +45,7 @@ ARGMAX = "argmax"
 SCORES = "scores"
 CONFIDENCE = "confidence"
 OVERLAYS = "overlays"
+ANNOTATIONS = "annotations"
 CLASSIFICATIONS = "predictions.csv"
 
 

@@ -121,3 +121,32 @@ def test_reject_needs_a_share(refused: Callable[..., str], scene: Scene, stats: 
     options = [*scene.options(), "--stats", stats, "--output", tmp_path / "a"]
     assert "1.5" in refused("align", *options, "--reject", "1.5", code=2)
     assert "all or a number" in refused("align", *options, "--overlay", "none", code=2)
+
+
+@pytest.mark.parametrize("tool", ["cvat", "coco", "labelme"])
+def test_annotations_there_and_back(run: Run, scene: Scene, stats: Path, tmp_path: Path, tool: str) -> None:
+    """What is written for a tool is read as labels, and says what the predictions say."""
+    options = [*scene.options(), "--stats", stats, "--output", tmp_path / "aligned", "--annotations", tool]
+    run("align", *options)
+    source = tmp_path / "aligned" / "annotations"
+    if tool == "coco":
+        source = source / "instances.json"
+    run("collect-stats", *scene.options(), "--labels", source, "--output", tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5") as file:
+        counted = file["confusion"][()].sum(axis=1)
+    record = json.loads((tmp_path / "aligned" / "run.json").read_text())
+    assert counted.tolist() == record["pixels_after"]
+    run(
+        "report",
+        "--stats",
+        stats,
+        "--aligned",
+        tmp_path / "aligned",
+        "--labels",
+        source,
+        "--output",
+        tmp_path / "report",
+    )
+    content = json.loads((tmp_path / "report" / "report.json").read_text())
+    confusion = np.array(content["confusion"]["runs"]["aligned"])
+    assert np.trace(confusion) == confusion.sum() == sum(record["pixels_after"])
