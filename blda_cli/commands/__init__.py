@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from blda_cli.commands import align, collect_stats, export, finetune, merge, report
+from blda_cli.commands import align, check, collect_stats, export, finetune, merge, report
 from blda_cli.errors import BldaError
 from blda_cli.text import printable
 from blda_cli.version import __version__
@@ -65,6 +65,7 @@ def cli(debug: bool) -> None:  # _Commands reads it
     """See and correct the class bias of a pretrained segmenter on images it was not trained on.
 
     \b
+    blda check         --model MODEL --images DIR
     blda collect-stats --model MODEL --images DIR --output target.h5
     blda align         --model MODEL --images DIR --stats target.h5 --output aligned/
     blda report        --stats target.h5 --aligned aligned/ --output report/
@@ -75,5 +76,5 @@ def cli(debug: bool) -> None:  # _Commands reads it
     """
 
 
-for _module in (collect_stats, align, report, export, finetune, merge):
+for _module in (check, collect_stats, align, report, export, finetune, merge):
     cli.add_command(_module.command)

@@ -100,7 +100,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
     "label_flip",
 )
 @_options("cag", "margin", "distance_weight", "discriminative_weight")
-@_options("run", "checkpoint_every", "log_every", "validate_every", "pictures_every", "export", "target_norms")
+@_options("run", "checkpoint_every", "log_every", "validate_every", "pictures_every", "export", "target_norms", "check")
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard events (needs the tensorboard extra).")
 @click.option(
     "--device",

@@ -39,3 +39,21 @@ def mutual_information(pairs: Tensor) -> float:
     joint = pairs.double() / pairs.sum()
     apart = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0, keepdim=True)
     return max(float(torch.where(joint > 0, joint * (joint / apart).log(), 0.0).sum()), 0.0)
+
+
+def kappa(pairs: Tensor) -> float:
+    """Agreement of two class maps beyond chance (Cohen, "A coefficient of agreement for nominal scales", 1960).
+
+    A network that predicts one class everywhere agrees with itself on every copy; that is no merit, and counts as 0.
+
+    Args:
+        pairs: ``[C, C]``, see `count_pairs`; may be empty.
+
+    Returns:
+        ``(observed − expected) / (1 − expected)``: 1 where all agree, 0 where they agree as independent maps would.
+    """
+    shares = pairs.double() / pairs.sum().clamp_min(1)
+    expected = float((shares.sum(dim=0) * shares.sum(dim=1)).sum())
+    if expected > 1 - 1e-9:
+        return 0.0
+    return (float(shares.trace()) - expected) / (1 - expected)

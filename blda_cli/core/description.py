@@ -9,8 +9,6 @@ equally near, such as the two orders of the colours.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 NEAR = 1.5
 """Descriptions whose norm distance is up to so many times the smallest are ordered by misfit, others by distance."""
 
@@ -36,7 +34,7 @@ class Fit:
     Attributes:
         distance: norm distance, 0 to 1; None for a network without batch norms.
         agreement: of the classes predicted on an image and on its changed copies, beyond what their shares alone would
-            give (`kappa`); None where it was not measured.
+            give (`agreement.kappa`); None where it was not measured.
     """
 
     distance: float | None
@@ -56,24 +54,6 @@ class Fit:
         if self.distance is None or other.distance is None:
             return 1.0
         return max(self.distance, _LEAST) / max(other.distance, _LEAST)
-
-
-def kappa(counts: Tensor) -> float:
-    """Agreement of two class maps beyond chance (Cohen, "A coefficient of agreement for nominal scales", 1960).
-
-    A network that predicts one class everywhere agrees with itself on every copy; that is no merit, and counts as 0.
-
-    Args:
-        counts: ``[C, C]``, how many pixels have each pair of classes.
-
-    Returns:
-        ``(observed − expected) / (1 − expected)``: 1 where all agree, 0 where they agree as independent maps would.
-    """
-    shares = counts.double() / counts.sum().clamp_min(1)
-    expected = float((shares.sum(dim=0) * shares.sum(dim=1)).sum())
-    if expected > 1 - 1e-9:
-        return 0.0
-    return (float(shares.trace()) - expected) / (1 - expected)
 
 
 def ranked(fits: Sequence[Fit]) -> list[int]:

@@ -24,6 +24,7 @@ from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import FinetuneRequest, Settings
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
+from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.runtime.device import choose_device
 from blda_cli.runtime.monitor import Monitor
@@ -42,7 +43,9 @@ _STATISTICS_IMAGES = 500
 _LOST = 0.1
 """A class that is predicted less often than so many times as at the beginning is named."""
 
-_NEW_ON_RESUME = frozenset({"run.log_every", "run.checkpoint_every", "run.validate_every", "run.pictures_every"})
+_NEW_ON_RESUME = frozenset(
+    {"run.log_every", "run.checkpoint_every", "run.validate_every", "run.pictures_every", "run.check"}
+)
 """Settings that may change when a run goes on; no weight depends on them."""
 
 
@@ -128,6 +131,8 @@ def train(
     settings = settings.with_values({"training.crop": fitting_crop(cropped, settings.training.crop, monitor)}, "images")
     state = resumed_state(folder, settings) if begun else None
     _try_crop(segmenter, settings.training.crop)
+    if settings.run.check and current_shard().first:
+        say_doubts(spec, segmenter, target or source.files, monitor)
 
     read = {**source.stamps(), **{file.location: file.fingerprint() for file in target}}
     stamps = {os.path.abspath(name): state for name, state in read.items()}  # noqa: PTH100  # the stamp follows links

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from blda_cli.errors import OptionError
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
+from blda_cli.pipelines.requests import CHECK_HELP
 from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
 
@@ -229,6 +230,7 @@ class RunSettings:
         True,
         "Blend the averages of the written network's batch norms with the target images' (goes beyond the paper).",
     )
+    check: bool = setting(True, CHECK_HELP)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from blda_cli.pipelines.collect import (
     input_stamp,
     requested_norms,
 )
+from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.pictures import write_overlays, write_video
 from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, OutputsRequest
@@ -94,6 +95,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         for used in inputs.every():
             if not used.content.complete:
                 say(f"{used.path} is of an interrupted run: it counts {used.content.statistics.images} images")
+        settings = without_doubt(settings, target, say, force=request.force)
         if not settings.corrects:
             say("nothing is corrected: the predictions are the network's argmax")
         evidence = inputs.evidence(settings)
@@ -125,6 +127,27 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     return record
 
 
+def without_doubt(
+    settings: AlignmentSettings, target: StatisticsFile, say: Callable[[str], None], *, force: bool
+) -> AlignmentSettings:
+    """The settings with strength 0 in the place of ``auto`` where the statistics record a doubt about the model.
+
+    Args:
+        settings: the alignment.
+        target: the statistics.
+        say: is told so.
+        force: correct all the same.
+    """
+    doubts = target.provenance.all_doubts()
+    if force or not doubts or settings.tau != "auto":
+        return settings
+    say(
+        f"the model's {' and '.join(doubts)} may be wrong: --tau NUMBER or --force corrects all the same, blda check "
+        "tells more"
+    )
+    return replace(settings, tau=0.0)
+
+
 def refuse_second_correction(segmenter: Segmenter, request: AlignRequest | ExportRequest) -> None:
     """Refuse to correct a model that ``blda export`` corrected, unless that is asked for.
 
@@ -153,6 +176,9 @@ def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job)
             check_images(held.content, path, subject.segmenter, subject.images)
             return held
         job.monitor.say(f"no --stats given: statistics are collected first, as {path}")
+        if request.check and own.shard.first:
+            doubts = say_doubts(subject.spec, subject.segmenter, subject.images, own.monitor)
+            own = own.recording(doubts=doubts)
         collect_statistics(
             subject.segmenter,
             subject.images,

@@ -17,6 +17,7 @@ from blda_cli.data.loader import SkippedFile
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import claim, stamp
+from blda_cli.pipelines.doubts import label_remarks, say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import CollectRequest, NormsRequest
 from blda_cli.pipelines.subject import load_subject, read_labels
@@ -121,6 +122,9 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         shard=subject.record,
     )
     with job.running():
+        if request.check and job.shard.first:
+            doubts = say_doubts(subject.spec, subject.segmenter, subject.share, job.monitor)
+            job = job.recording(doubts=doubts)
         content = collect_statistics(
             subject.segmenter,
             subject.share,
@@ -142,6 +146,8 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
     if reader is not None and confusion is not None and content.statistics.pixels:
         ignored = 1 - int(confusion.counts.sum()) / content.statistics.pixels
         say(f"labels: {reader.encoding}; {ignored:.1%} of the pixels have no class")
+        for remark in label_remarks(reader, confusion, ignored, content.classes.names):
+            say(remark)
     return content
 
 

@@ -21,7 +21,7 @@ from blda_cli.exporting.formats import FORMATS, format_of, write
 from blda_cli.exporting.norms import mix_with_images
 from blda_cli.exporting.verify import IMAGES, Agreement, verify
 from blda_cli.files import real, to_json, unwritable
-from blda_cli.pipelines.align import collected, refuse_second_correction
+from blda_cli.pipelines.align import collected, refuse_second_correction, without_doubt
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, fit
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import ExportRequest
@@ -118,6 +118,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
         if inputs is not None:
             use_norms(segmenter, inputs.target.content.norms)
             inputs.check(segmenter, inference, force=request.force)
+            settings = without_doubt(settings, inputs.target.content, say, force=request.force)
             evidence = inputs.evidence(settings)
             settings = replace(settings, tau=resolve_strength(settings, evidence))
             correction = fit(settings, evidence)

@@ -84,6 +84,11 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         for folder in folders
         if folder.record.model != folders[0].record.model
     ]
+    doubts = content.provenance.all_doubts()
+    if doubts:
+        remarks.append(
+            f"The model's {' and '.join(doubts)} may be wrong, as a look before the run found: see blda check."
+        )
     confusions = _confusions(folders, reader, len(content.classes), monitor) if reader else None
     made: dict[str, Any] = {
         **provenance.as_json(),

@@ -21,9 +21,12 @@ from blda_cli.settings import Setting, fitted, sections_of, setting, settings_of
 T = TypeVar("T")
 
 
+CHECK_HELP = "First look, on two images, whether forgotten weights or another input description would explain more."
+
+
 @dataclass(frozen=True, kw_only=True)
-class SubjectRequest:
-    """A segmenter and the images to run it over."""
+class ModelRequest:
+    """A segmenter and images."""
 
     model: str = setting(
         MISSING,
@@ -35,9 +38,6 @@ class SubjectRequest:
     weights: Path | None = setting(
         None, "Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only."
     )
-    calibrator: Path | None = setting(
-        None, "Put the logits through a calibrator that fiducio fitted and saved.", metavar="FILE"
-    )
     images: str = setting(
         MISSING,
         "Images: a folder (searched through), a glob, a .txt list or a video. For logits:DIR it may be that folder.",
@@ -45,6 +45,15 @@ class SubjectRequest:
         path=True,
     )
     every: int = setting(1, "Take only every N-th image of each folder and video.", at_least=1, metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectRequest(ModelRequest):
+    """A segmenter and the images to run it over."""
+
+    calibrator: Path | None = setting(
+        None, "Put the logits through a calibrator that fiducio fitted and saved.", metavar="FILE"
+    )
     shard: str | None = setting(
         None,
         "Take only the I-th of N shares of the images: the jobs of an array, each with its own --output, which blda "
@@ -125,6 +134,7 @@ class CollectRequest:
         LogitSpace.RAW, "How a pixel's free constant is fixed before its logits are counted."
     )
     bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
+    check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
     inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
 
@@ -226,8 +236,11 @@ class AlignRequest:
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
     outputs: OutputsRequest = OutputsRequest()
     force: bool = setting(
-        False, "Use statistics of another model or preprocessing all the same, and correct a corrected model again."
+        False,
+        "Use statistics of another model or preprocessing, or of a model in doubt, all the same, and correct a "
+        "corrected model again.",
     )
+    check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
     inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
     given: frozenset[str] = frozenset()
@@ -268,8 +281,11 @@ class ExportRequest:
     argmax: bool = setting(False, "End in class ids at the size of the network's input (onnx, pt2, torchscript).")
     dtype: Literal["float32", "float16"] = setting("float32", "Type of the weights and of the computation.")
     force: bool = setting(
-        False, "Use statistics of another model or preprocessing all the same, and correct a corrected model again."
+        False,
+        "Use statistics of another model or preprocessing, or of a model in doubt, all the same, and correct a "
+        "corrected model again.",
     )
+    check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
     inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
     given: frozenset[str] = frozenset()
@@ -306,6 +322,22 @@ class ReportRequest:
         "collected with --labels.",
     )
     labelled: LabelRequest = LabelRequest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRequest:
+    """``blda check``: say whether a model's description is right."""
+
+    model: ModelRequest
+    labelled: LabelRequest = LabelRequest()
+    device: str = setting("auto", "Where to run; auto takes a GPU where there is one.", metavar="auto|cpu|cuda[:N]|mps")
+    output: Path | None = setting(
+        None, "Write check.html, check.json and overlays.png, the predictions over the images.", metavar="DIR"
+    )
+    write_model: Path | None = setting(
+        None, "Write the model's description with the input that fits best.", metavar="FILE.toml"
+    )
+    overwrite: bool = setting(False, "Replace what is there.")
 
 
 @dataclass(frozen=True, kw_only=True)

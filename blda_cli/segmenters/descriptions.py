@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blda_cli.core.description import CLEAR, COLOUR, TIED, Fit, kappa, ranked, times
+from blda_cli.core.agreement import count_pairs, kappa
+from blda_cli.core.description import CLEAR, COLOUR, TIED, Fit, ranked, times
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
@@ -214,8 +215,8 @@ def try_description(
         with mixed:
             for image, own in zip(images, classes if copies else [], strict=False):
                 for other in _copies(changed, image, own):
-                    counts += _pairs(own, other, len(counts))
-    distance = observed.shift if isinstance(observed, ObservedNorms) else None
+                    counts += count_pairs(own, other, len(counts)).cpu()
+    distance = observed.distance if isinstance(observed, ObservedNorms) else None
     if distance is not None and not math.isfinite(distance):
         distance = 1.0
     return Fit(distance, kappa(counts) if bool(counts.any()) else None)
@@ -254,10 +255,6 @@ def _copies(segmenter: NetworkSegmenter, image: Tensor, own: Tensor) -> Iterator
 def _classes(segmenter: NetworkSegmenter, image: Tensor) -> Tensor:
     """Classes ``[h, w]`` (of a classifier ``[]``) at the size of the network's output."""
     return segmenter.forward_logits(image).argmax(dim=1)[0]
-
-
-def _pairs(one: Tensor, other: Tensor, classes: int) -> Tensor:
-    return torch.bincount((one * classes + other).flatten(), minlength=classes**2).view(classes, classes).cpu()
 
 
 def _middle(image: Tensor, pixels: int) -> Tensor:
@@ -412,7 +409,7 @@ def glance(segmenter: NetworkSegmenter, files: Sequence[ImageSource]) -> Compari
         and where the network has no batch norms or cannot be run on cut-outs.
     """
     norms, late = _norms_of(segmenter)
-    if norms == 0 or late > LATE:
+    if not tells(segmenter):
         return None
     candidates = common_descriptions(segmenter.preprocessor.section)
     try:
@@ -447,6 +444,12 @@ def spread(files: Sequence[ImageSource], count: int) -> list[ImageSource]:
     """Some images from all over a sequence: the middles of so many equal parts."""
     count = min(count, len(files))
     return [files[(2 * index + 1) * len(files) // (2 * count)] for index in range(count)]
+
+
+def tells(segmenter: NetworkSegmenter) -> bool:
+    """Whether the network has batch norms that see enough of the input to tell how it is to be described."""
+    norms, late = _norms_of(segmenter)
+    return norms > 0 and late <= LATE
 
 
 def _norms_of(segmenter: NetworkSegmenter) -> tuple[int, float]:

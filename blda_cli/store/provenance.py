@@ -41,6 +41,7 @@ class Provenance:
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
+        doubts: what a look at the model before the run found, a sentence by finding (``weights``, ``description``).
     """
 
     command: str = ""
@@ -54,6 +55,7 @@ class Provenance:
     shard: Mapping[str, Any] | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     merged: tuple["Provenance", ...] = ()
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -85,6 +87,13 @@ class Provenance:
         """As JSON, without empty fields."""
         content = {name: value for name, value in asdict(self).items() if value or value == 0.0}
         return {**content, "merged": [part.as_json() for part in self.merged]} if self.merged else content
+
+    def all_doubts(self) -> dict[str, str]:
+        """The doubts, of a sum those of all its parts."""
+        found = dict(self.doubts)
+        for part in self.merged:
+            found = {**part.all_doubts(), **found}
+        return found
 
     def common_options(self) -> dict[str, Any]:
         """The options; for merged statistics, those that all parts share."""

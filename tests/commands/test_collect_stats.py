@@ -76,12 +76,14 @@ def test_label_sources_are_those_asked_for(run: Run, scene: Scene) -> None:
 
 
 def test_what_is_said(run: Run, scene: Scene) -> None:
+    from blda_cli.pipelines.doubts import UNSAID
+
     output = scene.root / "s.h5"
     result = run("collect-stats", *scene.options("--labels", str(scene.labels)), "--output", output)
     assert result.stdout == (
         f"{output}: 6 images, 15,936 pixels, 0 skipped, 4 classes, labels from ground_truth, pseudo\n"
     )
-    assert result.stderr == "labels: ids; 0.1% of the pixels have no class\n"
+    assert result.stderr == f"{UNSAID}\nlabels: ids; 0.1% of the pixels have no class\n"
 
 
 def test_json_and_quiet(run: Run, scene: Scene) -> None:

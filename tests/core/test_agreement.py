@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blda_cli.core.agreement import agreement, count_pairs, mutual_information
+from blda_cli.core.agreement import agreement, count_pairs, kappa, mutual_information
 
 
 def test_pairs_are_counted_by_first_and_second_prediction() -> None:
@@ -40,3 +40,15 @@ def test_predicting_one_class_everywhere_agrees_and_says_nothing() -> None:
     assert mutual_information(nothing) == 0
     everything = count_pairs(torch.arange(90) % 3, torch.arange(90) % 3, 3)
     assert mutual_information(everything) == pytest.approx(math.log(3))
+
+
+def test_agreement_beyond_chance_by_hand() -> None:
+    # 20 + 15 of 50 agree; by chance 0.5 · 0.6 + 0.5 · 0.4 would: (0.7 − 0.5) / (1 − 0.5).
+    assert kappa(torch.tensor([[20, 5], [10, 15]])) == pytest.approx(0.4)
+
+
+def test_agreement_of_equal_independent_and_constant_maps() -> None:
+    assert kappa(torch.diag(torch.tensor([3, 4, 5]))) == pytest.approx(1)
+    assert kappa(torch.outer(torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))) == pytest.approx(0)
+    assert kappa(torch.tensor([[9, 0], [0, 0]])) == 0
+    assert kappa(torch.zeros(2, 2)) == 0

@@ -1,21 +1,8 @@
 import math
 
 import pytest
-import torch
 
-from blda_cli.core.description import CLEAR, NEAR, Fit, kappa, ranked, times
-
-
-def test_agreement_beyond_chance_by_hand() -> None:
-    # 20 + 15 of 50 agree; by chance 0.5 · 0.6 + 0.5 · 0.4 would: (0.7 − 0.5) / (1 − 0.5).
-    assert kappa(torch.tensor([[20, 5], [10, 15]])) == pytest.approx(0.4)
-
-
-def test_agreement_of_equal_independent_and_constant_maps() -> None:
-    assert kappa(torch.diag(torch.tensor([3, 4, 5]))) == pytest.approx(1)
-    assert kappa(torch.outer(torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))) == pytest.approx(0)
-    assert kappa(torch.tensor([[9, 0], [0, 0]])) == 0
-    assert kappa(torch.zeros(2, 2)) == 0
+from blda_cli.core.description import CLEAR, NEAR, Fit, ranked, times
 
 
 def test_a_misfit_is_the_product_of_what_was_measured() -> None:

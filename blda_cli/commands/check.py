@@ -1,0 +1,44 @@
+"""``blda check``."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from blda_cli.commands.options import json_option, option_of, quiet_option, together, usage_errors
+from blda_cli.pipelines.requests import CheckRequest, options_of, request
+
+if TYPE_CHECKING:
+    from blda_cli.reporting.check_model import Check
+
+
+@click.command("check")
+@together(*map(option_of, options_of(CheckRequest).values()), json_option, quiet_option)
+def command(as_json: bool, quiet: bool, **given: Any) -> None:
+    """Say whether a model's description is right, before anything is counted.
+
+    Looks at a dozen images: what was loaded, what it is fed, which common description of the input it fits best, what
+    it predicts, and, with --labels, whether the order of the classes is right.
+    """
+    from blda_cli.commands.console import emit_json, monitored
+    from blda_cli.pipelines.check import check
+    from blda_cli.reporting.check_words import as_json as to_data
+
+    with usage_errors():
+        asked = request(CheckRequest, given)
+        with monitored(quiet=quiet, resumable=False) as monitor:
+            found = check(asked, monitor)
+    if as_json:
+        emit_json(to_data(found))
+    else:
+        _show(found)
+    for path in (asked.write_model, None if asked.output is None else asked.output / "check.html"):
+        if path is not None and not as_json:
+            click.echo(path)
+
+
+def _show(found: "Check") -> None:
+    from rich.console import Console
+
+    from blda_cli.reporting.check_words import print_check
+
+    print_check(found, Console(markup=False, emoji=False))

@@ -1,0 +1,322 @@
+"""``blda check``: look at a dozen images, and say whether the model's description is right."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from blda_cli.core.class_order import moved_classes
+from blda_cli.core.confusion import ConfusionMatrix
+from blda_cli.core.description import CLEAR, TIED, times
+from blda_cli.core.kernels import argmax
+from blda_cli.data.encodings import ENCODINGS
+from blda_cli.data.labels import LabelReader
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
+from blda_cli.files import replacing, to_json
+from blda_cli.pipelines.doubts import (
+    DESCRIPTION,
+    UNSAID,
+    WEIGHTS,
+    better_description,
+    forgotten_weights,
+    is_unsaid,
+    label_remarks,
+    listed,
+)
+from blda_cli.pipelines.requests import CheckRequest, SubjectRequest
+from blda_cli.pipelines.subject import load_subject, read_labels
+from blda_cli.reporting.check_model import Check, LabelFindings, Remark
+from blda_cli.reporting.check_page import WIDEST, overlay_sheet, to_html
+from blda_cli.reporting.check_words import as_json
+from blda_cli.runtime.monitor import Monitor
+from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.descriptions import (
+    LATE,
+    Comparison,
+    compare_descriptions,
+    described_network,
+    pictures,
+    spread,
+)
+from blda_cli.segmenters.inspection import inspect
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.segmenters.spec import SegmenterSpec, to_toml
+
+IMAGES = 12
+"""Images looked at."""
+
+_BETTER, _MORE = 1.5, 0.1
+"""Another label encoding is named where so many times as many pixels agree under it, and so large a share more."""
+
+_NEARLY_ALL = 0.95
+"""Share of the pixels predicted as one class from which on a remark is made."""
+
+Labels = Callable[[str | None], LabelReader]
+"""Reads the labels of the images with the encoding of a name, or with the one asked for."""
+
+
+FILES = ("check.html", "check.json", "overlays.png")
+
+
+def check(request: CheckRequest, monitor: Monitor) -> Check:
+    """Load a model, look at a dozen images and say whether its description is right.
+
+    Args:
+        request: the model, the images, their labels and what to write.
+        monitor: is told the progress.
+
+    Returns:
+        What was found.
+
+    Raises:
+        BldaError: the model, an image or a label cannot be read, the network cannot be run, or a file cannot be
+            written.
+        Interrupted: the user asked to stop.
+    """
+    _check_outputs(request)
+    subject = load_subject(SubjectRequest(**vars(request.model)), request.device)
+    subject = replace(subject, share=spread(subject.images, IMAGES))
+
+    def labels(encoding: str | None) -> LabelReader:
+        asked = request.labelled if encoding is None else replace(request.labelled, label_encoding=encoding)
+        reader = read_labels(subject, asked)
+        assert reader is not None
+        return reader
+
+    inference = InferenceOptions(device=request.device)
+    found = look(
+        subject.spec,
+        subject.segmenter,
+        subject.share,
+        inference,
+        labels if request.labelled.labels else None,
+        monitor,
+    )
+    if request.write_model is not None:
+        _write_model(request.write_model, subject.spec, found)
+    if request.output is not None:
+        _write(found, request.output)
+    return found
+
+
+def _check_outputs(request: CheckRequest) -> None:
+    """Refuse to write over what is there unless that is asked for, before anything is run."""
+    if request.output is not None and request.output.is_file():
+        raise BldaError(f"{request.output} is a file: give a folder")
+    outputs = [] if request.output is None else [request.output / name for name in FILES]
+    for path in [*outputs, *([] if request.write_model is None else [request.write_model])]:
+        if path.exists() and not request.overwrite:
+            raise BldaError(f"{path} exists already: --overwrite replaces it")
+
+
+def _write_model(path: Path, spec: SegmenterSpec, found: Check) -> None:
+    if found.comparison is None:
+        raise BldaError(f"--write-model: a model of kind {found.kind} has no input to describe: leave it out")
+    best = (
+        spec if found.comparison.norms == 0 else replace(spec, preprocessing=found.comparison.best.description.section)
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(to_toml(best, path.parent), encoding="utf-8")
+
+
+def _write(found: Check, folder: Path) -> None:
+    """Write the page, the numbers and the sheet of overlays."""
+    with replacing(folder / FILES[0]) as temporary:
+        temporary.write_text(to_html(found), encoding="utf-8", errors="backslashreplace")
+    with replacing(folder / FILES[1]) as temporary:
+        temporary.write_text(to_json(as_json(found)), encoding="utf-8", errors="backslashreplace")
+    if found.frames:
+        with replacing(folder / FILES[2]) as temporary:
+            overlay_sheet(found).save(temporary, format="PNG")
+
+
+def look(
+    spec: SegmenterSpec,
+    segmenter: Segmenter,
+    files: Sequence[ImageSource],
+    inference: InferenceOptions,
+    labels: Labels | None,
+    monitor: Monitor,
+) -> Check:
+    """Check a model on images.
+
+    Args:
+        spec: its description.
+        segmenter: the loaded model.
+        files: the images; a dozen are taken, spread evenly.
+        inference: how they are run.
+        labels: reads their labels; None where there are none.
+        monitor: is told the progress.
+
+    Raises:
+        BldaError: the network cannot be run, or an image or label cannot be read.
+    """
+    files = spread(files, IMAGES)
+    network = described_network(segmenter)
+    inspection, comparison = None, None
+    if network is not None:
+        monitor.start("comparing descriptions", 1, unit="networks")
+        first = pictures(network, files[:1])
+        if first:
+            inspection = inspect(network, first[0])
+        comparison = compare_descriptions(network, files)
+        monitor.advance(1)
+    reader = None if labels is None else labels(None)
+    confusion = ConfusionMatrix(len(segmenter.classes))
+    counts = np.zeros(len(segmenter.classes), dtype=np.int64)
+    frames: list[tuple[str, np.ndarray, np.ndarray]] = []
+    predictions: list[tuple[ImageSource, np.ndarray]] = []
+    size = (0, 0)
+    monitor.start("predicting", len(files))
+    for batch in segmenter.stream(files, inference, reader):
+        predicted = argmax(batch.logits).cpu()
+        counts += np.bincount(predicted.flatten().numpy(), minlength=len(counts))
+        if batch.labels is not None:
+            confusion.update(batch.labels.cpu(), predicted)
+        for file, classes in zip(batch.files, predicted, strict=True):
+            size = size if any(size) or classes.ndim != 2 else (classes.shape[0], classes.shape[1])
+            predictions.append((file, classes.numpy().astype(np.int16)))
+            frames += _frame(file, classes.numpy())
+        monitor.advance(len(batch.files))
+        monitor.check()
+    findings = (
+        None
+        if reader is None or labels is None
+        else _findings(reader, labels, confusion, predictions, segmenter.classes.names)
+    )
+    result = Check(
+        kind=str(segmenter.identity["kind"]),
+        classes=segmenter.classes,
+        outputs=network.outputs if network is not None else len(segmenter.classes),
+        grouped=bool(spec.classes.groups),
+        inspection=inspection,
+        size=size,
+        comparison=comparison,
+        images=len(files),
+        shares=counts / max(int(counts.sum()), 1),
+        frames=frames,
+        labels=findings,
+    )
+    return replace(result, remarks=tuple(_remarks(result, spec, network)))
+
+
+def _frame(file: ImageSource, classes: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Key, small picture and small class map of an image; none of a classifier's, or where it is no picture."""
+    if classes.ndim != 2:
+        return []
+    try:
+        picture = Image.fromarray(file.read())
+    except (BldaError, TypeError, ValueError):
+        return []
+    height, width = classes.shape
+    scale = min(1.0, WIDEST / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(classes.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    return [(file.key, np.asarray(picture.convert("RGB").resize(size)), np.asarray(small).astype(np.int64))]
+
+
+def _findings(
+    reader: LabelReader,
+    labels: Labels,
+    confusion: ConfusionMatrix,
+    predictions: Sequence[tuple[ImageSource, np.ndarray]],
+    names: Sequence[str],
+) -> LabelFindings:
+    """How predictions and labels agree, and whether they would under another encoding."""
+    hits = int(confusion.counts.diagonal().sum()) / max(sum(classes.size for _, classes in predictions), 1)
+    best: tuple[str, float, float] | None = None
+    for name in ("ids", "colors", *ENCODINGS):
+        if name == reader.encoding:
+            continue
+        with suppress(BldaError):  # it does not fit the files or the classes
+            share = _agreeing(labels(name), predictions)
+            if share >= max(_BETTER * hits, hits + _MORE) and (best is None or share > best[1]):
+                best = (name, share, hits)
+    return LabelFindings(
+        encoding=reader.encoding,
+        confusion=confusion,
+        ignored=reader.ignored_share,
+        unmatched=reader.unmatched,
+        remarks=tuple(label_remarks(reader, confusion, reader.ignored_share, names)),
+        moved=tuple(moved_classes(confusion)),
+        other=best,
+    )
+
+
+def _agreeing(reader: LabelReader, predictions: Sequence[tuple[ImageSource, np.ndarray]]) -> float:
+    """Share of all pixels that are predicted as they are labelled."""
+    hits = sum(int(np.count_nonzero(reader(file) == classes)) for file, classes in predictions)
+    return hits / max(sum(classes.size for _, classes in predictions), 1)
+
+
+def _remarks(check: Check, spec: SegmenterSpec, network: NetworkSegmenter | None) -> Iterator[Remark]:
+    """What a user should look at, the gravest first."""
+    names = check.classes.names
+    comparison, labels = check.comparison, check.labels
+    weights = None if network is None else forgotten_weights(spec, network)
+    if weights:
+        yield Remark(WEIGHTS, grave=True, text=weights)
+    elif comparison is not None and comparison.norms:
+        yield from _description_remarks(comparison)
+    if labels is not None and labels.moved:
+        pairs = ", ".join(f"{names[one.label]} is predicted as {names[one.channel]}" for one in labels.moved[:6])
+        yield Remark(
+            "class-order",
+            grave=True,
+            text=f"in the labels, {pairs}: is the order of the classes right? Correct names under [classes], or the "
+            "label encoding",
+        )
+    if labels is not None and labels.other is not None:
+        name, share, own = labels.other
+        yield Remark(
+            "label-encoding",
+            grave=True,
+            text=f"with --label-encoding {name}, {share:.0%} of the pixels are predicted as they are labelled; with "
+            f"{labels.encoding}, {own:.0%}",
+        )
+    if is_unsaid(spec) and not weights and (comparison is None or comparison.norms == 0 or comparison.late > LATE):
+        yield Remark(
+            "unsaid",
+            grave=False,
+            text=UNSAID,
+        )
+    if labels is not None:
+        yield from (Remark("labels", grave=False, text=text) for text in labels.remarks)
+    largest = int(check.shares.argmax())
+    if check.shares[largest] >= _NEARLY_ALL:
+        yield Remark(
+            "one-class",
+            grave=False,
+            text=f"{check.shares[largest]:.0%} of the pixels are predicted as {names[largest]}",
+        )
+    never = [name for name, share in zip(names, check.shares, strict=True) if share == 0]
+    if never:
+        yield Remark("never-predicted", grave=False, text=f"never predicted on these images: {listed(never)}")
+
+
+def _description_remarks(comparison: Comparison) -> Iterator[Remark]:
+    best, own = comparison.best, comparison.own
+    weak = comparison.late > LATE
+    if comparison.gain >= CLEAR:
+        yield Remark(DESCRIPTION, grave=not weak, text=better_description(comparison))
+    elif not best.description.same_normalisation(comparison.given):
+        if times(own.fit, best.fit) > TIED:
+            yield Remark(
+                DESCRIPTION,
+                grave=False,
+                text=f"{best.description} fits better than the model's {own.description}, though not clearly: compare "
+                f"the overlays with both; in the model's TOML file: {best.description.toml}",
+            )
+    elif comparison.colour_told and best.description.section.color != comparison.given.section.color:
+        worse = times(own.fit, best.fit)
+        yield Remark(
+            DESCRIPTION,
+            grave=worse >= CLEAR and not weak,
+            text=f"the colours seem to be in the wrong order: {best.description} fits {worse:.1f} times better than "
+            f"{own.description}; in the model's TOML file: {best.description.toml}",
+        )
