@@ -16,7 +16,7 @@ from blda_cli.segmenters.options import InferenceOptions
 WEIGHTS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5)
 """The weights that are compared."""
 
-CHOICE_IMAGES = 12
+CHOICE_IMAGES = 8
 """Images that they are compared on, spread evenly."""
 
 _SMALLER = 0.75
