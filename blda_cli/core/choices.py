@@ -58,8 +58,10 @@ class NormSource(StrEnum):
     """What the network was trained with."""
     TARGET = "target"
     """The images, blended with the source's."""
+    INSTANCE = "instance"
+    """The source, mixed with each image's own."""
     AUTO = "auto"
-    """The target where its averages lie far from the source's."""
+    """The source, mixed with each image's own by a weight that is chosen without labels."""
 
 
 class LogitSpace(StrEnum):

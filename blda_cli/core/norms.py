@@ -102,6 +102,15 @@ class MixedNorms:
     agreements: Mapping[float, float] = field(default_factory=dict)
     information: Mapping[float, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        mixed = f"mixed with each image's own statistics, weight {self.weight:g}"
+        words = "as trained" if self.weight == 1 else mixed
+        if not self.agreements:
+            return words
+        found = f"{self.agreements[self.weight]:.1%} of the pixels keep their class in a smaller copy of the image"
+        other = "no other weight is clearly ahead" if self.weight == 1 else f"as trained {self.agreements[1.0]:.1%}"
+        return f"{words}: {found}, {other} ({self.images} images)"
+
     @property
     def identity(self) -> dict[str, Any] | None:
         """What tells these norms from others, as JSON; None where the network is as it was trained."""

@@ -17,6 +17,7 @@ from blda_cli.core.fitting import Evidence, resolve_strength
 from blda_cli.core.fitting.strength import domain_gap
 from blda_cli.core.kernels import argmax
 from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import refuse_among
 from blda_cli.data.loader import SkippedFile
 from blda_cli.data.source import ImageSource
@@ -35,7 +36,7 @@ from blda_cli.pipelines.collect import (
 from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.pictures import write_overlays, write_video
-from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, OutputsRequest
+from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, NormsRequest, OutputsRequest
 from blda_cli.pipelines.subject import Subject, load_subject
 from blda_cli.reporting.words import found_gap, norms_step
 from blda_cli.runtime.monitor import Interrupted, Monitor
@@ -121,7 +122,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             say(f"{more}: {shlex.join(map(str, command))}")
     for note in segmenter.notes:
         say(note)
-    if target.norms_shifted:
+    if target.norms_shifted and target.norms is None:
         say(f"{NORMS_HINT}: {norms_step(target.provenance).command}")
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     return record
@@ -163,14 +164,14 @@ def refuse_second_correction(segmenter: Segmenter, request: AlignRequest | Expor
 
 def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job) -> StatisticsInput:
     """Statistics of the images themselves, kept from an earlier run or collected now, as OUTPUT.h5."""
-    norms = request.norms.norms
+    norms = request.norms.recorded
     output = job.output
     path = Path(f"{output if output.name else real(output)}.h5")
-    own = replace(job, output=path).recording(source=request.subject.images, norms=norms or "source")
+    own = replace(job, output=path).recording(source=request.subject.images, norms=norms)
     with own.lock():
         if path.exists() and not job.shard.path(path).exists() and not job.overwrite:
             held = StatisticsInput.read(path)
-            if norms and held.content.provenance.norms != norms:
+            if request.norms.given and not _has_norms_of(held.content, request.norms):
                 raise BldaError(f"{path} is there, but was not collected with --norms {norms}: --overwrite replaces it")
             job.monitor.say(f"no --stats given: {path} is used, which is there")
             check_images(held.content, path, subject.segmenter, subject.images)
@@ -186,9 +187,16 @@ def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job)
             counting=CountingOptions(tuple(dict.fromkeys((LabelSource.PSEUDO, request.alignment.label_source)))),
             inference=request.inference,
             labels=None,
-            norms=requested_norms(request.norms),
+            norms=requested_norms(request.norms, subject.spec),
         )
         return StatisticsInput.read(path)
+
+
+def _has_norms_of(content: StatisticsFile, request: NormsRequest) -> bool:
+    """Whether statistics were collected with the norms that are asked for."""
+    weight = request.norm_weight
+    same = weight is None or (isinstance(content.norms, MixedNorms) and content.norms.weight == weight)
+    return content.provenance.norms == request.recorded and same
 
 
 def _say_impossible(

@@ -123,6 +123,8 @@ class AlignmentInputs:
             difference = difference_of(content.model, model_identity(segmenter, inference))
             if difference is None and content.classes.names != segmenter.classes.names:
                 difference = "the classes"
+            if difference and difference.startswith("norms") and self.target.path and used is not self.target:
+                difference += f" (collect it with --norms {self.target.path})"
             if difference and not force:
                 raise BldaError(
                     f"{used.path} was made with another model or preprocessing: it differs in {difference}; "

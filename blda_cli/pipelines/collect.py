@@ -10,7 +10,7 @@ import torch
 
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.histogram import DEFAULT_BINS
-from blda_cli.core.norms import SHIFTED, MixedNorms, Norms
+from blda_cli.core.norms import MixedNorms, Norms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
@@ -25,8 +25,10 @@ from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import Segmenter, model_identity
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.segmenters.spec import SegmenterSpec
 from blda_cli.store.differences import difference_of
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import (
@@ -41,9 +43,12 @@ CHECKPOINT_SECONDS = 120.0
 
 
 NORMS_HINT = (
-    "batch norms: the averages of these images lie far from the network's own; statistics collected with "
-    "--norms target may bring more than any correction"
+    "batch norm statistics of these images differ from the network's; statistics collected with --norms auto may bring "
+    "more than any correction"
 )
+
+NORM_WEIGHT = 0.9
+"""The weight of ``--norms instance`` where none is given: good for all networks it was measured on."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
         Interrupted: the user asked to stop.
     """
-    norms = requested_norms(request.norms)
     subject = load_subject(request.subject, request.inference.device, job.shard)
+    norms = requested_norms(request.norms, subject.spec)
     reader = read_labels(subject, request.labelled)
     job = job.recording(
         source=request.subject.images,
@@ -118,7 +123,7 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
             "encoding": reader.encoding,
             "ignore": request.labelled.ignore_label,
         },
-        norms=request.norms.norms or "source",
+        norms=request.norms.recorded,
         shard=subject.record,
     )
     with job.running():
@@ -133,14 +138,13 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
             inference=request.inference,
             labels=reader,
             norms=norms,
+            norm_images=subject.images,
         )
     say = job.monitor.say
     for note in subject.segmenter.notes:
         say(note)
-    if content.norms_shifted:
+    if content.norms_shifted and content.norms is None:
         say(NORMS_HINT)
-    elif request.norms.norms == "auto" and content.norms is None:
-        say("batch norms: the network keeps its own, as the averages of these images lie near")
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
     confusion = content.statistics.confusion
     if reader is not None and confusion is not None and content.statistics.pixels:
@@ -151,15 +155,18 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
     return content
 
 
-def requested_norms(request: NormsRequest) -> Norms | MixedNorms | NormSource:
-    """The norm source that ``--norms`` names.
+def requested_norms(request: NormsRequest, spec: SegmenterSpec) -> Norms | MixedNorms | NormSource:
+    """The norm source that ``--norms`` and ``--norm-weight`` name, or the model's description where they do not.
 
     Raises:
         BldaError: there is no such statistics file.
     """
-    if request.norms is None or request.norms in list(NormSource):
-        return NormSource(request.norms or "source")
-    return read_statistics(Path(request.norms)).norms or NormSource.SOURCE
+    named, weight = request.norms, request.norm_weight
+    if named == NormSource.INSTANCE or weight is not None or (named is None and spec.segmenter.norm_weight is not None):
+        return MixedNorms(next(one for one in (weight, spec.segmenter.norm_weight, NORM_WEIGHT) if one is not None))
+    if named is None or named in list(NormSource):
+        return NormSource(named or "auto")
+    return read_statistics(Path(named)).norms or NormSource.SOURCE
 
 
 def collect_statistics(
@@ -171,6 +178,7 @@ def collect_statistics(
     inference: InferenceOptions,
     labels: LabelReader | None,
     norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
+    norm_images: Sequence[ImageSource] | None = None,
 ) -> StatisticsFile:
     """Count the logits of images and write them to a file.
 
@@ -184,8 +192,10 @@ def collect_statistics(
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
-        norms: what the segmenter's batch norms normalise by from now on: its own averages, those of ``files``, these
-            where they lie far from its own, or given ones.
+        norms: what the segmenter's batch norms normalise by from now on: its own statistics, those of ``files``, its
+            own mixed with each image's (see `choose_weight`), or given ones.
+        norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
+            ``files``.
 
     Returns:
         The content of the file (in every process).
@@ -214,12 +224,15 @@ def collect_statistics(
     if overwrite:
         part.unlink(missing_ok=True)
     may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms
+    if isinstance(norms, MixedNorms) and norms.weight < 1 and not has_norms(segmenter):
+        norms = _without_norms(segmenter)
     if isinstance(norms, Norms | MixedNorms):
         content.norms = norms
     elif norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
         first_part = shard.path(output, 0)
         if shard.first and not part.exists():
-            write_statistics(part, _with_norms(content, norms, segmenter, files, inference, monitor))
+            chosen_on = files if norm_images is None or norms is NormSource.TARGET else norm_images
+            write_statistics(part, _with_norms(content, norms, segmenter, chosen_on, inference, monitor))
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
@@ -287,21 +300,28 @@ def _with_norms(
         monitor.advance(count)
         monitor.check()
 
+    norms: Norms | MixedNorms | None
     if choice is NormSource.AUTO:
-        few = enough_for_norms(files, FEW_IMAGES)
-        monitor.start("comparing norms", len(few))
-        with ObservedNorms(segmenter.module) as observed:
-            for batch in segmenter.stream(few, inference, skipped=[]):
-                advance(len(batch.files))
-        if observed.distance < SHIFTED:
-            return replace(content, provenance=replace(content.provenance, norm_distance=observed.distance))
-    chosen = enough_for_norms(files)
-    monitor.start("averaging", len(chosen))
-    norms = take_norms(segmenter, chosen, inference, advance=advance)
+        chosen = enough_for_norms(files, CHOICE_IMAGES)
+        observed = ObservedNorms(segmenter.module)
+        monitor.start("choosing the norms' weight", len(chosen))
+        norms = choose_weight(segmenter, chosen, inference, advance=advance, observed=observed)
+        content.provenance = replace(content.provenance, norm_distance=observed.distance)
+    else:
+        chosen = enough_for_norms(files)
+        monitor.start("averaging", len(chosen))
+        norms = take_norms(segmenter, chosen, inference, advance=advance)
     if norms is None:
         return content
     use_norms(segmenter, norms)
     return replace(content, model=model_identity(segmenter, inference), norms=norms)
+
+
+def _without_norms(segmenter: Segmenter) -> NormSource:
+    """What is done where norms are to be mixed and there are none; raises for kinds whose norms cannot be reached."""
+    assert segmenter.module is not None
+    segmenter.notes.append("the network has no batch norms: --norms instance changes nothing")
+    return NormSource.SOURCE
 
 
 @dataclass

@@ -97,7 +97,7 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
             "sha256": digest,
             "logit_space": str(content.statistics.space),
             "model": content.model,
-            "norms_shifted": content.norms_shifted,
+            "norms_shifted": content.norms_shifted and content.norms is None,
             "provenance": content.provenance.as_json(),
         },
     }

@@ -113,10 +113,32 @@ class NormsRequest:
 
     norms: str | None = setting(
         None,
-        "Where batch norm statistics come from: those the network was trained with, those blended with the images' own "
-        "(auto: where the two lie far apart), or those of a statistics file.  [default: source]",
-        metavar="source|target|auto|FILE.h5",
+        "Where batch norm statistics come from: those the network was trained with, those blended with the target's, "
+        "those mixed with each image's own (instance; auto finds the weight without labels), or those of a statistics "
+        "file.  [default: auto]",
+        metavar="source|target|instance|auto|FILE.h5",
     )
+    norm_weight: float | None = setting(
+        None,
+        "Weight of the network's own statistics with --norms instance; the rest is each image's.  [default: 0.9]",
+        at_least=0,
+        at_most=1,
+        metavar="NUMBER",
+    )
+
+    def __post_init__(self) -> None:
+        if self.norm_weight is not None and self.norms not in (None, "instance"):
+            raise OptionError(f"--norm-weight is for --norms instance, not {self.norms}: leave one of them out")
+
+    @property
+    def given(self) -> bool:
+        """Whether one of the options was given."""
+        return self.norms is not None or self.norm_weight is not None
+
+    @property
+    def recorded(self) -> str:
+        """What the provenance calls them."""
+        return self.norms or ("auto" if self.norm_weight is None else "instance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +165,8 @@ class CollectRequest:
             raise OptionError(f"--bins {self.bins} is not a power of two; {1 << self.bins.bit_length()} is the next")
         if LabelSource.GROUND_TRUTH in self.sources and not self.labelled.labels:
             raise OptionError("--label-source ground_truth needs --labels")
-        if self.subject.shard and self.norms.norms in ("target", "auto"):
-            raise OptionError(
-                f"--norms {self.norms.norms} differs from shard to shard: take them once and give --norms FILE.h5"
-            )
+        if self.subject.shard and self.norms.norms == "target":
+            raise OptionError("--norms target differs from shard to shard: take them once and give --norms FILE.h5")
 
     @property
     def sources(self) -> tuple[LabelSource, ...]:
@@ -247,7 +267,7 @@ class AlignRequest:
 
     def __post_init__(self) -> None:
         refuse_unused(self.alignment, self.given)
-        if self.norms.norms and self.files.stats:
+        if self.norms.given and self.files.stats:
             raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
         if self.subject.shard and self.files.stats is None:
             raise OptionError("--shard needs --stats of all images: shards with their own would differ")

@@ -129,9 +129,9 @@ def next_steps(report: Report) -> list[Step]:
 def norms_step(provenance: Provenance) -> Step:
     """What to do where the averages of the images lie far from those of the network's batch norms."""
     return Step(
-        "The averages of these images lie far from those of the network's batch norms: give it theirs first, "
-        "which may bring more than any correction, and go on with these statistics.",
-        f"blda collect-stats {_shared(provenance)} --norms target --output target-norms.h5",
+        "The batch norm statistics of these images differ from the network's: mix them first, which may bring more "
+        "than any correction, and go on with these statistics.",
+        f"blda collect-stats {_shared(provenance)} --norms auto --output auto-norms.h5",
     )
 
 

@@ -190,7 +190,8 @@ def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
         segmenter.mix_norms(norms.weight)
         if norms.identity is not None:
             segmenter.identity = {**segmenter.identity, "norms": norms.identity}
-            _note(segmenter, f"batch norms: mixed with each image's own statistics, weight {norms.weight:g}")
+        if norms.identity is not None or norms.agreements:
+            _note(segmenter, f"batch norms: {norms}")
         return
     put_norms(segmenter.module, norms)
     segmenter.identity = {**segmenter.identity, "norms": norms.identity}

@@ -34,6 +34,13 @@ class NetworkSection:
     arguments: Mapping[str, Any] = setting({}, "Keyword arguments of the factory.")
     weights: Path | None = setting(None, "`.safetensors`, or `.pth` read with weights_only.")
     channels: int | None = setting(None, "Keep the first so many outputs.", at_least=1, at_most=1 << 16)
+    norm_weight: float | None = setting(
+        None,
+        "Batch norms mix the network's own statistics, with this weight, with each image's, unless `--norms` says "
+        "otherwise.",
+        at_least=0,
+        at_most=1,
+    )
     adapted_norms: bool = setting(
         False,
         "Batch norms hold averages of the target images already, as `finetune` writes them: how far they lie from "

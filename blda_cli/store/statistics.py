@@ -74,7 +74,8 @@ class StatisticsFile:
     @property
     def norms_shifted(self) -> bool:
         """Whether the images' averages lie so far from those of the network's batch norms that theirs would help."""
-        return (self.provenance.norm_distance or 0.0) >= SHIFTED
+        mixed = isinstance(self.norms, MixedNorms) and self.norms.weight < 1
+        return not mixed and (self.provenance.norm_distance or 0.0) >= SHIFTED
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from blda_cli.core.norms import SHIFTED, Norms, hellinger
+from blda_cli.core.norms import SHIFTED, MixedNorms, Norms, hellinger
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
@@ -69,7 +69,7 @@ def test_the_file_keeps_what_the_network_had(run: Run, scene: Scene, normed: str
     path, source = scene.root / "s.h5", scene.root / "source.h5"
     said = run("collect-stats", *scene.options("--norms", "target", model=normed), "--output", path)
     assert "batch norms: averages of 6 target images, the network's own counting as 8\n" in said.stderr
-    run("collect-stats", *scene.options(model=normed), "--output", source)
+    run("collect-stats", *scene.options("--norms", "source", model=normed), "--output", source)
     assert read_statistics(source).norms is None
     assert "norms" not in read_statistics(source).model
     content = read_statistics(path)
@@ -114,7 +114,7 @@ def test_networks_with_other_norms_are_told_apart(
 ) -> None:
     labelled = scene.root / "labelled.h5"
     options = scene.options(model=normed)
-    run("collect-stats", *options, "--labels", scene.labels, "--output", labelled)
+    run("collect-stats", *options, "--labels", scene.labels, "--norms", "source", "--output", labelled)
     arguments = ["align", *options, "--stats", stats, "--method", "supervised", "--labelled", labelled]
     assert "it differs in norms" in refused(*arguments, "--output", scene.root / "a")
     # With the norms of the other file the two are of one network.
@@ -160,6 +160,8 @@ def test_a_sum_lies_as_far_from_home_as_its_parts(run: Run, scene: Scene, normed
             f"{scene.images}/{images}",
             "--device",
             "cpu",
+            "--norms",
+            "source",
             "--output",
             path,
         )
@@ -194,7 +196,7 @@ def test_norms_are_watched_in_the_pass_that_counts(
     process: Process, run: Run, torchrun: Torchrun, scene: Scene, normed: str
 ) -> None:
     whole, output = scene.root / "whole.h5", scene.root / "s.h5"
-    options = scene.options(model=normed)
+    options = scene.options("--norms", "source", model=normed)
     run("collect-stats", *options, "--output", whole)
     shift = read_statistics(whole).provenance.norm_distance or 0.0
     assert shift > SHIFTED
@@ -222,7 +224,8 @@ def test_images_come_in_their_order_whichever_were_watched(run: Run, scene: Scen
     images.mkdir()
     for number in range(20):
         Image.new("RGB", (8, 8), (number, 9 * number, 250 - number)).save(images / f"{number:02}.png")
-    run("collect-stats", "--model", normed, "--images", images, "--device", "cpu", "--output", output)
+    options = ["--norms", "source", "--device", "cpu"]
+    run("collect-stats", "--model", normed, "--images", images, *options, "--output", output)
     content = read_statistics(output)
     assert content.images == [f"{number:02}" for number in range(20)]
     assert content.statistics.images == 20
@@ -241,33 +244,100 @@ def test_two_processes_have_one_network(torchrun: Torchrun, scene: Scene, normed
     np.testing.assert_array_equal(counts(output), counts(stats))
 
 
-def test_auto_takes_the_norms_of_images_far_from_the_networks_own(
-    run: Run, scene: Scene, normed: str, stats: Path
-) -> None:
-    output, source, home = (scene.root / f"{name}.h5" for name in ("auto", "source", "home"))
-    run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", output)
-    assert read_statistics(output).model == read_statistics(stats).model
-    np.testing.assert_array_equal(counts(output), counts(stats))
-    assert read_statistics(output).provenance.norm_distance is None  # those it normalises by are its own now
-    # Without them they are pointed to, with the command.
-    said = run("collect-stats", *scene.options(model=normed), "--output", source).stderr
-    assert "statistics collected with --norms target may bring more" in said
+def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused, scene: Scene, normed: str) -> None:
+    auto, given, source = (scene.root / f"{name}.h5" for name in ("auto", "given", "source"))
+    options = scene.options(model=normed)
+    said = run("collect-stats", *options, "--output", auto).stderr  # the default
+    content = read_statistics(auto)
+    assert isinstance(content.norms, MixedNorms)
+    assert (content.norms.weight, content.norms.images) == (0.5, 6)
+    assert content.model["norms"] == {"weight": 0.5}
+    shares = content.norms.agreements
+    assert f"weight 0.5: {shares[0.5]:.1%} of the pixels keep their class in a smaller copy" in said
+    assert f"as trained {shares[1.0]:.1%} (6 images)" in said
+    # What the network's own statistics are like is known all the same, and no sign of another domain any more.
+    assert (content.provenance.norm_distance or 0.0) > SHIFTED
+    assert not content.norms_shifted
+    # Everything after uses it; so does a run that is told the weight, and a description that has it.
+    run("align", *options, "--stats", auto, "--output", scene.root / "a", "--method", "none")
+    run("collect-stats", *options, "--norms", "instance", "--norm-weight", 0.5, "--output", given)
+    np.testing.assert_array_equal(counts(given), counts(auto))
+    described = scene.root / "described.toml"
+    described.write_text(Path(normed).read_text().replace("[segmenter]", "[segmenter]\nnorm_weight = 0.5"))
+    run("align", *scene.options(model=str(described)), "--output", scene.root / "b", "--method", "none")
+    np.testing.assert_array_equal(counts(scene.root / "b.h5"), counts(auto))
+    changed = 0
+    for key in scene.keys:
+        pixels = np.array(Image.open(scene.images / f"{key}.png")).astype(np.float64) / 255
+        mean = 0.5 * (np.array([0.3, 0.5, 0.2]) + pixels.mean(axis=(0, 1)))
+        norm = (pixels - mean) / np.sqrt(0.5 * (np.array([0.5, 0.02, 0.1]) + pixels.var(axis=(0, 1))) + 1e-5)
+        segmenter = load_segmenter(parse_model(normed), torch.device("cpu"))
+        with torch.no_grad():
+            after = segmenter.module[1](torch.from_numpy(norm).permute(2, 0, 1)[None].float())  # type: ignore[index]
+            before = segmenter.module(torch.from_numpy(pixels).permute(2, 0, 1)[None].float()).argmax(dim=1)[0].numpy()
+        expected = after.argmax(dim=1)[0].numpy()
+        for folder in ("a", "b"):
+            np.testing.assert_array_equal(np.array(Image.open(scene.root / folder / "argmax" / f"{key}.png")), expected)
+        changed += (expected != before).sum()
+    assert changed > 0
+    # Statistics of the network as it was trained are of another network, and say how to have them alike.
+    run("collect-stats", *options, "--norms", "source", "--labels", scene.labels, "--output", source)
+    arguments = ["align", *options, "--stats", auto, "--method", "supervised", "--labelled", source]
+    message = refused(*arguments, "--output", scene.root / "c")
+    assert "it differs in norms" in message
+    assert f"collect it with --norms {auto}" in message
+    for norms in (["--norms", "instance", "--norm-weight", "0.7"], ["--norms", "target"]):
+        message = refused("align", *options, *norms, "--output", scene.root / "auto")
+        assert f"auto.h5 is there, but was not collected with {norms[0]} {norms[1]}: --overwrite" in message
+    message = refused("collect-stats", *options, "--norms", "target", "--norm-weight", 0.5, "--output", given, code=2)
+    assert "--norm-weight is for --norms instance, not target" in message
+
+
+def test_statistics_of_the_network_as_trained_point_to_mixed_norms(run: Run, scene: Scene, normed: str) -> None:
+    source = scene.root / "source.h5"
+    options = scene.options("--norms", "source", model=normed)
+    hint = "statistics collected with --norms auto may bring more"
+    assert hint in run("collect-stats", *options, "--output", source).stderr
     said = run("align", *scene.options(model=normed), "--stats", source, "--output", scene.root / "a").stderr
-    assert "statistics collected with --norms target may bring more" in said
-    assert "--norms target --output target-norms.h5" in said
+    assert hint in said
+    assert "--norms auto --output auto-norms.h5" in said
     step = json.loads(run("report", "--stats", source, "--json", "--output", scene.root / "r").stdout)["next_steps"][0]
     model = f"--model {normed} --images {scene.images} --device cpu"
-    assert step["command"] == f"blda collect-stats {model} --norms target --output target-norms.h5"
-    # A network whose own averages are those of the images keeps them.
+    assert step["command"] == f"blda collect-stats {model} --norms auto --output auto-norms.h5"
+
+
+def test_auto_leaves_a_network_in_domain_as_trained(run: Run, scene: Scene, normed: str) -> None:
+    home, source = scene.root / "home.h5", scene.root / "source.h5"
     pixels = np.concatenate([np.array(Image.open(image)).reshape(-1, 3) for image in scene.images.rglob("*.png")]) / 255
     code = (scene.root / "normed.py").read_text()
     code = code.replace("[0.3, 0.5, 0.2]", str(pixels.mean(axis=0).tolist()))
     (scene.root / "normed.py").write_text(code.replace("[0.5, 0.02, 0.1]", str(pixels.var(axis=0).tolist())))
-    said = run("collect-stats", *scene.options("--norms", "auto", model=normed), "--output", home).stderr
-    assert "batch norms: the network keeps its own" in said
-    assert read_statistics(home).norms is None
-    assert not read_statistics(home).norms_shifted
-    assert "norms" not in read_statistics(home).model
+    said = run("collect-stats", *scene.options(model=normed), "--output", home).stderr
+    assert "batch norms: as trained: " in said
+    assert "no other weight is clearly ahead (6 images)" in said
+    content = read_statistics(home)
+    assert isinstance(content.norms, MixedNorms)
+    assert content.norms.weight == 1
+    assert not content.norms_shifted
+    # It is the network as it was trained, so the two files go together.
+    run("collect-stats", *scene.options("--norms", "source", model=normed), "--output", source)
+    assert content.model == read_statistics(source).model
+    np.testing.assert_array_equal(counts(home), counts(source))
+
+
+def test_shards_and_processes_choose_one_weight(run: Run, torchrun: Torchrun, scene: Scene, normed: str) -> None:
+    """All choose it on all images, whichever they count."""
+    whole, both, merged = (scene.root / f"{name}.h5" for name in ("whole", "both", "merged"))
+    parts = [scene.root / f"part{number}.h5" for number in (1, 2)]
+    options = scene.options(model=normed)
+    run("collect-stats", *options, "--output", whole)
+    for number, path in enumerate(parts, 1):
+        run("collect-stats", *options, "--shard", f"{number}/2", "--output", path)
+    run("merge", *parts, "--output", merged)
+    assert torchrun("collect-stats", *options, "--output", both).returncode == 0
+    for path in (merged, both):
+        np.testing.assert_array_equal(counts(path), counts(whole))
+        assert read_statistics(path).norms == read_statistics(whole).norms
 
 
 def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene, stats: Path) -> None:
@@ -299,5 +369,5 @@ def test_norms_that_training_adapted_are_no_sign_of_another_domain(
     )
     model = tmp_path / "run" / "model.toml"
     assert tomllib.loads(model.read_text())["segmenter"].get("adapted_norms", False) is adapted
-    run("collect-stats", *scene.options(model=str(model)), "--output", tmp_path / "s.h5")
+    run("collect-stats", *scene.options("--norms", "source", model=str(model)), "--output", tmp_path / "s.h5")
     assert read_statistics(tmp_path / "s.h5").norms_shifted is not adapted
