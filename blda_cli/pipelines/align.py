@@ -32,6 +32,7 @@ from blda_cli.pipelines.collect import (
     collect_statistics,
     input_stamp,
     requested_norms,
+    say_strong,
 )
 from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
@@ -87,6 +88,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     _refuse_clashes(subject.share, scores=request.outputs.save_scores)
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
+    say_strong(request.preset, segmenter, inference, say)
     with job.running():
         if inputs is None:
             inputs = AlignmentInputs.read(files, collected(request, subject, job))

@@ -1,7 +1,7 @@
 """``blda collect-stats``: one pass over images, counting logits."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,6 +126,8 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         norms=request.norms.recorded,
         shard=subject.record,
     )
+    say = job.monitor.say
+    say_strong(request.preset, subject.segmenter, request.inference, say)
     with job.running():
         if request.check and job.shard.first:
             doubts = say_doubts(subject.spec, subject.segmenter, subject.share, job.monitor)
@@ -140,7 +142,6 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
             norms=norms,
             norm_images=subject.images,
         )
-    say = job.monitor.say
     for note in subject.segmenter.notes:
         say(note)
     if content.norms_shifted and content.norms is None:
@@ -153,6 +154,19 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         for remark in label_remarks(reader, confusion, ignored, content.classes.names):
             say(remark)
     return content
+
+
+def say_strong(
+    preset: str | None, segmenter: Segmenter, inference: InferenceOptions, say: Callable[[str], None]
+) -> None:
+    """Say what ``--preset strong`` costs, and what it leaves out for this segmenter."""
+    if preset != "strong":
+        return
+    mirrored = 1 + inference.flip
+    views, pixels = mirrored * len(inference.scales), mirrored * sum(scale * scale for scale in inference.scales)
+    say(f"--preset strong: {views} views of each image, {pixels:.1f} times the pixels of one")
+    if not has_norms(segmenter):
+        say("--preset strong: norms are left out, as the network has no batch norms that could be changed")
 
 
 def requested_norms(request: NormsRequest, spec: SegmenterSpec) -> Norms | MixedNorms | NormSource:

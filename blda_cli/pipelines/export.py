@@ -112,7 +112,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
     format = _format(request, segmenter)
     _network(spec, segmenter)  # what cannot be exported is refused before statistics are collected
     with job.running():
-        if inputs is None and (request.norms.norms or settings.corrects):
+        if inputs is None and (request.norms.given or settings.corrects):
             inputs = AlignmentInputs.read(files, collected(request, subject, job))
         correction: Correction = OffsetCorrection(torch.zeros(len(segmenter.classes)))
         if inputs is not None:

@@ -20,6 +20,15 @@ from blda_cli.settings import Setting, fitted, sections_of, setting, settings_of
 
 T = TypeVar("T")
 
+STRONG = InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.5), flip=True)
+"""The views of ``--preset strong``: ten, eleven times the pixels of one. See ``tests/benchmarks/README.md``."""
+
+REQUEST_PRESETS: dict[str, dict[type, Any]] = {
+    **{name: {AlignmentSettings: settings} for name, settings in PRESETS.items()},
+    "strong": {InferenceOptions: STRONG},
+}
+"""What the sections of a request begin with under each preset."""
+
 
 CHECK_HELP = "First look, on two images, whether forgotten weights or another input description would explain more."
 
@@ -155,6 +164,9 @@ class CollectRequest:
     logit_space: LogitSpace = setting(
         LogitSpace.RAW, "How a pixel's free constant is fixed before its logits are counted."
     )
+    preset: Literal["strong"] | None = setting(
+        None, "strong: norms, five scales and flip averaged, eleven times slower; for align --preset strong."
+    )
     bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
     check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
@@ -249,9 +261,11 @@ class AlignRequest:
     subject: SubjectRequest
     files: FilesRequest
     alignment: AlignmentSettings
-    preset: Literal["published"] | None = setting(
+    preset: Literal["published", "strong"] | None = setting(
         None,
-        "Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
+        "published: the alignment exactly as published (quantile form, mixtures, clamped tails, tau 0.2). strong: all "
+        "that helps without training, norms, five scales and flip averaged, eleven times slower. Single options "
+        "override.",
     )
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
     outputs: OutputsRequest = OutputsRequest()
@@ -322,7 +336,7 @@ class ExportRequest:
             raise OptionError("--calibrator: no format holds a calibrator: leave it out")
         if self.subject.shard:
             raise OptionError("--shard does nothing for one network: leave it out")
-        if self.norms.norms and self.files.stats:
+        if self.norms.given and self.files.stats:
             raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
         if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
             raise OptionError("--label-source ground_truth needs --stats collected with --labels")
@@ -386,7 +400,7 @@ def request(cls: type[T], values: Mapping[str, Any]) -> T:
         made: dict[str, Any] = {
             name: fitted(section, {one: values[one] for one in settings_of(section) if one in values}, base)
             for name, section in sections_of(cls).items()
-            for base in (PRESETS.get(str(values.get("preset"))) if section is AlignmentSettings else None,)
+            for base in (REQUEST_PRESETS.get(str(values.get("preset")), {}).get(section),)
         }
         own = {name: one.fit(values[name]) for name, one in settings_of(cls).items() if name in values}
     except ValueError as error:

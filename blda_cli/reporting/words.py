@@ -158,11 +158,10 @@ def _views_step(report: Report) -> list[Step]:
     ready_made = report.made["statistics"].get("model", {}).get("kind") == "logits"
     if ready_made or "--flip" in options or "--scales" in options:
         return []
-    norms = "" if report.provenance.norms == "source" else f" --norms {shlex.quote(report.provenance.norms)}"
     return [
         Step(
-            "Average over views before the correction, which may add to it, at some four times the time.",
-            f"blda align {_shared(report.provenance)}{norms} --flip --scales 0.75,1.0 --output aligned-views",
+            "Average over views before the correction, which may add to it, at some eleven times the time.",
+            f"blda align {_shared(report.provenance)} --preset strong --output aligned-strong",
         )
     ]
 

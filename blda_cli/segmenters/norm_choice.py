@@ -41,12 +41,13 @@ def choose_weight(
 
     For every weight each image is run at its size and at three quarters of it. The weight whose two predictions share
     most information (`blda_cli.core.agreement.mutual_information`, over the pixels of all images) is chosen, but the
-    network's own statistics are left only for a clear gain: 0.05 nats a unit of the weight.
+    network's own statistics are left only for a clear gain: 0.05 nats a unit of the weight. Where views are averaged
+    later, the weight is half way from 1 to the one found.
 
     Args:
         segmenter: can mix its norms; it is as before afterwards.
         files: the images; `blda_cli.segmenters.norms.enough_for_norms` chooses some of many.
-        options: how images are run; whole predictions are compared, whatever views are averaged later.
+        options: how images are run; single views are compared, whatever views are averaged later.
         advance: called after every image.
         observed: watches the network as it was trained.
 
@@ -79,8 +80,10 @@ def choose_weight(
     if images == 0:
         raise BldaError("no image could be read, so there is nothing to choose the norms by")
     shared = {weight: mutual_information(table) for weight, table in pairs.items()}
-    chosen = max(WEIGHTS, key=lambda weight: shared[weight] - _COST * (1 - weight))
-    return MixedNorms(chosen, images, {weight: agreement(table) for weight, table in pairs.items()}, shared)
+    found = max(WEIGHTS, key=lambda weight: shared[weight] - _COST * (1 - weight))
+    averaged = options.flip or len(options.scales) > 1
+    chosen = (1 + found) / 2 if averaged else found
+    return MixedNorms(chosen, images, found, {weight: agreement(table) for weight, table in pairs.items()}, shared)
 
 
 def _classes(segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions) -> Tensor:

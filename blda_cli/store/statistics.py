@@ -372,6 +372,8 @@ def _write_norms(group: h5py.Group, norms: Norms) -> None:
 
 def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
     group.attrs.update(weight=norms.weight, images=norms.images)
+    if norms.found is not None:
+        group.attrs["found"] = norms.found
     group["weights"] = np.array(list(norms.agreements), dtype=np.float64)
     group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
     group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
@@ -390,6 +392,7 @@ def _read_norms(file: CheckedFile) -> Norms | MixedNorms | None:
         return MixedNorms(
             weight,
             file.attribute("images", int, "mixed_norms"),
+            file.attribute("found", float, "mixed_norms") if weights else None,
             dict(zip(weights, shares, strict=True)),
             dict(zip(weights, information, strict=True)),
         )
