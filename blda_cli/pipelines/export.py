@@ -24,12 +24,12 @@ from blda_cli.files import real, to_json, unwritable
 from blda_cli.pipelines.align import collected, refuse_second_correction, without_doubt
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, fit
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import ExportRequest
+from blda_cli.pipelines.requests import ExportRequest, NormsRequest
 from blda_cli.pipelines.subject import load_subject
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import Segmenter, model_identity
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.norms import enough_for_norms, use_norms
+from blda_cli.segmenters.norms import enough_for_norms, has_norms, use_norms
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model, to_toml
 from blda_cli.store.provenance import Provenance
 
@@ -110,6 +110,9 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
     spec, segmenter = subject.spec, _checked(subject.segmenter)
     refuse_second_correction(segmenter, request)
     format = _format(request, segmenter)
+    if not (FORMATS[format].carries_code or request.norms.given or files.stats) and has_norms(segmenter):
+        say(f"--format {format} holds weights alone: batch norms take statistics of the images (--norms target)")
+        request = replace(request, norms=NormsRequest(norms="target"))
     _network(spec, segmenter)  # what cannot be exported is refused before statistics are collected
     with job.running():
         if inputs is None and (request.norms.given or settings.corrects):
@@ -290,7 +293,9 @@ def _check_fits(format: str, content: Content, correction: Correction) -> None:
     if FORMATS[format].carries_code or not (parts.stages or parts.new_bias or segmenter.norm_weight != 1):
         return
     if segmenter.norm_weight != 1:
-        why = "its norms mix their statistics with each image's own as the network runs"
+        why = (
+            "its norms mix their statistics with each image's own as the network runs (with --norms target they do not)"
+        )
     elif parts.new_bias:
         why = f"{parts.layer} has no bias that could take the offsets, and a new one does not fit the same code"
     elif not isinstance(correction, OffsetCorrection):
