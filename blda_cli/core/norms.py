@@ -1,7 +1,7 @@
 """What batch norms normalise by: a mean and a variance per channel, and blends of those of two domains."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,7 @@ class MixedNorms:
         agreements: of every weight that was compared, the share of pixels whose class is the same in a smaller copy of
             the image.
         information: likewise, the mutual information of the two predictions in nats, by which it was chosen.
+        shares: of 1 and of the weight found, the share of the images' pixels that is predicted as each class.
     """
 
     weight: float
@@ -104,6 +105,7 @@ class MixedNorms:
     found: float | None = None
     agreements: Mapping[float, float] = field(default_factory=dict)
     information: Mapping[float, float] = field(default_factory=dict)
+    shares: Mapping[float, Sequence[float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         mixed = f"mixed with each image's own statistics, weight {self.weight:g}"

@@ -13,6 +13,7 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import domain_gap
 from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.norms import MixedNorms
 from blda_cli.core.shifts import location_shifts, occupied
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.reporting.model import Candidate, Estimate, Predictions, Report, Run, scores_of, shares
@@ -54,6 +55,7 @@ def build_report(
         scores=scores_of(before_confusion) if before_confusion is not None else None,
     )
     estimates = _estimates(statistics, source)
+    names = _names([folder for folder, _ in runs])
     return Report(
         classes=content.classes,
         images=statistics.images,
@@ -65,13 +67,14 @@ def build_report(
         before=before,
         runs=[
             _run(name, folder, record, confusions[1][index] if confusions else None)
-            for index, (name, (folder, record)) in enumerate(zip(_names([f for f, _ in runs]), runs, strict=True))
+            for index, (name, (folder, record)) in enumerate(zip(names, runs, strict=True))
         ],
         candidates=list(candidates),
         rank_correlation=_rank_correlation(estimates, before),
         made=made,
         provenance=content.provenance,
         remarks=remarks,
+        steps=_steps(content, before, dict(zip(names, (record for _, record in runs), strict=True))),
         gap=domain_gap(statistics.sample, content.norms_shifted) if len(statistics.sample) else None,
     )
 
@@ -125,6 +128,15 @@ def _names(folders: Sequence[str]) -> list[str]:
     return names if len(set(names)) == len(names) else list(folders)
 
 
+def _steps(content: StatisticsFile, before: Predictions, runs: Mapping[str, RunRecord]) -> dict[str, Sequence[float]]:
+    """Shares of the predicted classes from step to step: as it came, with norms, aligned."""
+    norms = content.norms
+    if not isinstance(norms, MixedNorms) or norms.weight == 1 or 1.0 not in norms.shares:
+        return {}
+    aligned = {name: shares(record.pixels_after) for name, record in runs.items()}
+    return {f"as it came ({norms.images} images)": norms.shares[1.0], "with norms": before.share, **aligned}
+
+
 def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> float:
     if before.scores is None:
         return math.nan
@@ -141,6 +153,8 @@ def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> flo
 
 def _remarks(content: StatisticsFile) -> list[str]:
     remarks = []
+    if isinstance(content.norms, MixedNorms) and (content.norms.weight < 1 or content.norms.agreements):
+        remarks.append(f"Batch norms are {content.norms}.")
     if not content.complete:
         remarks.append("The statistics are of a run that did not finish: they hold only the images counted so far.")
     if content.skipped:

@@ -18,6 +18,8 @@
   ``total_bias`` (Σ |Bias|); of a run also ``changed``, the share of pixels changed.
 - ``runs``: ``{NAME: {"folder", "method", "settings", "made"}}``.
 - ``candidates``: with ``--compare``, a list of ``{"method", "changed", "share", ...SCORES}``.
+- ``steps``: ``{NAME: [share]}``, shares of the predicted classes as the network came, with its norms mixed, and after
+  each correction; empty where the norms are as they came.
 - ``mean_shifts``: ``{"source", "values"}``, ``[label][channel]``, in logits.
 - ``confusion``: with labels ``{"before", "runs": {NAME}}``, pixels ``[label][prediction]``.
 
@@ -81,6 +83,7 @@ def as_data(report: Report) -> dict[str, Any]:
                 {"method": tried.method, "changed": tried.changed, "share": tried.share, **_overall(tried.scores)}
                 for tried in report.candidates
             ],
+            "steps": {name: list(share) for name, share in report.steps.items()},
             "mean_shifts": {"source": report.shift_source, "values": report.mean_shifts},
             "confusion": _confusions(report),
             "made": report.made,

@@ -22,6 +22,7 @@ from blda_cli.reporting.tables import (
     class_table,
     overall_table,
     run_tables,
+    steps_table,
 )
 from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
 from blda_cli.version import __version__
@@ -89,6 +90,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         reach=points(_reach(report)).lstrip("+"),
         classes=class_table(report),
         overall=overall_table(report),
+        shares_by_step=steps_table(report),
         candidates=candidate_table(report),
         per_run=run_tables(report),
         symbols=Markup(anchor_symbols(shown)),

@@ -158,6 +158,8 @@ class Report:
         made: how: the report's own command, the statistics and the labels.
         provenance: of the statistics.
         remarks: what the reader should know of the input.
+        steps: shares of the predicted classes, by step: as the network came, with its norms mixed, after each
+            correction; empty where the norms are as they came.
         gap: whether the network is at home on these images; None where no pixels were sampled to tell.
     """
 
@@ -176,6 +178,7 @@ class Report:
     provenance: Provenance
     remarks: list[str] = field(default_factory=list)
     gap: DomainGap | None = None
+    steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def many_classes(self) -> bool:

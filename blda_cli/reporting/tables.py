@@ -160,6 +160,17 @@ def overall_table(report: Report) -> NumberTable:
     return NumberTable(caption, "predictions", names, [*columns, changed])
 
 
+def steps_table(report: Report) -> NumberTable | None:
+    """One row a class: shares of the predictions as the network came, with its norms mixed, aligned; None without."""
+    if not report.steps:
+        return None
+    columns = [
+        replace(_SHARE.column(share), heading=name, short=name, title=f"{_SHARE.title}: {name}")
+        for name, share in report.steps.items()
+    ]
+    return NumberTable("Predicted shares from step to step (percent)", "class", report.classes.names, columns)
+
+
 def candidate_table(report: Report) -> NumberTable | None:
     """One row per method tried on the sampled pixels; None where none was."""
     tried = report.candidates

@@ -6,7 +6,15 @@ from rich.table import Table
 from rich.text import Text
 
 from blda_cli.reporting.model import Report, Verdict
-from blda_cli.reporting.tables import MARKS, Column, NumberTable, candidate_table, class_table, overall_table
+from blda_cli.reporting.tables import (
+    MARKS,
+    Column,
+    NumberTable,
+    candidate_table,
+    class_table,
+    overall_table,
+    steps_table,
+)
 from blda_cli.reporting.words import next_steps, summary
 
 _STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}
@@ -22,6 +30,9 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_class_table(report, intervals=console.width >= _WIDE or report.before.scores is None))
     if report.before.scores is not None or len(report.runs) > 1:
         console.print(_rows(overall_table(report), details=True))
+    steps = steps_table(report)
+    if steps is not None:
+        console.print(_rows(steps, details=True))
     candidates = candidate_table(report)
     if candidates is not None:
         console.print(_rows(candidates, details=False))

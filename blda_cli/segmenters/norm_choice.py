@@ -83,7 +83,11 @@ def choose_weight(
     found = max(WEIGHTS, key=lambda weight: shared[weight] - _COST * (1 - weight))
     averaged = options.flip or len(options.scales) > 1
     chosen = (1 + found) / 2 if averaged else found
-    return MixedNorms(chosen, images, found, {weight: agreement(table) for weight, table in pairs.items()}, shared)
+    agreements = {weight: agreement(table) for weight, table in pairs.items()}
+    shares = {
+        weight: (pairs[weight].sum(dim=1) / pairs[weight].sum()).tolist() for weight in dict.fromkeys((1.0, found))
+    }
+    return MixedNorms(chosen, images, found, agreements, shared, shares)
 
 
 def _classes(segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions) -> Tensor:

@@ -371,31 +371,44 @@ def _write_norms(group: h5py.Group, norms: Norms) -> None:
 
 
 def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
-    group.attrs.update(weight=norms.weight, images=norms.images)
-    if norms.found is not None:
-        group.attrs["found"] = norms.found
+    group.attrs["weight"] = norms.weight
+    if norms.found is None:
+        return
+    group.attrs.update(images=norms.images, found=norms.found)
     group["weights"] = np.array(list(norms.agreements), dtype=np.float64)
     group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
     group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
+    group["shares"] = np.array(list(norms.shares.values()), dtype=np.float64)
+
+
+def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
+    weight = file.attribute("weight", float, "mixed_norms")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"mixed_norms/weight is {weight:g}, not between 0 and 1")
+    if "mixed_norms/weights" not in file:  # it was given
+        return MixedNorms(weight)
+    size = (file.shape("mixed_norms/weights") or (0,))[0]
+    weights, agreements, information = (
+        file.array(f"mixed_norms/{name}", size, kind="f", least=0, most=most).tolist()
+        for name, most in (("weights", 1), ("agreements", 1), ("information", 64))
+    )
+    found = file.attribute("found", float, "mixed_norms")
+    compared = list(dict.fromkeys((1.0, found)))
+    classes = len(file.attribute("classes", list))
+    shares = file.array("mixed_norms/shares", len(compared), classes, kind="f", least=0, most=1).tolist()
+    return MixedNorms(
+        weight,
+        file.attribute("images", int, "mixed_norms"),
+        found,
+        dict(zip(weights, agreements, strict=True)),
+        dict(zip(weights, information, strict=True)),
+        dict(zip(compared, shares, strict=True)),
+    )
 
 
 def _read_norms(file: CheckedFile) -> Norms | MixedNorms | None:
     if "mixed_norms" in file:
-        weight = file.attribute("weight", float, "mixed_norms")
-        if not 0 <= weight <= 1:
-            raise ValueError(f"mixed_norms/weight is {weight:g}, not between 0 and 1")
-        size = (file.shape("mixed_norms/weights") or (0,))[0]
-        weights, shares, information = (
-            file.array(f"mixed_norms/{name}", size, kind="f", least=0, most=most).tolist()
-            for name, most in (("weights", 1), ("agreements", 1), ("information", 64))
-        )
-        return MixedNorms(
-            weight,
-            file.attribute("images", int, "mixed_norms"),
-            file.attribute("found", float, "mixed_norms") if weights else None,
-            dict(zip(weights, shares, strict=True)),
-            dict(zip(weights, information, strict=True)),
-        )
+        return _read_mixed_norms(file)
     if "norms" not in file:
         return None
     averages = {}

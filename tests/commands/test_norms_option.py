@@ -266,7 +266,7 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
     described.write_text(Path(normed).read_text().replace("[segmenter]", "[segmenter]\nnorm_weight = 0.5"))
     run("align", *scene.options(model=str(described)), "--output", scene.root / "b", "--method", "none")
     np.testing.assert_array_equal(counts(scene.root / "b.h5"), counts(auto))
-    changed = 0
+    changed, as_trained = 0, []
     for key in scene.keys:
         pixels = np.array(Image.open(scene.images / f"{key}.png")).astype(np.float64) / 255
         mean = 0.5 * (np.array([0.3, 0.5, 0.2]) + pixels.mean(axis=(0, 1)))
@@ -279,7 +279,19 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
         for folder in ("a", "b"):
             np.testing.assert_array_equal(np.array(Image.open(scene.root / folder / "argmax" / f"{key}.png")), expected)
         changed += (expected != before).sum()
+        as_trained.append(before.ravel())
     assert changed > 0
+    # The report shows three steps: as it came, with norms, aligned.
+    report = json.loads(
+        run("report", "--stats", auto, "--aligned", scene.root / "a", "--json", "--output", scene.root / "r").stdout
+    )
+    came, mixed, aligned = report["steps"]
+    assert (came, mixed, aligned) == ("as it came (6 images)", "with norms", "a")
+    first = np.bincount(np.concatenate(as_trained), minlength=4) / sum(map(len, as_trained))
+    np.testing.assert_allclose(report["steps"][came], first, atol=1e-3)
+    np.testing.assert_allclose(report["steps"][mixed], [each["before"]["share"] for each in report["classes"]])
+    assert any("Batch norms are mixed with each image's own statistics, weight 0.5" in one for one in report["remarks"])
+    assert "Step by step" in (scene.root / "r" / "report.html").read_text()
     # Statistics of the network as it was trained are of another network, and say how to have them alike.
     run("collect-stats", *options, "--norms", "source", "--labels", scene.labels, "--output", source)
     arguments = ["align", *options, "--stats", auto, "--method", "supervised", "--labelled", source]
