@@ -92,17 +92,14 @@ class MixedNorms:
     Attributes:
         weight: λ, of the running statistics; with 1 the network is as it was trained.
         images: images that it was chosen on; 0 where it was given.
-        found: the weight that was chosen on single views of them, of which averaged views take half; None where the
-            weight was given.
         agreements: of every weight that was compared, the share of pixels whose class is the same in a smaller copy of
             the image.
         information: likewise, the mutual information of the two predictions in nats, by which it was chosen.
-        shares: of 1 and of the weight found, the share of the images' pixels that is predicted as each class.
+        shares: of 1 and of the weight, the share of the images' pixels that is predicted as each class.
     """
 
     weight: float
     images: int = 0
-    found: float | None = None
     agreements: Mapping[float, float] = field(default_factory=dict)
     information: Mapping[float, float] = field(default_factory=dict)
     shares: Mapping[float, Sequence[float]] = field(default_factory=dict)
@@ -110,12 +107,11 @@ class MixedNorms:
     def __str__(self) -> str:
         mixed = f"mixed with each image's own statistics, weight {self.weight:g}"
         words = "as trained" if self.weight == 1 else mixed
-        if self.found is None or self.found not in self.agreements:
+        if self.weight not in self.agreements:
             return words
-        views = "" if self.found == self.weight else f", half way to {self.found:g}, as views are averaged"
-        kept = f"{self.agreements[self.found]:.1%} of the pixels keep their class in a smaller copy of the image"
-        other = "no other weight is clearly ahead" if self.found == 1 else f"as trained {self.agreements[1.0]:.1%}"
-        return f"{words}{views}: {kept}, {other} ({self.images} images)"
+        kept = f"{self.agreements[self.weight]:.1%} of the pixels keep their class in a smaller copy of the image"
+        other = "no other weight is clearly ahead" if self.weight == 1 else f"as trained {self.agreements[1.0]:.1%}"
+        return f"{words}: {kept}, {other} ({self.images} images)"
 
     @property
     def identity(self) -> dict[str, Any] | None:

@@ -372,9 +372,9 @@ def _write_norms(group: h5py.Group, norms: Norms) -> None:
 
 def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
     group.attrs["weight"] = norms.weight
-    if norms.found is None:
+    if not norms.agreements:
         return
-    group.attrs.update(images=norms.images, found=norms.found)
+    group.attrs["images"] = norms.images
     group["weights"] = np.array(list(norms.agreements), dtype=np.float64)
     group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
     group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
@@ -392,14 +392,12 @@ def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
         file.array(f"mixed_norms/{name}", size, kind="f", least=0, most=most).tolist()
         for name, most in (("weights", 1), ("agreements", 1), ("information", 64))
     )
-    found = file.attribute("found", float, "mixed_norms")
-    compared = list(dict.fromkeys((1.0, found)))
+    compared = list(dict.fromkeys((1.0, weight)))
     classes = len(file.attribute("classes", list))
     shares = file.array("mixed_norms/shares", len(compared), classes, kind="f", least=0, most=1).tolist()
     return MixedNorms(
         weight,
         file.attribute("images", int, "mixed_norms"),
-        found,
         dict(zip(weights, agreements, strict=True)),
         dict(zip(weights, information, strict=True)),
         dict(zip(compared, shares, strict=True)),
