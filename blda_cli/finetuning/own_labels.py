@@ -30,6 +30,10 @@ SCALES = (0.75, 1.0, 1.5)
 """Image scales whose predictions are averaged, with the mirrored image's."""
 
 
+_COUNTED = 200
+"""Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
+
+
 def label_target(
     segmenter: NetworkSegmenter,
     target: Sequence[ImageSource],
@@ -66,9 +70,10 @@ def label_target(
         few = enough_for_norms(target, CHOICE_IMAGES)
         monitor.start("choosing the weight of norms", len(few))
         norms = choose_weight(segmenter, few, InferenceOptions(workers=workers), advance=monitor.advance)
+    counted = target[:: -(-len(target) // _COUNTED)]
     content = collect_statistics(
         segmenter,
-        target,
+        counted,
         Job(statistics, overwrite=True, monitor=monitor),
         counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=inference,
@@ -77,14 +82,14 @@ def label_target(
     )
     settings = AlignmentSettings()
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
-    stream = partial(stream_share, segmenter=segmenter, files=target, inference=inference, monitor=monitor)
+    stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), device)
-    for batch in stream("ranking"):
+    for batch in stream("ranking", files=counted):
         histogram.update(correction.scores(batch.logits).clamp_(max=0))
     all_sum(histogram.counts)
     thresholds = histogram.class_thresholds(share)
     kept = torch.zeros(len(classes), dtype=torch.float64, device=device)
-    for batch in stream("labelling"):
+    for batch in stream("labelling", files=target):
         labels = keep_confident(correction.scores(batch.logits).clamp_(max=0), thresholds)
         kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
         for file, one in zip(batch.files, labels, strict=True):

@@ -1,7 +1,12 @@
 """Training without source images: the target's own labels, what is refused, kills, Tent, a few labelled images."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
+from blda_cli.finetuning.methods import METHODS
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -95,18 +101,13 @@ class KillAt(SilentMonitor):
                 raise self.KilledError
 
 
-@pytest.mark.parametrize(
-    ("method", "source"),
-    [
-        ("dacs", True),
-        ("blda", True),
-        ("cbst", True),
-        ("dacs", False),
-        ("blda", False),
-        ("cbst", False),
-        ("tent", False),
-    ],
-)
+WITH_AND_WITHOUT = [
+    *((method, True) for method, entry in METHODS.items() if entry.source != "unused"),
+    *((method, False) for method, entry in METHODS.items() if entry.source != "needed"),
+]
+
+
+@pytest.mark.parametrize(("method", "source"), WITH_AND_WITHOUT)
 def test_a_killed_run_ends_as_one_that_was_not(
     project: Any, normed_project: Any, tmp_path: Path, method: str, source: bool
 ) -> None:
@@ -125,6 +126,31 @@ def test_a_killed_run_ends_as_one_that_was_not(
         assert same(checkpoint(tmp_path / "through")["trainer"], checkpoint(output)["trainer"]), (work, after)
         for kept in (tmp_path / "through").glob("pseudo_labels/**/*.png"):
             assert kept.read_bytes() == (output / kept.relative_to(tmp_path / "through")).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [True, False])
+def test_kill_9(project: Any, tmp_path: Path, source: bool) -> None:
+    values = {} if source else NO_SOURCE
+    settings = project.settings(run__checkpoint_every=2, run__log_every=1, training__iterations=60, **values)
+    (tmp_path / "config.toml").write_text(settings.to_toml())
+
+    def start(name: str, *more: str) -> "subprocess.Popen[bytes]":
+        arguments = ["--config", str(tmp_path / "config.toml"), "--output", str(tmp_path / name), "--device", "cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen([sys.executable, "-m", "blda_cli", "finetune", *arguments, *more], env=environment)
+
+    assert start("through").wait() == 0
+    killed = 0
+    for lines_first in (3, 20, 45):
+        process, metrics = start("killed", "--resume"), tmp_path / "killed" / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("losses") < lines_first):
+            time.sleep(0.005)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 3
+    assert start("killed", "--resume").wait() == 0
+    assert same(checkpoint(tmp_path / "through")["trainer"], checkpoint(tmp_path / "killed")["trainer"])
 
 
 @pytest.mark.parametrize(
