@@ -1,6 +1,7 @@
 """The labels that a run without source images starts from: the target's own, of the network as it came."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, NormSource
 from blda_cli.core.methods import AlignmentSettings
-from blda_cli.core.norms import MixedNorms
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
 from blda_cli.files import replacing, to_json
@@ -18,17 +18,11 @@ from blda_cli.finetuning.streaming import stream_share
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
-from blda_cli.segmenters.norms import enough_for_norms, has_norms
-from blda_cli.segmenters.options import InferenceOptions
-
-SCALES = (0.75, 1.0, 1.5)
-"""Image scales whose predictions are averaged, with the mirrored image's."""
-
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
@@ -43,7 +37,7 @@ def label_target(
     workers: int,
     monitor: Monitor,
 ) -> None:
-    """Label every image by the strongest predictions that need no training, and keep each class's surest pixels.
+    """Label every image by the predictions of ``--preset strong``, and keep each class's surest pixels.
 
     Batch norms are mixed with each image's own statistics, by the weight that is found without labels; scales and the
     mirrored image are averaged, and the default alignment is fitted to the result. A pixel is labelled where its
@@ -64,12 +58,7 @@ def label_target(
         Interrupted: the user asked to stop.
     """
     classes, device = segmenter.classes, segmenter.device
-    inference = InferenceOptions(workers=workers, scales=SCALES, flip=True)
-    norms: MixedNorms | NormSource = NormSource.SOURCE
-    if has_norms(segmenter) and not segmenter.adapted_norms:
-        few = enough_for_norms(target, CHOICE_IMAGES)
-        monitor.start("choosing the weight of norms", len(few))
-        norms = choose_weight(segmenter, few, InferenceOptions(workers=workers), advance=monitor.advance)
+    inference = replace(STRONG, workers=workers)
     counted = target[:: -(-len(target) // _COUNTED)]
     content = collect_statistics(
         segmenter,
@@ -78,7 +67,7 @@ def label_target(
         counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=inference,
         labels=None,
-        norms=norms,
+        norms=NormSource.AUTO,
     )
     settings = AlignmentSettings()
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)

@@ -24,6 +24,7 @@ from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.methods import METHODS
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -46,9 +47,8 @@ def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path)
     """As the Python interface aligns the averaged views: the pictures hold the first 60 % of every predicted class."""
     segmenter = project.segmenter()
     alignment = blda_cli.Alignment.from_file(started / "start.h5")
-    views = InferenceOptions(scales=(0.75, 1.0, 1.5), flip=True)
     found, confidence, predicted = [], [], []
-    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), views):
+    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), STRONG):
         scores = alignment.scores(batch.logits)[0]
         confidence.append(scores.max(dim=0).values.exp().double().flatten())
         predicted.append(scores.argmax(dim=0).flatten())
