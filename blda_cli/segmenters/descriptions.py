@@ -387,12 +387,13 @@ def compare_descriptions(segmenter: NetworkSegmenter, files: Sequence[ImageSourc
     better = [min(pair, key=lambda one: one.fit.misfit) for pair in pairs]
     nearest = min(better, key=lambda one: one.fit.misfit).fit
     near = sorted(better[1:], key=lambda one: one.fit.misfit)[:_FINALISTS]
-    kept = {0, *(better.index(one) for one in near if one.fit.farther(nearest) <= _RULED_OUT)}
-    final = _fits(
-        segmenter, [one for index in kept for one in both[2 * index : 2 * index + 2]], files, FINAL, copies=True
-    )
+    kept = {better.index(one) for one in (better[0], *near) if one.fit.farther(nearest) <= _RULED_OUT}
+    finalists = [order for index in sorted(kept) for order in both[2 * index : 2 * index + 2]]
+    final = _fits(segmenter, finalists, files, FINAL, copies=True)
+    if 0 not in kept:  # shown beside the others, as the model's own
+        final += _fits(segmenter, candidates[:1], files, FINAL, copies=False)
     best_first = [final[index] for index in ranked([one.fit for one in final])]
-    others = [replace(one, screened=True) for index, one in enumerate(better) if index not in kept]
+    others = [replace(one, screened=True) for index, one in enumerate(better) if index not in {0, *kept}]
     others.sort(key=lambda one: one.fit.misfit)
     return Comparison(candidates[0], (*best_first, *others), norms, late)
 
