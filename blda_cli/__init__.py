@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blda_cli.version import __version__
 
 if TYPE_CHECKING:
-    from blda_cli.api import Alignment, align, collect_stats, export, finetune, merge, report, write_statistics
+    from blda_cli.api import Alignment, align, check, collect_stats, export, finetune, merge, report, write_statistics
     from blda_cli.core.statistics import LogitStatistics
     from blda_cli.errors import BldaError
     from blda_cli.segmenters.instance_norms import InstanceNorms
@@ -28,6 +28,7 @@ __all__ = [
     "ObservedNorms",
     "__version__",
     "align",
+    "check",
     "collect_stats",
     "export",
     "finetune",
@@ -44,6 +45,7 @@ _MODULES = {
     "LogitStatistics": "core.statistics",
     "ObservedNorms": "segmenters.norms",
     "align": "api",
+    "check": "api",
     "collect_stats": "api",
     "export": "api",
     "finetune": "api",

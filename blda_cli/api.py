@@ -24,6 +24,7 @@ from blda_cli.files import claim
 from blda_cli.finetuning import run as pipeline_of_finetune
 from blda_cli.finetuning.settings import FinetuneRequest, full_names, run_settings
 from blda_cli.pipelines import align as pipeline_of_align
+from blda_cli.pipelines import check as pipeline_of_check
 from blda_cli.pipelines import collect
 from blda_cli.pipelines import export as pipeline_of_export
 from blda_cli.pipelines import merge as pipeline_of_merge
@@ -33,6 +34,7 @@ from blda_cli.pipelines.export import ExportRecord
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import (
     AlignRequest,
+    CheckRequest,
     CollectRequest,
     ExportRequest,
     FilesRequest,
@@ -40,7 +42,9 @@ from blda_cli.pipelines.requests import (
     ReportRequest,
     request,
 )
+from blda_cli.reporting.check_model import Check
 from blda_cli.reporting.model import Report
+from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.settings import fitted
 from blda_cli.store import statistics as store
 from blda_cli.store.predictions import RunRecord
@@ -302,6 +306,22 @@ def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:
     settings = replace(settings, tau=resolve_strength(settings, evidence))
     target = inputs.target.content
     return Alignment(settings, target.classes, fit(settings, evidence), target.norms)
+
+
+def check(**options: Any) -> Check:
+    """Say whether a model's description is right, as ``blda check`` does.
+
+    Args:
+        **options: as the command's, e.g. ``model="net.toml", images="frames", output="check"``.
+
+    Returns:
+        What was found; its ``remarks`` come the gravest first.
+
+    Raises:
+        BldaError: the model, an image or a label cannot be read, the network cannot be run, or a file cannot be
+            written.
+    """
+    return pipeline_of_check.check(request(CheckRequest, options), SilentMonitor())
 
 
 def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any) -> StatisticsFile:

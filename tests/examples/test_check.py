@@ -1,7 +1,9 @@
 """``blda check`` and the quick look of other commands, on the network that learned drawn streets."""
 
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 from draw import DAY, draw_scene
 from PIL import Image
 
+import blda_cli
 from blda_cli.commands import cli
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
@@ -49,6 +52,15 @@ def model(world: Path) -> Write:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def browser() -> str:
+    """Chromium, where there is one."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium here")
+    return found
 
 
 RIGHT = "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]"
@@ -196,3 +208,71 @@ def test_ready_made_logits_have_no_description(world: Path) -> None:
         code=1,
     )
     assert "no input to describe" in refused.stderr
+
+
+def test_a_factory_and_weights_alone_lead_to_a_description_that_fits(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    options = ["--images", world / "images", "--json"]
+    first = run(
+        "check", "--model", "streetnet:streetnet", "--weights", "streetnet.pth", *options, "--write-model", "net.toml"
+    )
+    assert graves(json.loads(first.stdout)) == ["description"]
+    second = json.loads(run("check", "--model", "net.toml", *options).stdout)
+    assert graves(second) == []
+    assert second["descriptions"]["best"] == second["descriptions"]["given"] == "ImageNet mean and deviation, RGB"
+
+
+def folded(world: Path, factory: str) -> str:
+    """A network without norms; returns its description's path."""
+    (world / "plain.py").write_text(
+        "import torch\n"
+        "def random():\n    return torch.nn.Conv2d(3, 11, 3, padding=1)\n"
+        "def seeded():\n    torch.manual_seed(0)\n    return random()\n"
+    )
+    path = world / "plain.toml"
+    path.write_text(f'[segmenter]\nkind = "python"\nfactory = "plain:{factory}"\n[classes]\nnames = "camvid"\n')
+    return str(path)
+
+
+def test_without_norms_it_is_said_that_nothing_is_told(world: Path) -> None:
+    found = checked(world, folded(world, "seeded"), "--write-model", world / "same.toml")
+    assert found["remarks"][0]["finding"] == "unsaid"
+    assert found["descriptions"]["normalisation_told"] is False
+    assert found["descriptions"]["colour_order_told"] is False
+    assert parse_model(str(world / "same.toml")).preprocessing == parse_model(str(world / "plain.toml")).preprocessing
+    said = run("check", "--model", world / "plain.toml", "--images", world / "images").stdout
+    assert "folded into the convolutions" in " ".join(said.split())
+
+
+def test_weights_drawn_at_random_are_named_without_norms_too(world: Path) -> None:
+    found = checked(world, folded(world, "random"))
+    assert graves(found) == ["weights"]
+    assert "each time it is called" in found["remarks"][0]["text"]
+
+
+def test_from_python(world: Path, model: Write) -> None:
+    found = blda_cli.check(model=model(HALF), images=str(world / "images"))
+    assert [remark.finding for remark in found.remarks if remark.grave] == ["description"]
+    assert found.comparison is not None
+    assert found.comparison.best.description.name == "ImageNet mean and deviation"
+
+
+def test_the_page_fits_narrow_and_wide_screens(world: Path, model: Write, browser: str) -> None:
+    run("check", "--model", model(HALF), "--images", world / "images", "--output", world / "out")
+    for width in (390, 1400):
+        script = "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth</script></body>"
+        page = (world / "out" / "check.html").read_text().replace("</body>", script)
+        (world / "probe.html").write_text(page)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+        shown = 'onload="document.title=this.contentDocument.title"'
+        frame = f"<iframe src=probe.html width={width} height=900 {shown}></iframe>"
+        (world / "frame.html").write_text(frame)
+        flags += ["--allow-file-access-from-files", f"--user-data-dir={world / 'profile'}"]
+        done = subprocess.run(
+            [browser, *flags, (world / "frame.html").as_uri()], capture_output=True, text=True, check=True, timeout=120
+        )
+        title = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
+        assert title is not None
+        assert int(title[1]) <= int(title[2]) == width
