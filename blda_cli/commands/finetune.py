@@ -72,7 +72,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
     "training",
     *("method", "correction", "iterations", "crop", "batch_size", "accumulate"),
     *("learning_rate", "head_factor", "weight_decay"),
-    *("warmup", "seed", "norms", "amp", "activation_checkpointing", "feature_layer"),
+    *("warmup", "seed", "norms", "norm_weight", "amp", "activation_checkpointing", "feature_layer"),
     crop=_crop,
 )
 @_options(

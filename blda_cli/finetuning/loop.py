@@ -87,7 +87,7 @@ class TrainingLoop:
     def exported(self, images: Sequence[ImageSource]) -> NetworkSegmenter:
         """The network as it would be exported now with ``images`` as the target."""
         segmenter = self.trainer.exported()
-        if self._settings.run.target_norms and images:
+        if self._settings.run.target_norms and images and segmenter.norm_weight == 1:
             options = InferenceOptions(workers=self.machine.workers)
             use_norms(segmenter, take_norms(segmenter, enough_for_norms(images), options))
         return segmenter

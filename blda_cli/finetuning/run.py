@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from blda_cli.core.choices import LabelSource
+from blda_cli.core.choices import LabelSource, NormSource
+from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images, refuse_among
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_labelled, without_labels
@@ -32,6 +33,7 @@ from blda_cli.runtime.process_group import process_group, wait_for_all
 from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import has_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, parse_model
@@ -161,6 +163,10 @@ def train(
     kept = None if state is None else state.get("norms")
     chosen = settings if kept is None else settings.with_values({"training.norms": kept}, str(folder.checkpoint))
     norms = prepare_norms(segmenter, chosen, source, target, monitor)
+    given = settings.training.norm_weight
+    weight = spec.segmenter.norm_weight if given is None else given
+    if weight is not None and (given is not None or has_norms(segmenter)):
+        segmenter.mix_norms(weight)
     trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
     if state is not None:
         go_on_from(state, folder, trainer, initial)
@@ -308,7 +314,9 @@ def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> 
     """Write the model and the statistics of its logits on the target."""
     folder = loop.folder
     exported = loop.exported(loop.target)
-    trained = folder.export(spec, exported.module, adapted_norms="norms" in exported.identity)
+    weight = exported.norm_weight if exported.norm_weight < 1 else None
+    described = replace(spec, segmenter=replace(spec.segmenter, norm_weight=weight))
+    trained = folder.export(described, exported.module, adapted_norms="norms" in exported.identity)
     if not loop.target:
         return
     # Loaded as any other model, so that the statistics are those of what was written.
@@ -321,4 +329,5 @@ def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> 
         counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=InferenceOptions(workers=loop.machine.workers),
         labels=None,
+        norms=NormSource.SOURCE if weight is None else MixedNorms(weight),
     )

@@ -71,6 +71,13 @@ class TrainingSettings:
         "What batch norms normalise by in training: averages that are kept, the network's blended with the target's or "
         "its own alone; those of each batch (published); auto: of each batch, unless the network then loses much.",
     )
+    norm_weight: float | None = setting(
+        None,
+        "Labels are made, and the written network runs, with batch norms that mix their own statistics, with this "
+        "weight, with each image's (norms image by image, in place of --target-norms).  [default: the model's]",
+        at_least=0,
+        at_most=1,
+    )
     feature_layer: str | None = setting(
         None, "The layer whose input the density head reads; by default the last layer with one output per class."
     )

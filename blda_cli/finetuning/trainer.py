@@ -25,6 +25,7 @@ from blda_cli.finetuning.networks.student import Outputs, Student, is_norm, run_
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.shards import current_shard
+from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import hold_norms
 
@@ -262,10 +263,12 @@ class Trainer:
         """
         network, wholes = self.method.network, batch.target_wholes
         assert network is not None
-        with self._autocast():
+        weight = self.segmenter.norm_weight
+        norms = InstanceNorms(network, weight) if weight < 1 else None
+        with self._autocast(), norms or nullcontext():
             if len({whole.shape for whole in wholes}) != 1:
-                return run_labelling(self.segmenter, network, self.student.classifier, batch.target_images)
-            logits = run_labelling(self.segmenter, network, None, torch.stack(wholes)).logits
+                return run_labelling(self.segmenter, network, self.student.classifier, batch.target_images, norms)
+            logits = run_labelling(self.segmenter, network, None, torch.stack(wholes), norms).logits
         return Outputs(torch.stack([crop.cut_map(one) for crop, one in zip(batch.target_crops, logits, strict=True)]))
 
     def _backward(self, losses: Losses, share: float, report: StepReport) -> None:

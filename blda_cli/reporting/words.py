@@ -158,10 +158,12 @@ def _views_step(report: Report) -> list[Step]:
     ready_made = report.made["statistics"].get("model", {}).get("kind") == "logits"
     if ready_made or "--flip" in options or "--scales" in options:
         return []
+    chosen = report.provenance.norms
+    norms = "" if chosen in ("source", "auto") else f" --norms {shlex.quote(chosen)}"
     return [
         Step(
             "Average over views before the correction, which may add to it, at some eleven times the time.",
-            f"blda align {_shared(report.provenance)} --preset strong --output aligned-strong",
+            f"blda align {_shared(report.provenance)}{norms} --preset strong --output aligned-strong",
         )
     ]
 

@@ -43,7 +43,8 @@ def test_a_few_frames(run: Run, options: list[Any], shared_data: Path, tmp_path:
     (tmp_path / "frames.txt").write_text("\n".join(map(str, frames)))
     options += ["--images", tmp_path / "frames.txt"]
     stats, output = tmp_path / "dusk.h5", tmp_path / "aligned"
-    run("collect-stats", *options, "--labels", dusk / "labels", "--output", stats, "--bins", 256)
+    counted = ["--labels", dusk / "labels", "--bins", 256, "--norms", "source"]  # as trained
+    run("collect-stats", *options, *counted, "--output", stats)
     with h5py.File(stats) as file:
         assert list(file.attrs["classes"])[:3] == ["sky", "building", "pole"]
         assert file["cells/pseudo/counts"].shape == (11, 11, 256)
@@ -54,6 +55,18 @@ def test_a_few_frames(run: Run, options: list[Any], shared_data: Path, tmp_path:
     before, after = (scored(output / kind, dusk / "labels") for kind in ("argmax", "predictions"))
     assert after[0] > before[0] + 2
     assert after[1] > before[1] + 5
+
+
+@pytest.mark.slow
+def test_plain_commands_mix_the_norms_first(run: Run, options: list[Any], shared_data: Path, tmp_path: Path) -> None:
+    dusk = shared_data / "camvid" / "dusk"
+    (tmp_path / "frames.txt").write_text("\n".join(map(str, sorted((dusk / "images").glob("*.png"))[::8])))
+    options += ["--images", tmp_path / "frames.txt"]
+    run("align", *options, "--output", tmp_path / "plain")
+    before, after = (scored(tmp_path / "plain" / kind, dusk / "labels") for kind in ("argmax", "predictions"))
+    assert before[0] > 33  # as trained 18
+    assert before[1] > 45  # 29
+    assert after[0] > before[0] - 0.5
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def aligned(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.output
 
-    invoke("collect-stats", *options, "--output", folder / "dusk.h5")
+    invoke("collect-stats", *options, "--norms", "source", "--output", folder / "dusk.h5")
 
     def align(name: str, *how: str) -> Path:
         invoke("align", *options, "--stats", folder / "dusk.h5", "--output", folder / name, *how)

@@ -19,6 +19,7 @@ from torch import nn
 
 from blda_cli.core.norms import SHIFTED, MixedNorms, Norms, hellinger
 from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
 
@@ -367,6 +368,34 @@ def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene
     for norms in ("source", "auto"):
         arguments = scene.options("--norms", norms, model=str(scene.root / "net.ts"))
         run("collect-stats", *arguments, "--output", output, "--overwrite")
+
+
+def test_training_labels_and_writes_a_network_that_mixes_its_norms(
+    run: Run, scene: Scene, normed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled_with: list[float] = []
+
+    class Noted(InstanceNorms):
+        def __init__(self, network: nn.Module, weight: float) -> None:
+            super().__init__(network, weight)
+            labelled_with.append(weight)
+
+    monkeypatch.setattr("blda_cli.finetuning.trainer.InstanceNorms", Noted)
+    run(
+        *("finetune", "--model", normed, "--method", "dacs", "--iterations", 2, "--crop", 32, "--batch-size", 1),
+        *("--source-images", scene.root / "images", "--source-labels", scene.root / "labels", "--norms", "source"),
+        *("--target-images", scene.root / "images", "--output", tmp_path / "run", "--learning-rate", "1e-9"),
+        *("--norm-weight", 0.5),
+    )
+    assert labelled_with == [0.5, 0.5]
+    described = tomllib.loads((tmp_path / "run" / "model.toml").read_text())["segmenter"]
+    assert described["norm_weight"] == 0.5
+    assert not described.get("adapted_norms", False)
+    # What is written is the network with the weight, and every command runs it so.
+    assert read_statistics(tmp_path / "run" / "statistics.h5").model["norms"] == {"weight": 0.5}
+    options = ["--model", tmp_path / "run" / "model.toml", "--images", scene.images, "--device", "cpu"]
+    run("collect-stats", *options, "--output", tmp_path / "s.h5")
+    assert read_statistics(tmp_path / "s.h5").norms == MixedNorms(0.5)
 
 
 @pytest.mark.parametrize("adapted", [True, False])

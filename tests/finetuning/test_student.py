@@ -9,6 +9,7 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.student import Student, encoder_of, run_labelling, run_student
 from blda_cli.finetuning.trainer import Trainer
 from blda_cli.segmenters import load_segmenter
+from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model
 
@@ -129,6 +130,12 @@ def test_features_are_those_in_front_of_the_classifier() -> None:
     torch.testing.assert_close(labelling.logits, outputs.logits)
     assert not copied.get_submodule("classifier")._forward_pre_hooks
     assert run_labelling(segmenter, copied, None, images).features is None
+    with InstanceNorms(copied, 0.5) as norms:
+        mixed = run_labelling(segmenter, copied, None, images, norms).logits
+    segmenter.mix_norms(0.5)
+    segmenter.network = copied
+    torch.testing.assert_close(mixed, segmenter.logits(images.permute(0, 2, 3, 1)))
+    assert not torch.allclose(mixed, labelling.logits, atol=1e-2)
 
 
 def test_class_groups_train_through_the_grouped_logits() -> None:

@@ -394,13 +394,12 @@ def test_views_are_pointed_to_where_there_were_none(scored: bool) -> None:
         aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], better if scored else None), {})
         found = replace(made_up(before), runs=[aligned], provenance=Provenance(source="some frames", **provenance))
         found = replace(found, made={"statistics": {"file": "s.h5", "model": {"kind": kind}}})
-        return [step.command for step in next_steps(found) if "views" in step.command]
+        return [step.command for step in next_steps(found) if "strong" in step.command]
 
     assert commands(norms="target", options={"--model": "net.toml"}) == [
-        "blda align --model net.toml --images 'some frames' --norms target --flip --scales 0.75,1.0 "
-        "--output aligned-views"
+        "blda align --model net.toml --images 'some frames' --norms target --preset strong --output aligned-strong"
     ]
-    assert commands()[0].startswith("blda align --model MODEL --images 'some frames' --flip")
+    assert commands()[0].startswith("blda align --model MODEL --images 'some frames' --preset strong")
     assert commands(options={"--flip": True}) == commands(options={"--scales": "0.5,1.0"}) == commands("logits") == []
 
 

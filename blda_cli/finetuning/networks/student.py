@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blda_cli.errors import BldaError
+from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter
 
 _ENCODER_NAMES = ("encoder", "backbone")
@@ -176,7 +177,13 @@ def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable
 
 
 @torch.no_grad()
-def run_labelling(segmenter: NetworkSegmenter, network: nn.Module, classifier: str | None, images: Tensor) -> Outputs:
+def run_labelling(
+    segmenter: NetworkSegmenter,
+    network: nn.Module,
+    classifier: str | None,
+    images: Tensor,
+    norms: InstanceNorms | None = None,
+) -> Outputs:
     """A forward pass of a network that labels, a copy of the student's, without gradients.
 
     Args:
@@ -184,12 +191,13 @@ def run_labelling(segmenter: NetworkSegmenter, network: nn.Module, classifier: s
         network: the copy.
         classifier: the layer whose input are the features; None: none are wanted.
         images: float ``[N, 3, h, w]``, RGB in 0..255.
+        norms: the copy's, where they are mixed with each image's own statistics.
     """
     size = (images.shape[2], images.shape[3])
     if classifier is None:
-        return Outputs(segmenter.forward_logits(images, size, network))
+        return Outputs(segmenter.forward_logits(images, size, network, norms))
     with features_before(network, classifier) as seen:
-        logits = segmenter.forward_logits(images, size, network)
+        logits = segmenter.forward_logits(images, size, network, norms)
     return Outputs(logits, features=seen[-1] if seen[-1].dim() == 4 else None)
 
 
