@@ -47,6 +47,17 @@ class ModelRequest:
     weights: Path | None = setting(
         None, "Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only."
     )
+    set: tuple[str, ...] = setting(
+        (),
+        "Change a key of the model's description, e.g. preprocessing.mean='[0.5, 0.5, 0.5]'; repeatable.",
+        metavar="SECTION.KEY=VALUE",
+    )
+    classes: str | None = setting(
+        None,
+        "The classes of the outputs: cityscapes, ade20k, voc, ..., or a file with one name a line.",
+        metavar="NAME|FILE",
+        path=True,
+    )
     images: str = setting(
         MISSING,
         "Images: a folder (searched through), a glob, a .txt list or a video. For logits:DIR it may be that folder.",

@@ -18,7 +18,7 @@ from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.calibrated import calibrated
-from blda_cli.segmenters.spec import SegmenterSpec, parse_model
+from blda_cli.segmenters.spec import SegmenterSpec, parse_model, with_changes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
     part = request.array_shard
     if part is not None and shard.world > 1:
         raise OptionError("--shard is for jobs that do not know of each other; torchrun shares the images out")
-    spec = parse_model(request.model, request.weights)
+    spec = with_changes(parse_model(request.model, request.weights), request.set, request.classes)
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     folder = Path(request.images)
     own_folder = array_folder is not None and folder.is_dir() and real(folder) == real(Path(array_folder))

@@ -4,7 +4,8 @@ Nothing is loaded here but the TOML file itself; see ``load_segmenter`` for that
 """
 
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from blda_cli.data.classes import Color
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.kinds import KINDS
-from blda_cli.settings import setting
+from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
 
 SHORT_FORMS = (
@@ -182,6 +183,49 @@ def parse_model(model: str, weights: Path | None = None) -> SegmenterSpec:
             raise BldaError(f"--weights: {spec.segmenter.kind} models hold their weights themselves; leave it out")
         spec = replace(spec, segmenter=replace(spec.segmenter, weights=weights))
     return spec
+
+
+def with_changes(spec: SegmenterSpec, changes: Sequence[str], classes: str | None = None) -> SegmenterSpec:
+    """Change some keys of a description.
+
+    Args:
+        spec: the description.
+        changes: ``SECTION.KEY=VALUE`` or ``KEY=VALUE`` each, the value as in TOML; what is not TOML is text. Later ones
+            win.
+        classes: a preset's name, or a file with one class name a line, for ``classes.names``.
+
+    Returns:
+        The description; paths in it are relative to the working directory.
+
+    Raises:
+        BldaError: there is no such key, a value does not fit it, or the file cannot be read.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not dot:  # the section that has such a key
+            holders = [one for one, cls in sections_of(SegmenterSpec).items() if section in settings_of(cls)]
+            section, key = (holders or [""])[0], section
+        if not equals or not section:
+            raise BldaError(f"--set {change}: give SECTION.KEY=VALUE, e.g. --set preprocessing.color=bgr")
+        spec = read(SegmenterSpec, {section: {key: _toml_value(text.strip())}}, "--set", spec)
+    if classes is not None:
+        names: Any = classes
+        if Path(classes).is_file():
+            try:
+                lines = Path(classes).read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise BldaError(f"--classes {classes} cannot be read as text: {error}") from error
+            names = [line.strip() for line in lines if line.strip()]
+        spec = read(SegmenterSpec, {"classes": {"names": names}}, "--classes", spec)
+    return spec
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
 
 
 def to_toml(spec: SegmenterSpec, folder: Path) -> str:

@@ -14,6 +14,7 @@ from blda_cli.segmenters.spec import (
     SegmenterSpec,
     parse_model,
     to_toml,
+    with_changes,
 )
 
 FULL = """
@@ -214,3 +215,34 @@ def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_weights_for_a_kind_that_has_its_own_are_refused() -> None:
     with pytest.raises(BldaError, match="--weights: onnx models hold their weights themselves"):
         parse_model("net.onnx", Path("w.pth"))
+
+
+def test_keys_are_set_without_a_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("road\n\n tree \n")
+    changes = ["preprocessing.color=bgr", "mean = [0.1, 0.25, 0.3]", "segmenter.arguments={p=2}", "size=[8, 16]"]
+    changes.append("size=[4, 4]")
+    spec = with_changes(parse_model("net:make"), changes, str(tmp_path / "names.txt"))
+    assert spec.preprocessing.color == "bgr"
+    assert spec.preprocessing.mean == (0.1, 0.25, 0.3)
+    assert spec.preprocessing.size == (4, 4)
+    assert spec.segmenter.arguments == {"p": 2}
+    assert spec.segmenter.factory == "net:make"
+    assert spec.classes.names == ("road", "tree")
+    assert with_changes(spec, [], "cityscapes").classes.names == "cityscapes"
+    (tmp_path / "model.toml").write_text(to_toml(spec, tmp_path))
+    assert parse_model(str(tmp_path / "model.toml")).preprocessing == spec.preprocessing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("color", "give SECTION.KEY=VALUE"),
+        ("colour=bgr", "give SECTION.KEY=VALUE"),
+        ("preprocessing.colour=bgr", "the nearest known one is preprocessing.color"),
+        ("preprocessing.color=green", "should be one of rgb, bgr"),
+        ("labels.mapping=3", "should be a table"),
+    ],
+)
+def test_keys_that_cannot_be_set(change: str, message: str) -> None:
+    with pytest.raises(BldaError, match=message):
+        with_changes(parse_model("net:make"), [change])
