@@ -229,3 +229,16 @@ def test_an_eight_bit_map_is_what_the_png_of_its_pixels_is(run: Run, scene: Scen
             "--output", tmp_path / f"{name}.h5")  # fmt: skip
         found.append(cells(tmp_path / f"{name}.h5"))
     np.testing.assert_array_equal(found[0][0], found[1][0])
+
+
+def test_norms_of_a_map_are_as_trained_unless_asked(refused: Callable[..., str], run: Run, land: Path) -> None:
+    body = "nn.Conv2d(4, 8, 5, padding=2)"
+    (land / "wide.py").write_text(NETWORK.replace(body, f"nn.Sequential({body}, nn.BatchNorm2d(8))"))
+    options = ["--model", land / "wide.toml", "--images", land / "maps", "--device", "cpu", *SLIDE]
+    said = run("collect-stats", *options, "--output", land / "s.h5").stderr
+    assert "batch norms: as trained, as maps are run in parts; --norms target" in said
+    run("collect-stats", *options, "--norms", "source", "--output", land / "t.h5")
+    with h5py.File(land / "s.h5") as one, h5py.File(land / "t.h5") as other:
+        np.testing.assert_array_equal(one["cells/pseudo/counts"][()], other["cells/pseudo/counts"][()])
+    message = refused("collect-stats", *options, "--norms", "instance", "--output", land / "u.h5")
+    assert "not for maps" in message
