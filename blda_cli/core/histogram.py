@@ -69,30 +69,32 @@ class LogitHistogram:
         edges = self.edges
         return (edges[:-1] + edges[1:]) / 2
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor, largest: float | None = None) -> None:
         """Count every channel of every pixel under the pixel's label.
 
         Args:
             logits: ``[N, C, *spatial]`` floating point, finite.
             labels: ``[N, *spatial]`` integers; pixels outside ``[0, C)`` are not counted.
+            largest: :func:`largest_of` the logits, where it is known.
 
         Raises:
             ValueError: a logit is not finite.
         """
-        self._cover(logits)
+        self._cover(largest_of(logits) if largest is None else largest)
         flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
         count_cells(self.counts, flat, labels.reshape(flat.shape[0], -1), self.limit)
 
-    def update_soft(self, logits: Tensor) -> None:
+    def update_soft(self, logits: Tensor, largest: float | None = None) -> None:
         """Count every channel of every pixel under every class, weighted by the class's softmax probability there.
 
         Args:
             logits: ``[N, C, *spatial]`` floating point, finite. Probabilities are rounded to multiples of 2⁻¹⁶.
+            largest: :func:`largest_of` the logits, where it is known.
 
         Raises:
             ValueError: a logit is not finite.
         """
-        self._cover(logits)
+        self._cover(largest_of(logits) if largest is None else largest)
         flat = logits.flatten(2) if logits.dim() > 2 else logits.unsqueeze(2)
         count_cells_soft(self.counts, flat, self.limit)
 
@@ -129,16 +131,24 @@ class LogitHistogram:
         """All off-diagonal cells pooled, ``P_n``: float64 ``[B]``."""
         return self.counts.sum(dim=(0, 1)) - self.positive()
 
-    def _cover(self, logits: Tensor) -> None:
-        """Double the range until it holds every logit."""
-        # As float32, like the kernels bin them: a double just below a power of two rounds onto it.
-        low, high = torch.stack(torch.aminmax(logits)).float().tolist()  # waits for the device once
-        largest = max(-low, high)
+    def _cover(self, largest: float) -> None:
+        """Double the range until it holds logits of this size."""
         if not math.isfinite(largest):
             raise ValueError("logits are not finite")
         limit = max(self.limit, 2.0 ** math.frexp(largest)[1])
         self.counts = _widened(self.counts, self.limit, limit)
         self.limit = limit
+
+
+def largest_of(logits: Tensor) -> float:
+    """The largest absolute logit, NaN where one is; waits for the device once.
+
+    Args:
+        logits: of any shape, floating point.
+    """
+    # As float32, like the kernels bin them: a double just below a power of two rounds onto it.
+    low, high = torch.stack(torch.aminmax(logits)).float().tolist()
+    return float(max(-low, high))
 
 
 def _widened(counts: Tensor, limit: float, new_limit: float) -> Tensor:

@@ -81,28 +81,27 @@ class PixelSample:
             keys: N names, one per image, unique over all batches.
         """
         num_classes, digests = len(self.seen), torch.tensor([_digest(key) for key in keys])
-        # All pixels are looked at where they are; only those that may enter leave the device.
+        # All pixels are looked at where they are; only those that may enter leave the device, in one copy.
         pixels = predicted.flatten()
         mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys)).flatten()
         ceiling = self._ceilings.to(logits.device)
-        where = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
-        classes, low = pixels[where].long().cpu(), mixed[where].long().cpu()
+        entering = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
+        known = [pixels, mixed, *([] if labels is None else [labels.flatten()])]
+        where, classes, low, *truth = torch.stack([entering, *(values[entering].long() for values in known)]).cpu()
         image, place = where.div(len(pixels) // len(keys), rounding_mode="floor"), where % (len(pixels) // len(keys))
-        images = digests[image.cpu()]
+        images = digests[image]
         priorities = (low << _TIE_BITS) | (images & ((1 << _TIE_BITS) - 1))
         chosen = _lowest(classes, priorities, num_classes, self.capacity)
-        there = chosen.to(where.device)
-        where, image, place = where[there], image[there], place[there]
+        image, place = image[chosen], place[chosen]
+        there = (image.to(logits.device), slice(None), place.to(logits.device))
         return PixelSample(
             capacity=self.capacity,
             seen=torch.bincount(pixels, minlength=num_classes).cpu(),
-            logits=logits.reshape(len(keys), num_classes, -1)[image, :, place].float().cpu(),
+            logits=logits.reshape(len(keys), num_classes, -1)[there].float().cpu(),
             predicted=classes[chosen],
-            labels=torch.full_like(chosen, IGNORE_INDEX)
-            if labels is None
-            else _labels(labels.flatten()[where].long().cpu(), num_classes),
+            labels=_labels(truth[0][chosen], num_classes) if truth else torch.full_like(chosen, IGNORE_INDEX),
             images=images[chosen],
-            positions=_positions(place.cpu(), predicted.shape[1:]),
+            positions=_positions(place, predicted.shape[1:]),
             priorities=priorities[chosen],
         )
 

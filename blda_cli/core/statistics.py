@@ -11,7 +11,7 @@ from blda_cli.core.bias import sampled_bias
 from blda_cli.core.checks import check_batch
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram
+from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram, largest_of
 from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import to_space
 from blda_cli.core.sample import PixelSample, join
@@ -102,7 +102,14 @@ class LogitStatistics:
         self._join_pending()
         return self._sampled
 
-    def update(self, logits: Tensor, labels: Tensor | None = None, keys: Sequence[str] | None = None) -> None:
+    def update(
+        self,
+        logits: Tensor,
+        labels: Tensor | None = None,
+        keys: Sequence[str] | None = None,
+        *,
+        largest: float | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
@@ -111,6 +118,7 @@ class LogitStatistics:
                 that a pixel has none.
             keys: N names, one per image, unique over all updates; by default the images' numbers. What is sampled
                 depends on them: statistics that are to be added up need names of their own.
+            largest: the largest absolute logit, as float32, where that is known; else it is looked for.
 
         Raises:
             TypeError: logits or labels are not tensors of the right type.
@@ -124,20 +132,23 @@ class LogitStatistics:
             keys = [str(self.images + index) for index in range(len(logits))]
         predicted = argmax(logits)
         # Raw logits go as they are: the kernels convert them block by block.
-        values = logits if self.space is LogitSpace.RAW else to_space(logits.float(), self.space)
+        raw = self.space is LogitSpace.RAW
+        values = logits if raw else to_space(logits.float(), self.space)
+        if largest is None or not raw:
+            largest = largest_of(values)
         for source, histogram in self.cells.items():
             match source:
                 case LabelSource.GROUND_TRUTH:
                     assert labels is not None
                     assert self.confusion is not None
-                    histogram.update(values, labels)
+                    histogram.update(values, labels, largest)
                     self.confusion.update(labels, predicted)
                     if self.positions is not None and labels.dim() == 3:
                         self.positions.update(labels)
                 case LabelSource.PSEUDO:
-                    histogram.update(values, predicted)
+                    histogram.update(values, predicted, largest)
                 case LabelSource.SOFT:
-                    histogram.update_soft(values)
+                    histogram.update_soft(values, largest)
         self._pending += (self._sampled.draw(logits, predicted, labels, keys),)
         # Joining costs the same for few pixels as for many, and after some images only few may still enter.
         if len(self._pending) == _MOST_PENDING or sum(map(len, self._pending)) > len(self._sampled) // 2:

@@ -339,25 +339,26 @@ def _align(
     """Write ``files``; the record is saved to ``part`` every two minutes and on interruption."""
     kept = time.monotonic()
     try:
-        for batch in segmenter.stream(files, inference, None, skipped):
-            before, after = argmax(batch.logits), correction.predict(batch.logits)
-            scores = confidence = None
-            if outputs.save_scores or outputs.confidence or outputs.reject is not None:
-                of_classes = correction.scores(batch.logits)
-                winning = of_classes.amax(dim=1).exp().clamp(max=1)
-                if outputs.save_scores:
-                    scores = of_classes.half().cpu()
-                if outputs.confidence:
-                    confidence = (255 * winning).round().to(torch.uint8).cpu().numpy()
-            # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
-            ids = torch.stack([before, after.to(before.dtype)], dim=1).cpu().numpy()
-            if batch.valid is not None:
-                ids = np.where(batch.valid[:, None].cpu().numpy(), ids, np.int16(IGNORE_INDEX))
-            if outputs.reject is not None:
-                if ids.ndim == 2:
-                    raise BldaError("--reject is for segmenters: this model gives one answer per image")
-                sure = (winning >= outputs.reject).cpu().numpy()
-                ids = np.stack([ids[:, 0], np.where(sure, ids[:, 1], np.int16(IGNORE_INDEX))], axis=1)
+        for batch in segmenter.stream(files, inference, None, skipped, ahead=True):
+            with batch.aside():
+                before, after = argmax(batch.logits), correction.predict(batch.logits)
+                scores = confidence = None
+                if outputs.save_scores or outputs.confidence or outputs.reject is not None:
+                    of_classes = correction.scores(batch.logits)
+                    winning = of_classes.amax(dim=1).exp().clamp(max=1)
+                    if outputs.save_scores:
+                        scores = of_classes.half().cpu()
+                    if outputs.confidence:
+                        confidence = (255 * winning).round().to(torch.uint8).cpu().numpy()
+                # Class ids of a byte where they fit: what is copied and encoded is eight times smaller.
+                ids = torch.stack([before, after.to(before.dtype)], dim=1).cpu().numpy()
+                if batch.valid is not None:
+                    ids = np.where(batch.valid[:, None].cpu().numpy(), ids, np.int16(IGNORE_INDEX))
+                if outputs.reject is not None:
+                    if ids.ndim == 2:
+                        raise BldaError("--reject is for segmenters: this model gives one answer per image")
+                    sure = (winning >= outputs.reject).cpu().numpy()
+                    ids = np.stack([ids[:, 0], np.where(sure, ids[:, 1], np.int16(IGNORE_INDEX))], axis=1)
             for index, file in enumerate(batch.files):
                 writer.write(
                     file,

@@ -372,10 +372,12 @@ class _Pass:
         content, kept = self.content, time.monotonic()
         device = _counting_device(self.segmenter.device)
         try:
-            for batch in self.segmenter.stream(files, self.inference, self.labels, self.skipped):
+            for batch in self.segmenter.stream(files, self.inference, self.labels, self.skipped, ahead=True):
                 keys = [file.key for file in batch.files]
-                labels_there = None if batch.labels is None else batch.labels.to(device)
-                _count(content.statistics, batch.logits.to(device), labels_there, batch.valid, keys)
+                with batch.aside():
+                    labels_there = None if batch.labels is None else batch.labels.to(device)
+                    logits = batch.logits.to(device)
+                    _count(content.statistics, logits, labels_there, batch.valid, keys, batch.largest)
                 content.images += keys
                 self.monitor.advance(len(keys))
                 self.monitor.check()
@@ -396,10 +398,11 @@ def _count(
     labels: torch.Tensor | None,
     valid: torch.Tensor | None,
     keys: list[str],
+    largest: float | None,
 ) -> None:
     """Count the pixels of a batch that hold data."""
     if valid is None:
-        statistics.update(logits, labels, keys)
+        statistics.update(logits, labels, keys, largest=largest)
         return
     for index, key in enumerate(keys):
         there = valid[index].to(logits.device)

@@ -1,7 +1,9 @@
-"""Choice of the torch device."""
+"""Choice of the torch device, and work beside what a device computes."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -39,3 +41,33 @@ def choose_device(name: str) -> torch.device:
 
 def _missing(name: str) -> BldaError:
     return BldaError(f"--device {name}: there is no such device here; --device cpu always works")
+
+
+class SideStream:
+    """Work on results while a device goes on computing: a CUDA stream of its own; on other devices nothing special.
+
+    Attributes:
+        there: whether the device has such streams.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.there = device.type == "cuda"
+        # Of high priority: its few small kernels do not wait for those of a whole network.
+        self._stream = torch.cuda.Stream(device, priority=-1) if self.there else None
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The point up to which work has been given to the device's ordinary stream; None where there is no other."""
+        return torch.cuda.current_stream(self._stream.device).record_event() if self._stream is not None else None
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """Within ``with``, work in this stream, once the device has come to ``mark``; in the end all of it is done."""
+        if self._stream is None or mark is None:
+            yield
+            return
+        self._stream.wait_event(mark)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._stream.synchronize()

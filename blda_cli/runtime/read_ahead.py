@@ -1,10 +1,12 @@
-"""Read-ahead in threads: results in order, memory bounded."""
+"""Work ahead of its use: reading in threads, a device's next batch; in order, memory bounded."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from blda_cli.errors import BldaError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,3 +40,27 @@ def read_ahead(
             yield waiting.popleft()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Give each item once the next one has been made, so that a GPU already works on that one.
+
+    Args:
+        items: each is taken before the one before it is given.
+
+    Yields:
+        Every item, in order.
+
+    Raises:
+        BldaError: an item could not be made; those before it have been given.
+    """
+    made: deque[T] = deque()
+    try:
+        for item in items:
+            made.append(item)
+            if len(made) > 1:
+                yield made.popleft()
+    except BldaError:
+        yield from made
+        raise
+    yield from made

@@ -81,3 +81,10 @@ def current_shard() -> Shard:
             f"RANK={rank} and WORLD_SIZE={world} in the environment are none of torchrun's: unset them, or use torchrun"
         )
     return Shard(int(rank), int(world))
+
+
+def processors() -> int:
+    """Processors that this process may use: its share, where ``torchrun`` started several on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, usable // (int(share) if share.isdecimal() and int(share) else 1))

@@ -1,8 +1,10 @@
 """The segmenter interface: image files in, logits out, whatever the kind of model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+from blda_cli.runtime.device import SideStream
+from blda_cli.runtime.read_ahead import one_behind
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
@@ -35,12 +39,16 @@ class LogitBatch:
         labels: ``[N, H, W]`` int16 class ids on the same device, ``IGNORE_INDEX`` where there is none
             (``[N]`` for a classifier); None where no labels are read.
         valid: bool ``[N, H, W]`` on the same device, where there is data; None: everywhere.
+        largest: the largest absolute logit, as float32; None where it is not known.
+        aside: work on the batch within it does not wait for the network, which runs on the next batch.
     """
 
     files: list[ImageSource]
     logits: Tensor
     labels: Tensor | None = None
     valid: Tensor | None = None
+    largest: float | None = None
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass
@@ -90,6 +98,8 @@ class Segmenter(ABC):
         options: InferenceOptions,
         labels: LabelReader | None = None,
         skipped: list[SkippedFile] | None = None,
+        *,
+        ahead: bool = False,
     ) -> Iterator[LogitBatch]:
         """Run over image files in their order, reading ahead while the network works.
 
@@ -98,6 +108,8 @@ class Segmenter(ABC):
             options: how to run them.
             labels: reads each image's label where given.
             skipped: files passed over under ``options.on_error == "skip"`` are appended here.
+            ahead: on CUDA, start the network on the next batch before a batch is given; two more batches take memory.
+                What works on a batch does so within its ``aside``. Elsewhere nothing changes.
 
         Yields:
             Batches in the order of ``files``; memory is bounded by one batch and what is read ahead.
@@ -123,16 +135,26 @@ class Segmenter(ABC):
             on_error=options.on_error,
             skipped=skipped,
         )
+        side = SideStream(self.device)
+        started = (
+            (batch_files, batch_labels, self._start(batch_files, arrays, options), side.mark())
+            for batch_files, arrays, batch_labels in upload(batches, self.device)
+        )
         dimensions = 0
-        for batch_files, arrays, batch_labels in upload(batches, self.device):
+        for batch_files, batch_labels, logits, mark in one_behind(started) if ahead and side.there else started:
+            aside = partial(side.after, mark)
             names = [self.origin(file).location for file in batch_files]
-            logits = self.named_logits(names[0], arrays, replace(options, core=batch_files[0].core))
-            check_range(logits, names)
+            with aside():
+                largest = check_range(logits, names)
+                valid = _valid(batch_files, logits.device)
             if dimensions not in (0, logits.ndim):
                 kind = "of a whole image" if logits.ndim == 2 else "per pixel"
                 raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
             dimensions = logits.ndim
-            yield LogitBatch(batch_files, logits, batch_labels, _valid(batch_files, logits.device))
+            yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
+
+    def _start(self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions) -> Tensor:
+        return self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=files[0].core))
 
     def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
         """See `logits`; what goes wrong is said to be of the image ``name``."""

@@ -11,6 +11,7 @@ from blda_cli.data.loader import SampleBatch
 from blda_cli.data.source import ImageSource
 from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
+from blda_cli.runtime.read_ahead import one_behind
 from blda_cli.segmenters.preprocessing import resize_images
 
 
@@ -187,20 +188,8 @@ def upload(
                 tensor.record_stream(working)
         return files, arrays, labels
 
-    ahead = None
-    try:
-        for batch in batches:
-            sent = send(batch)
-            if ahead is not None:
-                yield receive(ahead)
-            ahead = sent
-    except BldaError:
-        # What was read before the file that cannot be read is still to be used.
-        if ahead is not None:
-            yield receive(ahead)
-        raise
-    if ahead is not None:
-        yield receive(ahead)
+    for sent in one_behind(map(send, batches)):
+        yield receive(sent)
 
 
 def _times_covered(starts: list[int], window: int, length: int) -> Tensor:

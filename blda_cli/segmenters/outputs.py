@@ -154,19 +154,26 @@ LARGEST_LOGIT = 2.0**64
 """What is larger is no logit: its square and its sums leave the range of single precision."""
 
 
-def check_range(logits: Tensor, names: Sequence[str]) -> None:
+def check_range(logits: Tensor, names: Sequence[str]) -> float:
     """Refuse NaN, infinity and numbers that no logit is. Waits for the device once.
 
     Args:
         logits: ``[N, C, *spatial]``.
         names: of the N images.
 
+    Returns:
+        The largest absolute value, as float32.
+
     Raises:
         BldaError: there are some; the message names the first such image.
     """
-    over = tuple(range(1, logits.ndim))
-    largest = torch.maximum(logits.amax(dim=over), -logits.amin(dim=over))  # NaN is passed on
-    for name, value in zip(names, largest.tolist(), strict=True):
+    if logits.is_contiguous():  # one reading; several times slower than two where values lie apart
+        lowest, highest = (torch.stack(ends) for ends in zip(*map(torch.aminmax, logits), strict=True))
+    else:
+        over = tuple(range(1, logits.ndim))
+        lowest, highest = logits.amin(dim=over), logits.amax(dim=over)
+    largest: list[float] = torch.maximum(highest, -lowest).float().tolist()  # NaN is passed on
+    for name, value in zip(names, largest, strict=True):
         if not math.isfinite(value):
             raise BldaError(
                 f"{name}: the logits are not finite (NaN or infinity); look at the image and the weights, or leave "
@@ -174,6 +181,7 @@ def check_range(logits: Tensor, names: Sequence[str]) -> None:
             )
         if value > LARGEST_LOGIT:
             raise BldaError(f"{name}: the logits reach {value:.3g}, which no network's do: look at the weights")
+    return max(largest)
 
 
 def padded_size(scores: tuple[int, int], network_input: tuple[int, int]) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
+from blda_cli.runtime.shards import processors
 from blda_cli.store.hdf5 import writing
 from blda_cli.store.maps import parts_of_maps, read_map, write_map
 from blda_cli.store.provenance import Provenance
@@ -238,13 +239,11 @@ class _Written:
 class PredictionWriter:
     """Writes predictions in threads, so that encoding stays off the critical path.
 
-    At most ``2 * threads`` pictures wait, so memory stays bounded. Used as a context manager.
+    At most two pictures a thread wait, so memory stays bounded. Used as a context manager.
 
     Attributes:
         record: kept up to date: an image is in it once its prediction is on disk.
     """
-
-    _THREADS = 4  # two pictures an image: a fast network gives images faster than two threads encode them
 
     def __init__(self, folder: Path, record: RunRecord) -> None:
         """Start the threads.
@@ -256,7 +255,9 @@ class PredictionWriter:
         self.record = record
         self._folder = folder
         self._classes = record.class_set
-        self._executor = ThreadPoolExecutor(self._THREADS, thread_name_prefix="blda-write")
+        # Two pictures an image: a fast network gives images faster than two threads encode them.
+        self._threads = min(max(4, processors() // 2), 16)
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="blda-write")
         self._waiting: deque[Future[_Written]] = deque()
 
     def __enter__(self) -> Self:
@@ -287,7 +288,7 @@ class PredictionWriter:
         Raises:
             BldaError: an earlier picture could not be written.
         """
-        while len(self._waiting) >= 2 * self._THREADS:
+        while len(self._waiting) >= 2 * self._threads:
             self._note(self._waiting.popleft().result())
         self._waiting.append(self._executor.submit(self._encode, file.key, before, after, scores, confidence))
         if before.ndim == 0:

@@ -1,6 +1,7 @@
 """What ``blda collect-stats`` and ``blda align`` cost over the network itself.
 
-    python tests/benchmarks/commands.py [--device cuda] [--model FILE.toml] [--images DIR] [--weights FILE]
+    python tests/benchmarks/commands.py [--model FILE.toml] [--images DIR] [--weights FILE]
+    python tests/benchmarks/commands.py --device cuda [--case segformer-b0-jpg] [--json FILE]
     python tests/benchmarks/commands.py --small --count 10000 [--model FILE.toml] [--batch-size 16]
 
 The bare loop reads the same images with the same loader, runs the same network and takes its argmax; it writes nothing.
@@ -8,9 +9,12 @@ On the CPU: ESPNet, or the network of ``--model``, on the frames of ``--images``
 64x96, and a network of two layers if no other is named. On a GPU: SegFormers of B0's and B5's size with random weights
 on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what else the
 machine does falls on all alike; each loads its network anew. Wall times are medians; processor times (of all threads)
-tell more where others use the machine. The last columns leave out what does not grow with the images (loading, fitting
-anchors): a run on all less a run on one image. Before all that, how many images a second one thread reads and how many
-PNGs of ids it writes.
+tell more where others use the machine. Each case is printed, and written to the file, as soon as it is measured.
+
+Runs on one image, on eight and on all tell apart what a command adds: "start" is what it takes on one image beyond the
+bare loop; a "watched" image is one of the first eight, on which collect-stats also looks at what the batch norms see; a
+"further" image is one of the rest. Before all that, how many images a second one thread reads and how many PNGs of ids
+it writes.
 """
 
 import json
@@ -20,7 +24,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,7 @@ from blda_cli.pipelines.requests import SubjectRequest
 from blda_cli.pipelines.subject import load_subject
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norms import FEW_IMAGES
 from blda_cli.segmenters.options import InferenceOptions
 
 ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
@@ -132,10 +138,37 @@ def draw(folder: Path, count: int, size: tuple[int, int], suffix: str) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.{suffix}")
 
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of repeated runs on one image, on a few and on all."""
+
+    one: list[float] = field(default_factory=list)
+    few: list[float] = field(default_factory=list)
+    all: list[float] = field(default_factory=list)
+
+    def of(self, source: str) -> list[float]:
+        """Those of one of the three."""
+        found: list[float] = getattr(self, source)
+        return found
+
+    def further(self) -> float:
+        """What the images after the few take."""
+        return statistics.median(self.all) - statistics.median(self.few)
+
+    def watched(self) -> float:
+        """What the few take after the first."""
+        return statistics.median(self.few) - statistics.median(self.one)
+
+
 def measure(case: Case, device: str, workers: int, batch_size: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Wall times of the bare loop and of the commands, on all images and on the first."""
-    one = folder / "one.txt"
-    one.write_text(f"{find_images(case.images)[0].path}\n")
+    """Wall and processor times of the bare loop and of the commands, on one image, on a few and on all."""
+    files = find_images(case.images)
+    sources = {"one": folder / "one.txt", "few": folder / "few.txt", "all": case.images}
+    for name, count in (("one", 1), ("few", FEW_IMAGES)):
+        sources[name].write_text("".join(f"{file.path}\n" for file in files[:count]))
     common = ["--model", case.model, "--device", device, "--workers", workers, "--quiet", "--overwrite"]
     common += ["--batch-size", batch_size]
     common += ["--weights", case.weights] if case.weights else []
@@ -149,34 +182,54 @@ def measure(case: Case, device: str, workers: int, batch_size: int, repeats: int
         "collect-stats": lambda images: blda("collect-stats", "--images", images, *outputs["collect-stats"], *common),
         "align": lambda images: blda("align", "--images", images, *outputs["align"], *common),
     }
-    times = {clock: {name: Times([], []) for name in variants} for clock in CLOCKS}
+    times: dict[str, dict[str, Times]] = {clock: {name: Times() for name in variants} for clock in CLOCKS}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
-            for source in (one, case.images):
+            for source, images in sources.items():
                 start = {clock: read() for clock, read in CLOCKS.items()}
-                run(source)
+                run(images)
                 if repeat == 0:  # fills caches and compiles kernels
                     continue
                 for clock, read in CLOCKS.items():
-                    kept = times[clock][name]
-                    (kept.one if source is one else kept.all).append(read() - start[clock])
-    images = len(find_images(case.images))
+                    times[clock][name].of(source).append(read() - start[clock])
     return {
         "case": case.name,
-        "images": images,
+        "images": len(files),
+        **{clock: figures(of_clock, len(files)) for clock, of_clock in times.items()},
+    }
+
+
+def figures(times: dict[str, Times], images: int) -> dict[str, Any]:
+    """What the times of one clock tell."""
+    bare = times["bare"]
+    return {
+        "seconds": {name: statistics.median(kept.all) for name, kept in times.items()},
+        "seconds_per_further_image": {name: kept.further() / (images - FEW_IMAGES) for name, kept in times.items()},
+        "seconds_per_watched_image": times["collect-stats"].watched() / (FEW_IMAGES - 1),
+        **{f"{name}_over_bare": ratio(times[name].all, bare.all) for name in COMMANDS},
+        **{f"{name}_over_bare_per_further_image": times[name].further() / bare.further() for name in COMMANDS},
         **{
-            clock: {
-                "seconds": {name: statistics.median(kept.all) for name, kept in of_clock.items()},
-                "seconds_per_further_image": {name: kept.further() / (images - 1) for name, kept in of_clock.items()},
-                **{f"{name}_over_bare": ratio(of_clock[name].all, of_clock["bare"].all) for name in COMMANDS},
-                **{
-                    f"{name}_over_bare_per_further_image": of_clock[name].further() / of_clock["bare"].further()
-                    for name in COMMANDS
-                },
-            }
-            for clock, of_clock in times.items()
+            f"{name}_start_seconds": statistics.median(times[name].one) - statistics.median(bare.one)
+            for name in COMMANDS
         },
     }
+
+
+HEADER = (
+    "| | | bare, s | collect-stats / bare | align / bare | further image, bare, ms | collect-stats | align "
+    "| watched image, ms | start, s, collect-stats | align |\n" + "| --- " * 11 + "|"
+)
+
+
+def table_row(case: str, clock: str, row: dict[str, Any]) -> str:
+    """A line of the table."""
+    cells = [case, clock, f"{row['seconds']['bare']:.2f}"]
+    cells += [f"{row[f'{name}_over_bare']:.2f}" for name in COMMANDS]
+    cells += [f"{1e3 * row['seconds_per_further_image']['bare']:.1f}"]
+    cells += [f"{row[f'{name}_over_bare_per_further_image']:.2f}" for name in COMMANDS]
+    cells += [f"{1e3 * row['seconds_per_watched_image']:.1f}"]
+    cells += [f"{row[f'{name}_start_seconds']:.2f}" for name in COMMANDS]
+    return f"| {' | '.join(cells)} |"
 
 
 def files_a_second(folder: Path) -> tuple[float, float]:
@@ -199,21 +252,6 @@ def files_a_second(folder: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as written:
         path = Path(written) / "ids.png"
         return rate(lambda file: file.read()), rate(lambda _: write_label_png(path, ids, classes))
-
-
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-
-
-@dataclass(frozen=True)
-class Times:
-    """Of runs on all images, and on one."""
-
-    all: list[float]
-    one: list[float]
-
-    def further(self) -> float:
-        """What all images but one take."""
-        return statistics.median(self.all) - statistics.median(self.one)
 
 
 def ratio(times: list[float], bare: list[float]) -> float:
@@ -247,7 +285,10 @@ def blda(*arguments: Any) -> None:
 @click.option("--weights", type=click.Path(path_type=Path), help="Its weights, where the file names none.")
 @click.option("--small", "many_small", is_flag=True, help="Small images.")
 @click.option("--batch-size", default=1, show_default=True, help="Images that are run together, in the bare loop too.")
-@click.option("--count", default=16, show_default=True, help="Images of a run.")
+@click.option("--case", "chosen", help="Of several cases, that of this name alone, e.g. segformer-b0-jpg.")
+@click.option(
+    "--count", type=click.IntRange(min=FEW_IMAGES + 1), default=24, show_default=True, help="Images of a run."
+)
 @click.option("--repeats", default=5, show_default=True, help="Runs that count.")
 @click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
@@ -258,6 +299,7 @@ def main(
     weights: Path | None,
     many_small: bool,
     batch_size: int,
+    chosen: str | None,
     count: int,
     repeats: int,
     workers: int | None,
@@ -266,42 +308,38 @@ def main(
     """Time the commands."""
     cuda = device.startswith("cuda")
     workers = workers or (8 if cuda else 2)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        cases = (
-            [segformer(size, suffix, count, folder) for size in SEGFORMERS for suffix in ("jpg", "png")]
-            if cuda
-            else [
-                small(model, weights, count, folder)
-                if many_small
-                else given(model or ESPNET, weights, images, count, folder)
-            ]
-        )
-        for case in cases:
-            read, written = files_a_second(case.images)
-            print(f"{case.name}: one thread reads {read:.0f} images a second, writes {written:.0f} PNGs")
-        results = [measure(case, device, workers, batch_size, repeats, folder) for case in cases]
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(
-        f"\n{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers, "
+        f"{machine}, torch {torch.__version__}, medians of {repeats} runs on {count} images, {workers} workers, "
         f"{batch_size} images at a time\n"
     )
-    print("| | | bare, s | collect-stats / bare | align / bare | further image, bare, ms | collect-stats | align |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in results:
-        for clock in CLOCKS:
-            row = one[clock]
-            print(
-                f"| {one['case']} | {clock} | {row['seconds']['bare']:.2f} "
-                + "".join(f"| {row[f'{name}_over_bare']:.2f} " for name in COMMANDS)
-                + f"| {1e3 * row['seconds_per_further_image']['bare']:.1f} "
-                + "".join(f"| {row[f'{name}_over_bare_per_further_image']:.2f} " for name in COMMANDS)
-                + "|"
-            )
-    if json_file:
-        json_file.write_text(
-            json.dumps({"machine": machine, "torch": torch.__version__, "workers": workers, "cases": results}, indent=1)
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases: dict[str, Callable[[], Case]] = (
+            {
+                f"{size}-{suffix}": partial(segformer, size, suffix, count, folder)
+                for suffix in ("jpg", "png")
+                for size in SEGFORMERS
+            }
+            if cuda
+            else {"small": partial(small, model, weights, count, folder)}
+            if many_small
+            else {"frames": partial(given, model or ESPNET, weights, images, count, folder)}
         )
+        if chosen is not None and chosen not in cases:
+            raise click.BadParameter(f"there are {', '.join(cases)}", param_hint="--case")
+        for name in [chosen] if chosen is not None else cases:
+            case = cases[name]()
+            read, written = files_a_second(case.images)
+            print(f"{case.name}: one thread reads {read:.0f} images a second, writes {written:.0f} PNGs", flush=True)
+            results.append(measure(case, device, workers, batch_size, repeats, folder))
+            print(HEADER)
+            for clock in CLOCKS:
+                print(table_row(case.name, clock, results[-1][clock]), flush=True)
+            if json_file:  # as soon as there is something: a time limit may end the rest
+                kept = {"machine": machine, "torch": torch.__version__, "workers": workers, "cases": results}
+                json_file.write_text(json.dumps(kept, indent=1))
 
 
 if __name__ == "__main__":

@@ -139,3 +139,20 @@ def test_statistics_of_other_sources_or_spaces_do_not_add_up() -> None:
         empty() + empty(LogitSpace.CENTRED)
     with pytest.raises(ValueError, match="label sources or logit spaces"):
         empty() + empty(sources=(LabelSource.PSEUDO,))
+
+
+@pytest.mark.parametrize("space", LogitSpace)
+def test_the_largest_logit_may_be_told_in_advance(space: LogitSpace) -> None:
+    logits, labels = images(3)
+    told, looked_for = empty(space), empty(space)
+    for image in range(IMAGES):
+        batch, label, key = logits[image : image + 1], labels[image : image + 1], KEYS[image : image + 1]
+        told.update(batch, label, key, largest=float(batch.abs().max()))
+        looked_for.update(batch, label, key)
+    assert_same(told, looked_for)
+
+
+def test_what_is_told_not_to_be_finite_is_refused() -> None:
+    logits, labels = images(3)
+    with pytest.raises(ValueError, match="finite"):
+        empty().update(logits, labels, KEYS, largest=float("nan"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +68,69 @@ def test_nothing_is_run_twice_after_an_interruption(
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["s.h5", "whole.h5"]
 
 
+@pytest.fixture
+def gpu_beside(segmenter: RandomSegmenter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The segmenter's device works on while results are worked on, as CUDA does; the marks that were waited for."""
+    waited: list[str] = []
+
+    class Stream:
+        there = True
+
+        def __init__(self, device: torch.device) -> None:
+            pass
+
+        def mark(self) -> str:
+            return "".join(segmenter.seen)
+
+        @contextmanager
+        def after(self, mark: str) -> Iterator[None]:
+            waited.append(mark)
+            yield
+
+    monkeypatch.setattr("blda_cli.segmenters.base.SideStream", Stream)
+    return waited
+
+
+def test_the_next_batch_is_started_before_one_is_counted(
+    collect: Collect, segmenter: RandomSegmenter, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    expected = collect(tmp_path / "one by one.h5")
+    segmenter.seen.clear()
+    waited = request.getfixturevalue("gpu_beside")
+    running: list[str] = []
+
+    class Watching(SilentMonitor):
+        def advance(self, count: int) -> None:
+            running.append(segmenter.seen[-1])
+
+    assert_same(collect(tmp_path / "s.h5", monitor=Watching()), expected)
+    assert running == list("bcdeff")
+    # The range check and the counting of a batch each wait for that batch, not for the one that runs.
+    assert waited == [name for end in range(1, 7) for name in ["abcdef"[:end]] * 2]
+
+
+def test_what_was_run_before_an_image_that_cannot_be_read_is_counted(
+    collect: Collect, segmenter: RandomSegmenter, tmp_path: Path, gpu_beside: list[str]
+) -> None:
+    whole = collect(tmp_path / "whole.h5")
+    segmenter.bad = {"d"}
+    with pytest.raises(BldaError, match="cannot be read"):
+        collect(tmp_path / "s.h5")
+    segmenter.bad, segmenter.seen = set(), []
+    assert_same(collect(tmp_path / "s.h5"), whole)
+    assert segmenter.seen == list("def")
+
+
 def test_a_batch_that_was_counted_in_part_is_never_kept(
     collect: Collect, segmenter: RandomSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LogitStatistics.update
     calls = 0
 
-    def update(self: LogitStatistics, *arguments: Any) -> None:
+    def update(self: LogitStatistics, *arguments: Any, **options: Any) -> None:
         nonlocal calls
         calls += 1
-        original(self, *arguments)
+        original(self, *arguments, **options)
         if calls == 3:
             self.images -= 1  # as if it had stopped half-way
             raise RuntimeError("out of memory")

@@ -6,7 +6,7 @@ import torch
 from blda_cli.errors import BldaError
 from blda_cli.runtime.device import choose_device
 from blda_cli.runtime.process_group import process_group, wait_for_all
-from blda_cli.runtime.shards import Shard, current_shard
+from blda_cli.runtime.shards import Shard, current_shard, processors
 
 
 def test_every_item_has_one_owner() -> None:
@@ -50,3 +50,16 @@ def test_devices_that_are_not_there(name: str) -> None:
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("local", "share"), [(None, 16), ("1", 16), ("3", 5), ("16", 1), ("40", 1), ("0", 16), ("x", 16)]
+)
+def test_processes_on_one_machine_share_its_processors(
+    monkeypatch: pytest.MonkeyPatch, local: str | None, share: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert processors() == share

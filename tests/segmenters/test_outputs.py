@@ -108,7 +108,17 @@ def test_the_image_of_a_value_that_is_not_finite_is_named(value: float) -> None:
 
 
 def test_large_half_precision_logits_are_finite() -> None:
-    check_range(torch.full((1, 4, 50, 50), 6e4, dtype=torch.float16), ["a"])
+    assert check_range(torch.full((1, 4, 50, 50), 6e4, dtype=torch.float16), ["a"]) == 6e4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_largest_logit_is_told(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    logits = torch.randn(3, 5, 6, 7, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=layout)
+    for place, value in (((1, 4, 5, 6), 20.5), ((2, 0, 0, 0), -30.0)):
+        logits[place] = value
+        assert check_range(logits, ["a", "b", "c"]) == abs(value)
+    assert check_range(logits[:, :, 0, 0], ["a", "b", "c"]) == 30
 
 
 @pytest.mark.parametrize(("scores", "network_input", "covered"), [
