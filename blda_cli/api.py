@@ -224,6 +224,11 @@ class Alignment:
             probabilities=probabilities,
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where the logits must be; :meth:`to` changes it."""
+        return next(value.device for value in vars(self.correction).values() if isinstance(value, Tensor))
+
     def to(self, device: torch.device | str) -> "Alignment":
         """The same alignment for logits on another device."""
         return replace(self, correction=self.correction.to(torch.device(device)))
@@ -231,6 +236,8 @@ class Alignment:
     def _checked(self, logits: Tensor | Array, check_finite: bool) -> Tensor:
         values = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits
         check_logits(values, len(self.classes))
+        if values.device != self.device:
+            raise ValueError(f"the logits are on {values.device}, the alignment on {self.device}: alignment.to(...)")
         if check_finite and not bool(torch.isfinite(values).all()):
             raise ValueError("logits are not finite")
         return values

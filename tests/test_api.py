@@ -229,3 +229,13 @@ def test_a_file_is_replaced_only_if_asked_for(tmp_path: Path) -> None:
     with pytest.raises(BldaError, match="exists already"):
         blda_cli.write_statistics(tmp_path / "s.h5", counted())
     blda_cli.write_statistics(tmp_path / "s.h5", counted(), overwrite=True)
+
+
+@pytest.mark.parametrize("choices", [{}, {"shift": "location"}, {"shift": "quantile"}, {"method": "logit-adjust"}])
+def test_logits_on_another_device_are_refused_by_name(choices: dict[str, Any]) -> None:
+    alignment = blda_cli.Alignment.fit(counted(), **choices)
+    elsewhere = logits(0).to("meta")
+    for call in (alignment.predict, alignment.scores):
+        with pytest.raises(ValueError, match="logits are on meta, the alignment on cpu"):
+            call(elsewhere)
+    assert alignment.to("meta").device == torch.device("meta")

@@ -21,6 +21,7 @@ from blda_cli.finetuning.methods import load
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
 from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.networks.feature_distance import FeatureDistance
+from blda_cli.finetuning.networks.norms import synchronised
 from blda_cli.finetuning.networks.student import Outputs, Student, is_norm, run_labelling, run_student
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
@@ -87,7 +88,7 @@ class Trainer:
             MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)
         )
         if current_shard().world > 1 and self._device.type == "cuda" and not holds_norms:
-            segmenter.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            segmenter.network = synchronised(network)
         torch.manual_seed(training.seed)  # for the density head's first weights
         self.student = Student(
             segmenter,

@@ -253,8 +253,9 @@ def score(segmenter: Any, target: Path, norms_shifted: bool) -> dict[str, dict[s
     for batch in kept:
         counted.update(batch.logits, None, [file.key for file in batch.files])
         argmax.update(batch.labels, batch.logits.argmax(dim=1))
+    counted = counted.cpu()  # where a correction is fitted
     evidence = Evidence(counted, counted.cells[LabelSource.PSEUDO], norms_shifted=norms_shifted)
-    correction = fit_correction(AlignmentSettings(), evidence)
+    correction = fit_correction(AlignmentSettings(), evidence).to(segmenter.device)
     for batch in kept:
         aligned.update(batch.labels, correction.predict(batch.logits))
     return {name: summary(one, segmenter.classes.names) for name, one in (("argmax", argmax), ("aligned", aligned))}

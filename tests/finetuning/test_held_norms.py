@@ -1,16 +1,19 @@
 """Whether averages of batch norms are kept in training, as told by what source crops cost before it."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
+from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
-from blda_cli.finetuning.networks.norms import prepare_norms
+from blda_cli.finetuning.networks.norms import prepare_norms, synchronised
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -113,3 +116,23 @@ def test_a_choice_needs_no_look(images: str, tmp_path: Path) -> None:
         held, segmenter = prepared(tmp_path, norms)
         assert held == holds
         assert ("norms" in segmenter.identity) == changed
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """As in timm: a batch norm whose forward also activates."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).relu()
+
+
+def test_batch_norms_are_synchronised_but_for_those_that_also_activate() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.GroupNorm(2, 4))
+    network.get_buffer("0.running_mean").fill_(0.5)
+    converted = synchronised(network)
+    assert [type(layer) for layer in converted.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)] == [
+        nn.SyncBatchNorm
+    ] * 2
+    assert converted.get_buffer("0.running_mean").tolist() == [0.5] * 3
+    assert synchronised(converted).get_submodule("0") is converted.get_submodule("0")
+    with pytest.raises(BldaError, match=r"body\.1, a NormAndActivation, does more .* --norms target"):
+        synchronised(nn.Sequential(OrderedDict(body=nn.Sequential(nn.Conv2d(3, 4, 1), NormAndActivation(4)))))

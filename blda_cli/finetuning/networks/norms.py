@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.losses import cross_entropy
@@ -94,6 +95,27 @@ def prepare_norms(
         monitor.say(f"batch norms: averages are kept (--norms target), as by those of crops the network {harm}")
     use_norms(segmenter, norms)
     return "target"
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """The network with batch norms that normalise by the crops of all processes.
+
+    Args:
+        network: its batch norms are replaced.
+
+    Raises:
+        BldaError: a batch norm also does something else, such as an activation (``BatchNormAct2d`` of timm), which
+            would be lost.
+    """
+    for name, layer in network.named_modules():
+        fused = isinstance(layer, _BatchNorm) and type(layer).forward is not _BatchNorm.forward
+        if fused and not isinstance(layer, nn.SyncBatchNorm):
+            raise BldaError(
+                f"{name or 'the network'}, a {type(layer).__name__}, does more than normalise, so several processes "
+                "cannot train it on common averages: --norms target keeps averages, or train in one process"
+            )
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
 
 
 def _costs(
