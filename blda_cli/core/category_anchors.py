@@ -37,8 +37,9 @@ class AnchorSums:
         right = torch.where(predicted == labels, labels, IGNORE_INDEX)
         one_hot = F.one_hot(torch.where(right == IGNORE_INDEX, len(self.sums), right).long(), len(self.sums) + 1)
         one_hot = one_hot[..., :-1].float()
-        self.sums += torch.einsum("nhwc,ndhw->cd", one_hot, features.float())  # float32 does for one batch
-        self.pixels += one_hot.sum(dim=(0, 1, 2))
+        sums = torch.einsum("nhwc,ndhw->cd", one_hot, features.float())  # float32 does for one batch
+        self.sums += sums.to(self.sums.device)
+        self.pixels += one_hot.sum(dim=(0, 1, 2)).to(self.pixels.device)
 
     def anchors(self) -> Tensor:
         """Mean feature of every class, float32 ``[C, D]``; infinite for classes without a pixel."""
@@ -54,7 +55,7 @@ def default_margin(anchors: Tensor) -> float:
     known = anchors[anchors.isfinite().all(dim=1)]
     if anchors.shape[1] == PUBLISHED_CHANNELS or len(known) < 2:
         return PUBLISHED_MARGIN
-    return RELATIVE_MARGIN * float(torch.pdist(known.double()).mean())
+    return RELATIVE_MARGIN * float(torch.pdist(known.cpu().double()).mean())
 
 
 def distances(features: Tensor, anchors: Tensor) -> Tensor:

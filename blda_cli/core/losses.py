@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.online_mixture import LogitGrid
 from blda_cli.core.shifts import QUANTILE_RANGE
@@ -27,8 +28,10 @@ class AnchorQuantiles:
     @classmethod
     def of(cls, anchors: GaussianMixture) -> "AnchorQuantiles":
         """Tabulate anchors ``[2, K]``."""
-        levels = torch.linspace(*QUANTILE_RANGE, _LEVELS + 1, dtype=torch.float64, device=anchors.means.device)
-        return cls(anchors.quantile(levels.expand(2, -1)).float())
+        device = anchors.means.device
+        exact = float64_device(device)
+        levels = torch.linspace(*QUANTILE_RANGE, _LEVELS + 1, dtype=torch.float64, device=exact)
+        return cls(anchors.to(exact).quantile(levels.expand(2, -1)).float().to(device))
 
     def __call__(self, levels: Tensor, anchor: Tensor) -> Tensor:
         """``F⁻¹(q)``, levels clamped to the range as published.

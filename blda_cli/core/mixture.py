@@ -28,6 +28,10 @@ class GaussianMixture:
     def __getitem__(self, index: int) -> "GaussianMixture":
         return GaussianMixture(self.weights[index], self.means[index], self.variances[index])
 
+    def to(self, device: torch.device) -> "GaussianMixture":
+        """The same mixtures on another device."""
+        return GaussianMixture(self.weights.to(device), self.means.to(device), self.variances.to(device))
+
     def cdf(self, values: Tensor) -> Tensor:
         """See :class:`Distributions`."""
         deviations = self.variances.double().sqrt()

@@ -41,7 +41,8 @@ class ConfidenceHistogram:
         bins = (-highest).clamp(0, _LARGEST).view(torch.int32) >> _DROPPED_BITS
         index = predicted * self.counts.shape[1] + (bins - _FIRST).clamp(0, self.counts.shape[1] - 1)
         flat = None if weights is None else weights.double().flatten()
-        self.counts += torch.bincount(index.flatten(), flat, self.counts.numel()).view_as(self.counts)
+        counts = torch.bincount(index.flatten(), flat, self.counts.numel())
+        self.counts += counts.view_as(self.counts).to(self.counts.device)
 
     def pixels(self) -> Tensor:
         """Pixels predicted as each class, float64 ``[C]``."""

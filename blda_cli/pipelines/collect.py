@@ -6,9 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.norms import MixedNorms, Norms
 from blda_cli.core.statistics import LogitStatistics
@@ -228,7 +227,7 @@ def collect_statistics(
             counting.sources,
             space=counting.space,
             bins=counting.bins,
-            device=_counting_device(segmenter.device),
+            device=float64_device(segmenter.device),
         ),
         classes=segmenter.classes,
         model=model_identity(segmenter, inference),
@@ -370,7 +369,7 @@ class _Pass:
     def count(self, files: Sequence[ImageSource]) -> None:
         """Count images."""
         content, kept = self.content, time.monotonic()
-        device = _counting_device(self.segmenter.device)
+        device = float64_device(self.segmenter.device)
         try:
             for batch in self.segmenter.stream(files, self.inference, self.labels, self.skipped, ahead=True):
                 keys = [file.key for file in batch.files]
@@ -411,11 +410,6 @@ def _count(
             statistics.update(logits[index, :, there][None], of_labels, [key])
         else:
             statistics.images += 1
-
-
-def _counting_device(device: torch.device) -> torch.device:
-    """Counts are float64, which Apple's GPUs do not have: there the logits are counted on the CPU."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _being_replaced(output: Path, shard: Shard) -> bool:

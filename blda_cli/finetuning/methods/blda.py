@@ -8,6 +8,7 @@ from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import estimated_bias
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.losses import AnchorQuantiles, ShiftTable, corrected_cross_entropy, cumulative_density_loss
 from blda_cli.core.mixture import GaussianMixture
@@ -191,10 +192,12 @@ class Blda(Objective):
         """The target's cells as the histogram that their mixtures make one expect; empty where never fitted."""
         cells, fitted = _cells(self.target, self.num_classes)
         reach = (cells.means.abs() + 4 * cells.variances.sqrt()).amax().log2().ceil().exp2()
-        histogram = LogitHistogram(self.num_classes, _BINS, self.target.staleness.device)
+        exact = float64_device(fitted.device)
+        histogram = LogitHistogram(self.num_classes, _BINS, exact)
         histogram.limit = float(reach)
-        mass = cells.cdf(histogram.edges).diff()
-        histogram.counts = torch.where(fitted.unsqueeze(-1), mass, 0.0) * self._pixels()[:, None, None]
+        mass = cells.to(exact).cdf(histogram.edges).diff()
+        pixels = self._pixels().to(exact)[:, None, None]
+        histogram.counts = torch.where(fitted.to(exact).unsqueeze(-1), mass, 0.0) * pixels
         return histogram
 
     def _losses(

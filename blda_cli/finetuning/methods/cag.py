@@ -15,6 +15,7 @@ from blda_cli.core.category_anchors import (
     discriminative_loss,
     distance_loss,
 )
+from blda_cli.core.float64 import float64_device
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.finetuning.data.samples import Batch
@@ -50,7 +51,7 @@ class Cag(TrainingMethod):
             return
         self._frozen = dict(self.network.state_dict())
         sums = self._sum_features(stage)
-        self._anchors = sums.anchors()
+        self._anchors = sums.anchors().to(self._device)
         names = segmenter.classes.names
         missing = [name for name, pixels in zip(names, sums.pixels.tolist(), strict=True) if pixels == 0]
         if self.num_classes - len(missing) < 2:
@@ -131,7 +132,7 @@ class Cag(TrainingMethod):
                 assert batch.labels is not None
                 features = seen.pop()
                 if sums is None:
-                    sums = AnchorSums(self.num_classes, features.shape[1], self._device)
+                    sums = AnchorSums(self.num_classes, features.shape[1], float64_device(self._device))
                 predicted = at_features(batch.logits.argmax(dim=1), features)
                 sums.update(features, at_features(batch.labels, features), predicted)
         assert sums is not None
@@ -141,14 +142,12 @@ class Cag(TrainingMethod):
 
     def _count_active(self, stage: Stage, segmenter: NetworkSegmenter) -> tuple[Tensor, int]:
         """Active features of each class on the target, ``[C]``, and all of them."""
-        active = torch.zeros(self.num_classes + 1, dtype=torch.float64, device=self._device)
+        active = torch.zeros(self.num_classes + 1, dtype=torch.float64, device=float64_device(self._device))
         assert stage.classifier is not None
         with features_before(segmenter.module, stage.classifier) as seen:
             for _ in stage.stream(f"stage {stage.number + 1}: active pixels", segmenter, stage.target):
                 labels = active_labels(seen.pop(), self._anchors, self._margin)
-                active += torch.bincount(
-                    torch.where(labels == IGNORE_INDEX, self.num_classes, labels).flatten(),
-                    minlength=self.num_classes + 1,
-                )
+                index = torch.where(labels == IGNORE_INDEX, self.num_classes, labels).flatten()
+                active += torch.bincount(index, minlength=self.num_classes + 1).to(active.device)
         all_sum(active)
         return active[:-1], int(active.sum())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.self_training import ConfidenceHistogram, mining_order, select_labels
 from blda_cli.core.spatial_priors import PositionCounts, at_size
 from blda_cli.files import replacing, to_json
@@ -52,16 +53,16 @@ class Cbst(TrainingMethod):
         segmenter = stage.exported(stage.target)
         stream = partial(stage.stream, segmenter=segmenter, files=stage.target, inference=inference)
 
-        histogram = ConfidenceHistogram(self.num_classes, self._device)
+        histogram = ConfidenceHistogram(self.num_classes, float64_device(self._device))
         for batch in stream(f"round {stage.number + 1}: ranking"):
             histogram.update(self._scores(batch.logits))
         all_sum(histogram.counts)
         thresholds = histogram.class_thresholds(portion) if self.balanced else histogram.threshold(portion)
 
-        kept = torch.zeros(self.num_classes, dtype=torch.float64, device=self._device)
+        kept = torch.zeros(self.num_classes, dtype=torch.float64, device=histogram.counts.device)
         for batch in stream(f"round {stage.number + 1}: labelling"):
             labels = select_labels(self._scores(batch.logits), thresholds)
-            kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=self.num_classes)
+            kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=self.num_classes).to(kept.device)
             for file, one in zip(batch.files, labels, strict=True):
                 self._stored.write(file, one, segmenter.classes)
         all_sum(kept)

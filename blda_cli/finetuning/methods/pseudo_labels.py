@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.corrections import LocationCorrection
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.shifts import location_shifts
 
 
@@ -52,5 +53,7 @@ def debiased_labels(logits: Tensor, means: Tensor, pixels: Tensor) -> Tensor:
     Returns:
         int64 ``[N, H, W]``.
     """
-    shifts = location_shifts(means.double(), pixels.double())
-    return LocationCorrection(((shifts + shifts.mean(dim=0, keepdim=True)) / 2).float()).predict(logits)
+    exact = float64_device(logits.device)
+    shifts = location_shifts(means.to(exact).double(), pixels.to(exact).double())
+    shifts = ((shifts + shifts.mean(dim=0, keepdim=True)) / 2).float().to(logits.device)
+    return LocationCorrection(shifts).predict(logits)
