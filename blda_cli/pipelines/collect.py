@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.histogram import DEFAULT_BINS
@@ -393,9 +395,9 @@ class _Pass:
 
 def _count(
     statistics: LogitStatistics,
-    logits: torch.Tensor,
-    labels: torch.Tensor | None,
-    valid: torch.Tensor | None,
+    logits: Tensor,
+    labels: Tensor | None,
+    valid: Tensor | None,
     keys: list[str],
     largest: float | None,
 ) -> None:

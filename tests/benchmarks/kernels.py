@@ -22,21 +22,24 @@ in brackets):
   emptied every 65535 pixels. Limited by loads and stores of rows; grows with C².
 
 On a GPU of 3.35 TB/s with half-precision logits (counted, not measured): the baseline moves 260 MB, 78 µs; reading
-logits and writing ids 82 MB, 25 µs, a third of it, is the floor of every alignment. The 0.8 G multiply-adds take
-about as long again on the ordinary cores. The quantile form's rows, 3 GB out of a table of 1.5 MB, come from the
-second level of cache where the first misses, which is several times the baseline if it always does; a table of 256
-bins in half precision (195 kB) would fit the first. The histograms are limited by atomic additions in the second
-level: C·P of them with hard labels, and one per class with a weight above 2⁻¹⁷, up to C²·P, with soft ones.
+logits and writing ids 82 MB, 25 µs, a third of it, is the floor of every alignment. The 0.8 G multiply-adds would take
+about as long again on the ordinary cores; the location form's run on the tensor cores. The quantile form's rows, 3 GB
+out of a table of 1.5 MB, come from the second level of cache where the first misses, which is several times the
+baseline if it always does; a table of 256 bins in half precision (195 kB) would fit the first. The histograms are
+limited by atomic additions in the second level: C·P of them with hard labels, and one per class with a weight above
+2⁻¹⁷, up to C²·P, with soft ones.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -74,6 +77,8 @@ def main() -> None:
 
     # First, because a new process starts with what this one held as its peak.
     peak = _peak_share(num_classes, height, width, dtype, device)
+    with _only_torch():
+        peak_of_torch = _peak_share(num_classes, height, width, dtype, device)
     make = _smooth if options.smooth else _random
     logits = make(num_classes, height, width, device).to(dtype)
     rows = dict(_rows(num_classes, device, logits))
@@ -94,10 +99,11 @@ def main() -> None:
     print(f"{'':44}{'ms':>9}{'ratio':>8}")
     for name in rows:
         print(f"{name:44}{1000 * statistics.median(seconds[name]):9.2f}{statistics.median(ratios[name]):8.2f}")
-    print(f"{'extra peak memory of alignment / logits':44}{'':9}{peak:8.2f}")
+    print(f"{'extra peak memory of quantile form / logits':44}{'':9}{peak:8.2f}")
+    print(f"{'the same by torch alone':44}{'':9}{peak_of_torch:8.2f}")
     if options.json:
         result = {key: statistics.median(ratios[name]) for key, name in _KEYS.items()}
-        result["align_peak_extra_over_logits"] = peak
+        result |= {"align_peak_extra_over_logits": peak, "torch_align_peak_extra_over_logits": peak_of_torch}
         details = {
             "date": date,
             "machine": _machine(device),
@@ -142,6 +148,8 @@ def _rows(num_classes: int, device: torch.device, logits: Tensor) -> Iterator[tu
             continue
         module = import_module(f"blda_cli.core.kernels.{name}_kernels")
         yield f"align, quantile form: {name}", partial(_align_by, module, factors)
+        if hasattr(module, "align_location"):
+            yield f"align, location form: {name}", partial(_location_by, module, location.shifts)
         yield f"histogram, pseudo-labels: {name}", partial(_count_by, module, counts)
         yield f"histogram, softmax-weighted: {name}", partial(_count_soft_by, module, counts)
     if find_spec("fiducio") is not None:
@@ -162,6 +170,10 @@ def _fiducio(logits: Tensor) -> Iterator[tuple[str, Row]]:
 
 def _align_by(module: ModuleType, factors: Tensor, logits: Tensor) -> object:
     return module.align_quantile(logits.flatten(2), factors, _LIMIT)
+
+
+def _location_by(module: ModuleType, shifts: Tensor, logits: Tensor) -> object:
+    return module.align_location(logits.flatten(2), shifts)
 
 
 def _count_by(module: ModuleType, counts: Tensor, logits: Tensor) -> object:
@@ -203,6 +215,19 @@ def _seconds(row: Row, logits: Tensor) -> float:
     began = time.perf_counter()
     row(logits)
     return time.perf_counter() - began
+
+
+@contextmanager
+def _only_torch() -> Iterator[None]:
+    """Within ``with`` the kernels are torch's, in processes started from here, too."""
+    kept = os.environ.get("BLDA_KERNELS")
+    os.environ["BLDA_KERNELS"] = "torch"
+    try:
+        yield
+    finally:
+        os.environ.pop("BLDA_KERNELS")
+        if kept is not None:
+            os.environ["BLDA_KERNELS"] = kept
 
 
 def _peak_share(num_classes: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> float:
