@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from blda_cli.finetuning.loop import Machine
-from blda_cli.finetuning.run import finetune
+from blda_cli.finetuning.run import train
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.store.provenance import Provenance
 from tests.without_float64 import DEVICE, DeviceWithoutFloat64, OnDevice
@@ -50,7 +50,7 @@ def test_every_method_trains_there(
         **more,
     )
     with DeviceWithoutFloat64():
-        finetune(
+        train(
             settings,
             tmp_path / "run",
             resume=False,
