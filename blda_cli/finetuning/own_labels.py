@@ -9,6 +9,7 @@ import torch
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, NormSource
+from blda_cli.core.float64 import float64_device
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
@@ -72,15 +73,15 @@ def label_target(
     settings = AlignmentSettings()
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
-    histogram = ConfidenceHistogram(len(classes), device)
+    histogram = ConfidenceHistogram(len(classes), float64_device(device))
     for batch in stream("ranking", files=counted):
         histogram.update(correction.scores(batch.logits).clamp_(max=0))
     all_sum(histogram.counts)
     thresholds = histogram.class_thresholds(share)
-    kept = torch.zeros(len(classes), dtype=torch.float64, device=device)
+    kept = torch.zeros(len(classes), dtype=torch.float64, device=histogram.counts.device)
     for batch in stream("labelling", files=target):
         labels = keep_confident(correction.scores(batch.logits).clamp_(max=0), thresholds)
-        kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes))
+        kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes)).to(kept.device)
         for file, one in zip(batch.files, labels, strict=True):
             stored.write(file, one, classes)
     all_sum(kept)

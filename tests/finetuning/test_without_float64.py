@@ -59,5 +59,6 @@ def test_every_method_trains_there(
             monitor=SilentMonitor(),
         )
     entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(entries) == 2
-    assert all(np.isfinite(entry["loss"]) for entry in entries)
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
