@@ -14,6 +14,7 @@ from blda_cli.finetuning.loop import Machine
 from blda_cli.finetuning.run import train
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.store.provenance import Provenance
+from tests.finetuning.test_no_source import NO_SOURCE
 from tests.without_float64 import DEVICE, DeviceWithoutFloat64, OnDevice
 
 
@@ -36,6 +37,7 @@ def test_the_stand_in_refuses_float64_and_knows_its_own() -> None:
         ("normed_project", "dacs", "blda", {"blda__debias_pseudo_labels": True}),
         ("project", "cbst-sp", "none", {}),
         ("project", "cag", "none", {}),
+        ("project", "dacs", "none", NO_SOURCE),  # which also collects statistics there and aligns by them
     ],
 )
 def test_every_method_trains_there(
