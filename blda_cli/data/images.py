@@ -4,6 +4,7 @@ import glob
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +19,10 @@ _PILLOW = "pillow_images:PillowImage"
 KINDS = ["array_images:ArrayImage", "raster_images:RasterImage", "video_frames:VideoFrame", _PILLOW]
 """The kinds of image, as ``"module:class"`` in this package. A file is of the first kind that has its suffix; one with
 another suffix that is named outright or in a list is left to Pillow."""
+
+
+MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
+"""Of masks; JPEG changes values."""
 
 
 def kinds() -> list[type[ImageSource]]:
@@ -102,6 +107,29 @@ def every(images: Sequence[ImageSource], step: int) -> list[ImageSource]:
         if places[folder] % step == 0:
             chosen.append(image)
     return chosen
+
+
+def masked(images: Sequence[ImageSource], folder: str | Path) -> list[ImageSource]:
+    """The images with the masks that say where they hold data.
+
+    Args:
+        images: the images.
+        folder: of masks, called as the images are; a glob or a list of them.
+
+    Raises:
+        BldaError: an image has none.
+    """
+    root, paths = find_files(folder, MASK_SUFFIXES, "masks")
+    by_key = {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+    by_name = {path.stem: path for path in paths}
+    found = []
+    for image in images:
+        key = image.labelled_as
+        path = by_key.get(key) or by_name.get(key.rpartition("/")[2])
+        if path is None:
+            raise BldaError(f"no mask found for {image.location} in {folder}: {key}.png is looked for")
+        found.append(replace(image, mask=path))
+    return found
 
 
 def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[Path, list[Path]]:

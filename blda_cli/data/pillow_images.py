@@ -89,6 +89,16 @@ def read_image(path: Path) -> np.ndarray:
         return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
 
 
+def read_mask(path: Path) -> np.ndarray:
+    """Where a picture is not black, bool ``[H, W]``.
+
+    Raises:
+        BldaError: it cannot be read.
+    """
+    with _opened(path) as image:
+        return np.asarray(image.convert("L") if image.mode != "P" else image) > 0
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image as `read_image` will return it, from its header alone.
 

@@ -129,12 +129,22 @@ class RasterImage(ImageSource):
         return pixels
 
     def valid(self) -> np.ndarray | None:
-        """See `ImageSource.valid`: what the file's nodata value, mask or alpha says."""
+        """See `ImageSource.valid`: what the file's nodata value, its own mask or alpha says, too."""
         if not self.part:
-            return None
+            return super().valid()
         with self.opened() as raster:
-            mask: np.ndarray = raster.dataset_mask(window=self.place(raster)) != 0
-        return None if mask.all() else mask
+            place = self.place(raster)
+            valid: np.ndarray = raster.dataset_mask(window=place) != 0
+            size = raster.shape
+        if self.mask is not None:
+            with RasterImage(self.mask, self.key).opened() as mask:
+                if mask.shape != size:
+                    raise BldaError(
+                        f"{self.mask} is {mask.width}x{mask.height} but its image {self.path} is {size[1]}x{size[0]} "
+                        "(width x height): masks must have the images' size"
+                    )
+                valid &= mask.read(1, window=place) != 0
+        return None if valid.all() else valid
 
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""

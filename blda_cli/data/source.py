@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from blda_cli.data.pixels import AS_SEEN, PixelFormat, stretched
+from blda_cli.errors import BldaError
 from blda_cli.files import stamp
 
 
@@ -23,12 +24,14 @@ class ImageSource(ABC):
             together.
         part: which image of the file it is, where a file may hold several; else empty.
         pixels: which of its samples are read, and on which scale.
+        mask: a picture of the image's size (of a map, of the map's): where it is 0 the image holds no data.
     """
 
     path: Path
     key: str
     part: str = ""
     pixels: PixelFormat = AS_SEEN
+    mask: Path | None = None
 
     suffixes: ClassVar[frozenset[str]]
     """Lower-case suffixes of the files that this kind reads."""
@@ -62,8 +65,8 @@ class ImageSource(ABC):
         return (self.key, self.location, self.key + self.path.suffix, name, self.path.stem)
 
     def fingerprint(self) -> str:
-        """Fingerprint (size, mtime) of its file; it changes when the image is modified or removed."""
-        return stamp([self.path])
+        """Fingerprint (size, mtime) of its files; it changes when the image or its mask is modified or removed."""
+        return stamp([self.path] if self.mask is None else [self.path, self.mask])
 
     @property
     def core(self) -> tuple[int, int, int, int] | None:
@@ -91,9 +94,19 @@ class ImageSource(ABC):
         """Where its core holds data, bool ``[height, width]``; None: everywhere.
 
         Raises:
-            BldaError: it cannot be read.
+            BldaError: it cannot be read, or the mask is of another size than the image.
         """
-        return None
+        if self.mask is None:
+            return None
+        from blda_cli.data.pillow_images import read_mask  # which knows this module
+
+        valid, size = read_mask(self.mask), self.size()
+        if valid.shape != size:
+            raise BldaError(
+                f"{self.mask} is {valid.shape[1]}x{valid.shape[0]} but its image {self.location} is "
+                f"{size[1]}x{size[0]} (width x height): masks must have the images' size"
+            )
+        return None if valid.all() else valid
 
     @abstractmethod
     def size(self) -> tuple[int, int]:

@@ -64,6 +64,12 @@ class ModelRequest:
         metavar="DIR",
         path=True,
     )
+    valid_mask: str | None = setting(
+        None,
+        "Masks, called as the images: where they are 0 there is no data, which is neither counted nor predicted.",
+        metavar="DIR",
+        path=True,
+    )
     every: int = setting(1, "Take only every N-th image of each folder and video.", at_least=1, metavar="N")
 
 

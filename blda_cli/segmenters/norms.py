@@ -38,8 +38,9 @@ def has_norms(segmenter: Segmenter) -> bool:
 
 
 def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
-    """As many images as averages need, or ``count``, spread evenly."""
-    return files[:: -(-len(files) // count)]
+    """``count`` images spread evenly, as many as averages need; of these those without missing data, if any."""
+    chosen = files[:: -(-len(files) // count)]
+    return [file for file in chosen if file.valid() is None] or chosen
 
 
 def take_norms(

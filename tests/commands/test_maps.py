@@ -242,3 +242,63 @@ def test_norms_of_a_map_are_as_trained_unless_asked(refused: Callable[..., str],
         np.testing.assert_array_equal(one["cells/pseudo/counts"][()], other["cells/pseudo/counts"][()])
     message = refused("collect-stats", *options, "--norms", "instance", "--output", land / "u.h5")
     assert "not for maps" in message
+
+
+def test_norms_are_not_taken_where_data_is_missing(land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blda_cli.data.images import find_images
+    from blda_cli.data.pixels import PixelFormat
+    from blda_cli.segmenters.norms import enough_for_norms
+
+    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    parts = find_images(land / "maps", PixelFormat((1,), (0, 4095)))
+    assert [part.key for part in enough_for_norms(parts)] == [part.key for part in parts[1:]]
+    assert enough_for_norms(parts[:1]) == parts[:1]
+
+
+@pytest.mark.parametrize("block", [64, 2048])
+def test_a_mask_of_a_map(
+    run: Run, refused: Callable[..., str], land: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raster_images, "BLOCK", block)
+    mask = np.full((150, 100), 9, np.uint8)
+    mask[:, 90:] = 0
+    (land / "masks").mkdir()
+    Image.fromarray(mask).save(land / "masks" / "land.png")
+    masked = ["--valid-mask", str(land / "masks")]
+    run("collect-stats", *options(land, *masked), "--output", land / "s.h5")
+    assert cells(land / "s.h5")[1] == 150 * 90 - 40 * 30
+    run("align", *options(land, *masked), "--stats", land / "s.h5", "--output", land / "aligned")
+    with rasterio.open(land / "aligned" / "predictions" / "land.tif") as predictions:
+        assert (predictions.read(1)[:, 90:] == 255).all()
+    Image.fromarray(mask[1:]).save(land / "masks" / "land.png")
+    said = refused("collect-stats", *options(land, *masked), "--output", land / "t.h5")
+    assert "land.png is 100x149 but its image" in said
+    Image.fromarray(mask).save(land / "masks" / "other.png")
+    (land / "masks" / "land.png").unlink()
+    assert "no mask found for" in refused("collect-stats", *options(land, *masked), "--output", land / "t.h5")
+
+
+def test_a_mask_of_pictures(run: Run, refused: Callable[..., str], scene: Scene, tmp_path: Path) -> None:
+    kept = 0
+    for key in scene.keys:
+        width, height = Image.open(scene.images / f"{key}.png").size
+        mask = np.zeros((height, width), bool)
+        mask[5:, :-7] = True
+        kept += int(mask.sum())
+        path = tmp_path / "masks" / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    given = scene.options("--valid-mask", str(tmp_path / "masks"), "--batch-size", "2")
+    run("collect-stats", *given, "--labels", scene.labels, "--output", tmp_path / "s.h5")
+    assert cells(tmp_path / "s.h5")[1] == kept
+    with h5py.File(tmp_path / "s.h5") as file:
+        truth = sum((np.asarray(Image.open(scene.labels / f"{key}.png"))[5:, :-7] < 255).sum() for key in scene.keys)
+        assert file["confusion"][()].sum() == truth
+    run("align", *given, "--stats", tmp_path / "s.h5", "--output", tmp_path / "aligned")
+    for key in scene.keys:
+        predicted = np.asarray(Image.open(tmp_path / "aligned" / "predictions" / f"{key}.png"))
+        assert (predicted[:5] == 255).all()
+        assert (predicted[:, -7:] == 255).all()
+        assert (predicted[5:, :-7] < 4).all()
+    Image.new("1", (3, 3)).save(path)
+    assert f"{path} is 3x3 but its image" in refused("collect-stats", *given, "--output", tmp_path / "t.h5")
