@@ -162,7 +162,7 @@ def _views_step(report: Report) -> list[Step]:
     norms = "" if chosen in ("source", "auto") else f" --norms {shlex.quote(chosen)}"
     return [
         Step(
-            "Average over views before the correction, which may add to it, at some eleven times the time.",
+            "Average over views before the correction, which may add to it, at some eight times the time.",
             f"blda align {_shared(report.provenance)}{norms} --preset strong --output aligned-strong",
         )
     ]

@@ -370,6 +370,31 @@ def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene
         run("collect-stats", *arguments, "--output", output, "--overwrite")
 
 
+def test_strong_is_norms_views_and_a_strength_for_both_commands(
+    run: Run, refused: Refused, scene: Scene, normed: str, tmp_path: Path
+) -> None:
+    options, strong = scene.options(model=normed), ["--preset", "strong"]
+    said = run("collect-stats", *options, *strong, "--output", tmp_path / "s.h5").stderr
+    assert "--preset strong: 6 views of each image, 7.6 times the pixels of one\n" in said
+    content = read_statistics(tmp_path / "s.h5")
+    assert content.model["inference"] | {"scales": [0.75, 1.0, 1.5], "flip": True} == content.model["inference"]
+    assert isinstance(content.norms, MixedNorms)
+    assert content.norms.weight == 0.5
+    run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a")
+    run("align", *options, *strong, "--output", tmp_path / "b")  # alone it does both
+    np.testing.assert_array_equal(counts(tmp_path / "b.h5"), counts(tmp_path / "s.h5"))
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["settings"]["tau"] == 0.3
+    message = refused("align", *options, "--stats", tmp_path / "s.h5", "--output", tmp_path / "c")
+    assert "it differs in inference.scales" in message
+    # Single options override it; what a network has no norms for is left out, and said to be.
+    said = run("align", *scene.options("--scales", "1.0"), *strong, "--tau", 0.2, "--output", tmp_path / "d").stderr
+    assert "2 views of each image, 2.0 times" in said
+    assert "--preset strong: norms are left out, as the network has no batch norms" in said
+    record = json.loads((tmp_path / "d" / "run.json").read_text())
+    assert record["settings"]["tau"] == 0.2
+    assert record["model"]["inference"]["flip"] is True
+
+
 def test_training_labels_and_writes_a_network_that_mixes_its_norms(
     run: Run, scene: Scene, normed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
