@@ -66,7 +66,7 @@ def fold_offsets(network: nn.Module, fold: Fold, offsets: Tensor) -> None:
         fold: what :func:`find_fold` found in it.
         offsets: ``[K]``, one per channel of the output.
     """
-    layer = network.get_submodule(fold.layer)
+    layer = dict(network.named_modules())[fold.layer]
     if fold.new_bias:
         _add_bias(layer)
     bias: Any = layer.bias
@@ -132,7 +132,7 @@ def _fits(layer: nn.Module, channels: int) -> bool:
 
 def _tried(network: nn.Module, name: str, images: Tensor, read: Callable[[Any], Tensor], before: Tensor) -> Fold | None:
     """The layer as one that can take offsets; None if it cannot."""
-    layer = network.get_submodule(name)
+    layer = dict(network.named_modules())[name]  # programs of TorchScript have no get_submodule
     new_bias = getattr(layer, "bias", None) is None
     if new_bias:
         _add_bias(layer)

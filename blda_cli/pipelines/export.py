@@ -43,6 +43,9 @@ _CPU = torch.device("cpu")
 _TRIED_ON = (192, 256)
 """Most (height, width) of an image that the network is tried on and traced with."""
 
+_SHOWN = 2048
+"""Longest side, in pixels, of the part of an image that predictions are compared on."""
+
 
 @dataclass(frozen=True)
 class ExportRecord:
@@ -128,7 +131,8 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
         corrects = not isinstance(correction, OffsetCorrection) or bool(correction.offsets.any())
         if not corrects:
             say("nothing is corrected: the export predicts the network's argmax")
-        shown = [segmenter.read(image) for image in enough_for_norms(subject.images, IMAGES)]
+        images = enough_for_norms(subject.images, IMAGES)
+        shown = [segmenter.read(image)[:_SHOWN, :_SHOWN] for image in images]  # of a huge image a part does
         content = _content(request, spec, segmenter, correction, shown[0], settings.describe() if corrects else None)
         _check_fits(format, content, correction)
         job.monitor.check()

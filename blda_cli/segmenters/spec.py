@@ -250,7 +250,12 @@ def to_toml(spec: SegmenterSpec, folder: Path) -> str:
         if beside.is_file() and spec.folder.resolve() != folder.resolve():
             factory = f"{_relative(beside, folder)}:{name}"
     weights = None if network.weights is None else Path(_relative(network.weights, folder))
-    return write(replace(spec, segmenter=replace(network, path=path, factory=factory, weights=weights)))
+    text = write(replace(spec, segmenter=replace(network, path=path, factory=factory, weights=weights)))
+    # Bands take the place of the colour order, which may not stand beside them.
+    return text if spec.preprocessing.bands is None else text.replace(_COLOR, _COLOR.splitlines(keepends=True)[0])
+
+
+_COLOR = '[preprocessing]\ncolor = "rgb"\n'
 
 
 def _short_form(model: str) -> NetworkSection:

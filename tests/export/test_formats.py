@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 import blda_cli
-from blda_cli.core.norms import Norms
+from blda_cli.core.norms import MixedNorms, Norms
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.outputs import first_tensor, log_probabilities
+from blda_cli.store.statistics import read_statistics, write_statistics
 from tests.export.networks import NETWORKS, make
 
 SIZES = [(72, 96), (72, 96), (60, 84)]
@@ -208,3 +210,81 @@ def test_an_onnx_file_says_what_it_takes_and_gives(folder: Path) -> None:
     assert json.loads(held["classes"]) == ["a", "b", "c", "d", "e"]
     assert json.loads(held["preprocessing"])["mean"] == [0.1, 0.2, 0.3]
     assert held["blda_correction"] == "blda negative, τ 1"
+
+
+@pytest.mark.parametrize("name", ["torchscript", *SLOW])
+@pytest.mark.parametrize(
+    "section",
+    [
+        "[preprocessing]\nmultiple_of = 32\n",
+        "[preprocessing]\nsize = [64, 80]\n",
+        '[preprocessing]\ncolor = "bgr"\nmean = [10.0, 20.0, 30.0]\nstd = [1.5, 1.0, 0.5]\nscale = 255.0\n',
+        "[preprocessing]\nbands = [3, 1, 2]\n",
+    ],
+    ids=["padded", "resized", "scaled", "bands"],
+)
+def test_the_description_holds_the_preprocessing(folder: Path, name: str, section: str) -> None:
+    model = describe("bias", section)
+    assert export(model, name).layer == "head"
+    blda_cli.align(model=model, images="images", stats="exported.h5", output="aligned", tau=1.0, device="cpu")
+    blda_cli.align(model="exported/model.toml", images="images", method="none", output="again", device="cpu")
+    for path in sorted(Path("aligned/predictions").iterdir()):
+        assert np.array_equal(np.array(Image.open(path)), np.array(Image.open(f"again/predictions/{path.name}")))
+    if "multiple_of" in section or "size" in section:
+        export(model, name, stats="exported.h5", argmax=True, output="ids")  # which verifies itself
+    if "size" in section:
+        with pytest.raises(BldaError, match="works on logits at the image's own size, but images are resized"):
+            export(model, name, stats="exported.h5", output="other", shift="location")
+
+
+@pytest.mark.parametrize("name", ["state-dict", "torchscript", *SLOW])
+def test_channels_that_are_no_classes(folder: Path, name: str) -> None:
+    model = describe("bias")
+    text = Path(model).read_text().replace("[classes]", "channels = 4\n[classes]").replace(', "e"]', "]")
+    Path(model).write_text(text)
+    assert export(model, name).layer == "head"
+    image = images()[0]
+    with torch.no_grad():
+        after, before = runner(folder / "exported", name)(image), make("bias")(image)
+    alignment = blda_cli.Alignment.from_file("exported.h5", tau=1.0)
+    if name == "state-dict":
+        torch.testing.assert_close(after[:, 4], before[:, 4])
+    else:
+        assert after.shape[1] == 4
+    expected = alignment.predict(resized(before[:, :4], image))
+    assert torch.equal(resized(after[:, :4], image).argmax(dim=1), expected)
+
+
+@pytest.mark.parametrize("name", ["torchscript", *SLOW])
+def test_a_program_that_came_in_comes_out_corrected(folder: Path, name: str) -> None:
+    plain = export(describe("upsampled"), name, method="none", tau=None, output="plain")
+    assert plain.layer is None
+    file = next(path for path in (folder / "plain").iterdir() if path.suffix in (".ts", ".pt2", ".onnx"))
+    record = export(str(file), "same", method="logit-adjust", tau=0.5)
+    assert record.format == name
+    assert record.layer is not None
+    assert_same(runner(folder / "exported", name), "upsampled", method="logit-adjust", tau=0.5)
+    if name == "pt2":
+        for other in ("onnx", "torchscript"):
+            export(str(file), other, method="logit-adjust", tau=0.5, stats="exported.h5", output=other)
+            assert_same(runner(folder / other, other), "upsampled", method="logit-adjust", tau=0.5)
+
+
+@pytest.mark.parametrize("name", ["torchscript", *SLOW])
+def test_norms_mixed_image_by_image_run_in_programs(folder: Path, name: str) -> None:
+    model = describe("pooled")
+    blda_cli.collect_stats(model=model, images="images", output="exported.h5", device="cpu")
+    content = read_statistics(folder / "exported.h5")
+    write_statistics(folder / "exported.h5", replace(content, norms=MixedNorms(0.8)))
+    record = export(model, name, stats="exported.h5", method="logit-adjust", tau=0.5, force=True)
+    assert record.norms == {"weight": 0.8}
+    alignment = blda_cli.Alignment.from_file("exported.h5", method="logit-adjust", tau=0.5)
+    run, network = runner(folder / "exported", name), make("pooled")
+    for image in images():
+        with torch.no_grad(), blda_cli.InstanceNorms(network, 0.8):
+            expected = alignment.predict(resized(network(image), image))
+            corrected = resized(alignment.module(make("pooled"))(image), image).argmax(dim=1)
+        assert torch.equal(corrected, expected)
+        assert float((resized(run(image), image).argmax(dim=1) == expected).double().mean()) > 0.999
+    with pytest.raises(BldaError, match="its norms mix their statistics with each image's own"):
+        export(model, "state-dict", stats="exported.h5", force=True, output="weights")
