@@ -84,6 +84,11 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         for folder in folders
         if folder.record.model != folders[0].record.model
     ]
+    if content.model.get("corrected"):
+        remarks.append(
+            f"The model is corrected already ({content.model['corrected']}), so these are numbers of corrected logits; "
+            "blda align corrects them a second time only with --force."
+        )
     doubts = content.provenance.all_doubts()
     if doubts:
         remarks.append(

@@ -327,6 +327,7 @@ def network_segmenter(
         "preprocessing": _as_json(preprocessing),
         "classes": list(own.names),
         "groups": {name: list(members) for name, members in spec.classes.groups.items()},
+        **({"corrected": segmenter.corrected} if segmenter.corrected else {}),
     }
     return segmenter
 

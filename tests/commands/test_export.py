@@ -124,6 +124,8 @@ def test_a_corrected_model_is_not_corrected_twice(scene: Scene, run: Run, refuse
     own = scene.root / "own.h5"
     told = run("collect-stats", *options(scene, "--output", own, model=model))
     assert "the model is corrected already (blda negative, τ 1)" in told.stderr
+    seen = json.loads(run("report", "--stats", own, "--output", scene.root / "report", "--json").stdout)
+    assert any("corrected already (blda negative, τ 1)" in remark for remark in seen["remarks"])
     for command in ("align", "export"):
         given = options(scene, *TAU, "--stats", own, "--output", scene.root / f"second-{command}", model=model)
         line = refused(command, *given)
