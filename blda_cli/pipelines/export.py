@@ -113,7 +113,8 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
     spec, segmenter = subject.spec, _checked(subject.segmenter)
     refuse_second_correction(segmenter, request)
     format = _format(request, segmenter)
-    if not (FORMATS[format].carries_code or request.norms.given or files.stats) and has_norms(segmenter):
+    weights_alone = not FORMATS[format].carries_code and settings.corrects
+    if weights_alone and not (request.norms.given or files.stats) and has_norms(segmenter):
         say(f"--format {format} holds weights alone: batch norms take statistics of the images (--norms target)")
         request = replace(request, norms=NormsRequest(norms="target"))
     _network(spec, segmenter)  # what cannot be exported is refused before statistics are collected

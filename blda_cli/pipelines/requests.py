@@ -324,9 +324,10 @@ class ExportRequest:
     subject: SubjectRequest
     files: FilesRequest
     alignment: AlignmentSettings
-    preset: Literal["published"] | None = setting(
+    preset: Literal["published", "strong"] | None = setting(
         None,
-        "Alignment exactly as published: quantile form, mixtures, clamped tails, tau 0.2; single options override.",
+        "published: quantile form, mixtures, clamped tails, tau 0.2; single options override. strong is refused, as no "
+        "format holds its views.",
     )
     format: str = setting(
         SAME, "What to write: the kind of model that came in, or one of the others.", choices=(SAME, *FORMATS)
@@ -352,6 +353,11 @@ class ExportRequest:
                     f"--{option}: no format holds windows, scales or flips, as an export runs once over the whole "
                     "image: leave it out, and use statistics collected without it"
                 )
+        if self.preset == "strong":
+            raise OptionError(
+                "--preset strong averages views, which no format holds: leave it out, and use statistics collected "
+                "without it (their norms are exported)"
+            )
         if self.subject.calibrator:
             raise OptionError("--calibrator: no format holds a calibrator: leave it out")
         if self.subject.shard:

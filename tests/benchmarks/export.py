@@ -22,6 +22,7 @@ from torch import Tensor
 
 import blda_cli
 from blda_cli.commands.options import size as parse_size
+from blda_cli.errors import BldaError
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.spec import parse_model
@@ -63,7 +64,7 @@ def main(model: Path, weights: Path | None, images: Path, shape: tuple[int, int]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given: dict[str, Any] = {"model": str(model), "weights": weights, "images": str(images), "device": "cpu"}
-        blda_cli.collect_stats(**given, output=folder / "stats.h5")
+        blda_cli.collect_stats(**given, norms="source", output=folder / "stats.h5")
         print("format       correction             original   corrected  ratio  verified")
         for kind in ("state-dict", "torchscript", "pt2", "onnx"):
             blda_cli.export(**given, format=kind, method="none", output=folder / f"{kind}-plain")
@@ -71,9 +72,13 @@ def main(model: Path, weights: Path | None, images: Path, shape: tuple[int, int]
                 if kind == "state-dict" and shift == "location":
                     continue
                 output = folder / f"{kind}-{shift}"
-                record = blda_cli.export(
-                    **given, format=kind, shift=shift, tau=0.4, stats=folder / "stats.h5", output=output
-                )
+                try:
+                    record = blda_cli.export(
+                        **given, format=kind, shift=shift, tau=0.4, stats=folder / "stats.h5", output=output
+                    )
+                except BldaError as error:
+                    print(f"{kind:12} {shift:8} {error}")
+                    continue
                 line = compared(network_of(folder / f"{kind}-plain"), network_of(output), numbers, rounds)
                 where = "folded" if record.layer else "behind"
                 print(f"{kind:12} {shift:8} {where:6} {line}  {record.agreement.describe()}", flush=True)

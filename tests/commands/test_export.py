@@ -196,6 +196,7 @@ def test_groups(scene: Scene, run: Run, refused: Refused) -> None:
         (("--flip",), 2, "--flip: no format holds windows, scales or flips"),
         (("--slide", "32x32"), 2, "--slide: no format holds windows"),
         (("--scales", "0.5,1"), 2, "--scales: no format holds"),
+        (("--preset", "strong"), 2, "--preset strong averages views, which no format holds"),
         (("--calibrator", "c.pt"), 2, "--calibrator: no format holds a calibrator"),
         (("--shard", "1/2"), 2, "--shard does nothing for one network"),
         (("--density", "mixture"), 2, "--density does nothing with --method blda"),

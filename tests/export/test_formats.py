@@ -46,9 +46,9 @@ def describe(name: str, more: str = "") -> str:
 
 
 def export(model: str, name: str, *, output: str = "exported", **options: Any) -> Any:
-    return blda_cli.export(
-        model=model, images="images", output=output, format=name, device="cpu", **{"tau": 1.0, **options}
-    )
+    given: dict[str, Any] = {"model": model, "images": "images", "format": name, "tau": 1.0, "device": "cpu"}
+    given |= options if "stats" in options else {"norms": "source", **options}
+    return blda_cli.export(output=output, **given)
 
 
 def runner(folder: Path, name: str) -> Callable[[Tensor], Tensor]:
@@ -273,7 +273,7 @@ def test_a_program_that_came_in_comes_out_corrected(folder: Path, name: str) -> 
 @pytest.mark.parametrize("name", ["torchscript", *SLOW])
 def test_norms_mixed_image_by_image_run_in_programs(folder: Path, name: str) -> None:
     model = describe("pooled")
-    blda_cli.collect_stats(model=model, images="images", output="exported.h5", device="cpu")
+    blda_cli.collect_stats(model=model, images="images", output="exported.h5", norms="source", device="cpu")
     content = read_statistics(folder / "exported.h5")
     write_statistics(folder / "exported.h5", replace(content, norms=MixedNorms(0.8)))
     record = export(model, name, stats="exported.h5", method="logit-adjust", tau=0.5, force=True)

@@ -74,7 +74,8 @@ def maskformer() -> Any:
 
 
 def export(**options: Any) -> Any:
-    given = {"model": "hf:hf", "images": "images", "output": "exported", "tau": 1.0, "device": "cpu", **options}
+    given: dict[str, Any] = {"model": "hf:hf", "images": "images", "output": "exported", "tau": 1.0, "device": "cpu"}
+    given |= options if "stats" in options else {"norms": "source", **options}
     return blda_cli.export(**given)
 
 

@@ -79,7 +79,7 @@ def test_recipes_of_pytorch_and_onnxruntime(title: str, folder: Path, monkeypatc
         pytest.importorskip("onnxruntime")
     options, code = recipe(title)
     monkeypatch.chdir(folder)
-    blda_cli.collect_stats(model="streets.toml", images="frames", output="frames.h5", device="cpu")
+    blda_cli.collect_stats(model="streets.toml", images="frames", output="frames.h5", norms="source", device="cpu")
     given: dict[str, Any] = dict(zip((name.removeprefix("--") for name in options[::2]), options[1::2], strict=False))
     blda_cli.export(**given, argmax="--argmax" in options, tau=1.0, device="cpu")
     found = run_without_blda(code, folder, "classes.detach()" if "torch" in title.lower() else "classes")
@@ -105,7 +105,7 @@ def test_recipe_of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     options, code = recipe("transformers")
     assert options[:2] == ["--model", "hf:segformer/"]
     monkeypatch.chdir(folder)
-    blda_cli.collect_stats(model="hf:segformer", images="frames", output="frames.h5", device="cpu")
+    blda_cli.collect_stats(model="hf:segformer", images="frames", output="frames.h5", norms="source", device="cpu")
     output = options[options.index("--output") + 1]
     record = blda_cli.export(
         model="hf:segformer", images="frames", stats="frames.h5", output=output, tau=1.0, device="cpu"
