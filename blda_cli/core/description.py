@@ -12,7 +12,7 @@ from dataclasses import dataclass
 NEAR = 1.5
 """Descriptions whose norm distance is up to so many times the smallest are ordered by misfit, others by distance."""
 
-CLEAR = 1.8
+CLEAR = 1.9
 """From this ratio of norm distances on one description fits clearly better than another. On clear frames of four
 networks wrong scales and normalisations had 2.2 and more (but for the mean of another data set), right ones 1.0; on
 frames turned to night, fog or noise right ones had 1.65 at most."""

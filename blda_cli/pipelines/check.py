@@ -210,7 +210,7 @@ def _frame(file: ImageSource, classes: np.ndarray) -> list[tuple[str, np.ndarray
     if classes.ndim != 2:
         return []
     try:
-        picture = Image.fromarray(file.read())
+        picture = Image.fromarray(file.picture())
     except (BldaError, TypeError, ValueError):
         return []
     height, width = classes.shape

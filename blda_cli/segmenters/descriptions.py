@@ -418,11 +418,10 @@ def glance(segmenter: NetworkSegmenter, files: Sequence[ImageSource]) -> Compari
         best = min(screening[1:], key=lambda one: one.fit.misfit)
         if screening[0].fit.farther(best.fit) < _SUSPICIOUS:
             return None
-        final = _fits(segmenter, [best.description, candidates[0]], files, (SCREENING[0], FINAL[1]), copies=True)
+        final = _fits(segmenter, [best.description, candidates[0]], files, (SCREENING[0], FINAL[1]), copies=False)
     except BldaError:  # reading and running the images will say why
         return None
-    one, own = (entry.fit for entry in final)
-    clear = own.farther(one) >= CLEAR and times(own, one) >= CLEAR
+    clear = final[1].fit.farther(final[0].fit) >= CLEAR
     return Comparison(candidates[0], tuple(final), norms, late) if clear else None
 
 
