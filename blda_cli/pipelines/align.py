@@ -34,7 +34,6 @@ from blda_cli.pipelines.collect import (
     requested_norms,
     say_strong,
 )
-from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.pictures import write_overlays, write_video
 from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, NormsRequest, OutputsRequest
@@ -179,14 +178,12 @@ def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job)
             check_images(held.content, path, subject.segmenter, subject.images)
             return held
         job.monitor.say(f"no --stats given: statistics are collected first, as {path}")
-        if request.check and own.shard.first:
-            doubts = say_doubts(subject.spec, subject.segmenter, subject.images, own.monitor)
-            own = own.recording(doubts=doubts)
         collect_statistics(
             subject.segmenter,
             subject.images,
             own,
             counting=CountingOptions(tuple(dict.fromkeys((LabelSource.PSEUDO, request.alignment.label_source)))),
+            described=subject.spec if request.check else None,
             inference=request.inference,
             labels=None,
             norms=requested_norms(request.norms, subject.spec),

@@ -130,14 +130,12 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
     say = job.monitor.say
     say_strong(request.preset, subject.segmenter, request.inference, say)
     with job.running():
-        if request.check and job.shard.first:
-            doubts = say_doubts(subject.spec, subject.segmenter, subject.share, job.monitor)
-            job = job.recording(doubts=doubts)
         content = collect_statistics(
             subject.segmenter,
             subject.share,
             job,
             counting=CountingOptions(request.sources, request.logit_space, request.bins),
+            described=subject.spec if request.check else None,
             inference=request.inference,
             labels=reader,
             norms=norms,
@@ -192,6 +190,7 @@ def collect_statistics(
     counting: CountingOptions,
     inference: InferenceOptions,
     labels: LabelReader | None,
+    described: SegmenterSpec | None = None,
     norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
     norm_images: Sequence[ImageSource] | None = None,
 ) -> StatisticsFile:
@@ -207,6 +206,7 @@ def collect_statistics(
         counting: what is counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
+        described: the model's description, where a look at the model comes first; None: no look.
         norms: what the segmenter's batch norms normalise by from now on: its own statistics, those of ``files``, its
             own mixed with each image's (see `choose_weight`), or given ones.
         norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
@@ -222,6 +222,8 @@ def collect_statistics(
     """
     output, overwrite, monitor, shard, provenance = job.output, job.overwrite, job.monitor, job.shard, job.provenance
     claim(output, overwrite=overwrite or _being_replaced(output, shard))
+    if described is not None and shard.first:
+        provenance = replace(provenance, doubts=say_doubts(described, segmenter, files, monitor))
     part = shard.path(output)
     content = StatisticsFile(
         statistics=LogitStatistics(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blda_cli.pipelines.doubts import UNSAID
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def test_results_and_errors_go_their_own_ways(process: Process, scene: Scene) ->
     done = process(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 6
-    assert done.stderr == ""
+    assert done.stderr == f"{UNSAID}\n"
     done = process(*arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"blda: {scene.root / 's.h5'} exists already: --overwrite replaces it\n"
