@@ -127,7 +127,8 @@ def command(
 ) -> None:
     """Adapt a segmenter to images of another domain by self-training.
 
-    Trains on labelled source images and unlabelled target images, with BLDA's corrected loss by default. Leaves a
+    Trains on labelled source images and unlabelled target images, with BLDA's corrected loss by default; with
+    --no-source on the target alone, by labels that the network gives it. Leaves a
     run folder with the trained model (RUN/model.toml), which the other commands take as it is, the statistics of
     its logits on the target (RUN/statistics.h5), metrics, settings and checkpoints. All settings, with more than
     the options here, are in RUN/config.toml.

@@ -23,6 +23,7 @@ from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
+from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.methods import METHODS
 from blda_cli.pipelines.requests import STRONG
 from blda_cli.reporting.words import next_steps
@@ -208,6 +209,12 @@ def test_a_few_labelled_images_are_half_of_what_is_drawn(project: Any, tmp_path:
     assert both.drawn == [0, 1, 2, 3, 4, 4, 4, 4]
     assert bool((both.labels(both.files[4]) == 2).all())
     assert np.array_equal(both.labels(both.files[1]), own.labels(files[2]))
+    pixels = count_class_pixels(both.files, both.labels, 4, 1, SilentMonitor())
+    settings = project.settings(host__rare_class_temperature=100.0)  # nearly evenly over the classes
+    sampler = Sampler(both, files, pixels, settings)
+    crops = [sampler.draw(number)["source_crops"] for number in range(80)]
+    drawn = [crop.file.key for crop in crops if isinstance(crop, Crop)]
+    assert drawn.count("1") > 7  # half of some 20 draws for cars, all that it holds; unrepeated, a fifth of them
 
 
 def test_a_few_labelled_images_take_part(project: Any, tmp_path: Path) -> None:

@@ -152,6 +152,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(project: Any, tmp_path: Path, me
     assert [entry["iteration"] for entry in lines(tmp_path / "halted")] == [2, 4, 6]
 
 
+def test_a_run_with_a_smaller_default_crop_goes_on(project: Any, tmp_path: Path) -> None:
+    values = {"training__crop": (512, 512), "training__method": "dacs"}
+    with pytest.raises(Interrupted):
+        project.run(tmp_path / "run", StopAt(3), **values)
+    project.run(tmp_path / "run", resume=True, **values)
+    assert checkpoint(tmp_path / "run")["trainer"]["step"] == 6
+    assert read_settings(tmp_path / "run" / "config.toml").training.crop == (32, 32)
+
+
 def test_what_was_logged_after_the_checkpoint_is_logged_once(project: Any, tmp_path: Path) -> None:
     output = tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -237,6 +246,8 @@ def test_resuming_where_nothing_is_starts(project: Any, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint.pth").unlink()  # killed before it wrote one
     project.run(tmp_path / "run", resume=True)
     assert [entry["iteration"] for entry in lines(tmp_path / "run")] == [2, 4, 6]
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert logged.count('"iteration": 0') == 1  # and not what the killed run saw before its first step
 
 
 def test_the_metrics_are_plotted(finished: tuple[Path, dict[str, Any]]) -> None:
