@@ -19,7 +19,7 @@ from blda_cli.finetuning.streaming import stream_share
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import STRONG
+from blda_cli.pipelines.requests import STRONG, STRONG_TAU
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
@@ -41,9 +41,9 @@ def label_target(
     """Label every image by the predictions of ``--preset strong``, and keep each class's surest pixels.
 
     Batch norms are mixed with each image's own statistics, by the weight that is found without labels; scales and the
-    mirrored image are averaged, and the default alignment is fitted to the result. A pixel is labelled where its
-    confidence, the probability of its class after the alignment, ranks among the first ``share`` of all pixels
-    predicted as that class.
+    mirrored image are averaged, and an alignment of the preset's strength is fitted to the result. A pixel is labelled
+    where its confidence, the probability of its class after the alignment, ranks among the first ``share`` of all
+    pixels predicted as that class.
 
     Args:
         segmenter: as it came, of this function's own: its norms are changed.
@@ -70,7 +70,7 @@ def label_target(
         labels=None,
         norms=NormSource.AUTO,
     )
-    settings = AlignmentSettings()
+    settings = AlignmentSettings(tau=STRONG_TAU)
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), float64_device(device))
