@@ -88,6 +88,7 @@ class Alignment:
         cls,
         statistics: str | Path,
         *,
+        reference: str | Path | None = None,
         anchors: str | Path | None = None,
         labelled: str | Path | None = None,
         spatial_priors: str | Path | None = None,
@@ -99,7 +100,9 @@ class Alignment:
         Args:
             statistics: what ``blda collect-stats`` or :func:`blda_cli.write_statistics` wrote. Where it holds
                 averages for batch norms (``norms``), the logits must come from a network that has these.
-            anchors: statistics whose pooled cells are the anchors, e.g. the source's; by default ``statistics``.
+            reference: statistics of a few dozen images like those the network was trained on, without labels: the
+                strength follows from what differs from them; the quantile and location forms take their anchors there.
+            anchors: the former name of ``reference``.
             labelled: statistics with labels of a few images, for the supervised method.
             spatial_priors: statistics with labels, for class-normalised confidence.
             preset: ``"published"``: the alignment as published.
@@ -113,7 +116,7 @@ class Alignment:
             BldaError: a file cannot be read, the files do not fit each other, or they lack what the method needs.
             ValueError: there is no such choice.
         """
-        given = {"anchors": anchors, "labelled": labelled, "spatial_priors": spatial_priors}
+        given = {"reference": reference, "anchors": anchors, "labelled": labelled, "spatial_priors": spatial_priors}
         files = fitted(FilesRequest, {name: path for name, path in given.items() if path} | {"stats": str(statistics)})
         return _aligned(AlignmentInputs.read(files), chosen_settings(choices, preset))
 
@@ -122,6 +125,7 @@ class Alignment:
         cls,
         statistics: LogitStatistics,
         *,
+        reference: LogitStatistics | None = None,
         norm_distance: float | None = None,
         norm_shift: float | None = None,
         preset: str | None = None,
@@ -131,6 +135,7 @@ class Alignment:
 
         Args:
             statistics: of the images to be corrected or of others like them.
+            reference: statistics of images like those the network was trained on, see :meth:`from_file`.
             norm_distance: see :func:`write_statistics`.
             norm_shift: the former name of ``norm_distance``.
             preset: see :meth:`from_file`.
@@ -141,7 +146,8 @@ class Alignment:
             ValueError: there is no such choice.
         """
         norm_distance = _renamed(norm_distance, norm_shift)
-        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_distance)))
+        known = None if reference is None else StatisticsInput(_content(reference, None, None))
+        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_distance)), known)
         return _aligned(inputs, chosen_settings(choices, preset))
 
     @overload

@@ -62,8 +62,8 @@ METHODS: dict[str, MethodEntry] = {
         options=("tau", "label_source"),
         forms={
             Shift.NEGATIVE: Form(),
-            Shift.QUANTILE: Form(("density", "tails"), ("anchors",), "{density}, tails {tails}"),
-            Shift.LOCATION: Form(files=("anchors",)),
+            Shift.QUANTILE: Form(("density", "tails"), ("reference",), "{density}, tails {tails}"),
+            Shift.LOCATION: Form(files=("reference",)),
             Shift.BALANCED: Form(),
             Shift.TWO_PASS: Form(),
         },
@@ -99,7 +99,11 @@ class AlignmentSettings:
         at_most=1000,
         metavar="NUMBER|auto",
     )
-    favour: Favour = setting(Favour.MIOU, "What the strength is found for: accuracy takes 1.3 times that of miou.")
+    favour: Favour = setting(
+        Favour.MIOU,
+        "The score that auto finds the strength for: accuracy takes 1.3 times that of miou, pixels (pixel accuracy) 0.7 "
+        "times.",
+    )
     label_source: LabelSource = setting(LabelSource.PSEUDO, "The cells to use.")
     density: Density = setting(Density.EMPIRICAL, "How the quantile form describes a cell.")
     tails: Tails = setting(Tails.CONSTANT, "What the quantile form does with a cell's outermost hundredths.")
@@ -128,7 +132,8 @@ class AlignmentSettings:
     def takes(self) -> set[str]:
         """Fields and statistics files that change what is fitted."""
         named = {"method", *self.entry.options, *self.entry.files, *self.form.options, *self.form.files}
-        return named | ({"shift"} if self.entry.forms else set()) | ({"favour"} if self.finds_strength else set())
+        found = {"favour", "reference"} if self.finds_strength else set()
+        return named | ({"shift"} if self.entry.forms else set()) | found
 
     def describe(self) -> str:
         """The correction in a few words."""

@@ -15,9 +15,8 @@ QUANTILE_RANGE = (0.01, 0.99)
 MINIMUM_PIXELS = 500
 """Cells with fewer pixels are not shifted, as published."""
 
-
 TYPICAL_DISAGREEMENT = 2.0
-"""The median of :func:`disagreement` over the networks of ``tests/benchmarks/wide.py``."""
+"""The median of :attr:`AdditiveFit.disagreement` over the networks of ``tests/benchmarks/wide.py``."""
 
 
 @dataclass(frozen=True)
@@ -160,52 +159,54 @@ def two_pass_shifts(logits: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
     return averaged_in(location_shifts(membership.T @ logits / pixels[:, None], pixels))
 
 
-def negative_centre(means: Tensor, pixels: Tensor) -> Tensor:
-    """The level that a channel rests at where its class is not: BLDA's negative distributions, aligned by location.
+@dataclass(frozen=True)
+class AdditiveFit:
+    """Least squares fit ``μ[c, l] ≈ r_c + b_l`` of the negative cells' means, label by channel.
 
-    ``b`` is the channels' part in the additive fit ``μ[c, l] ≈ r_c + b_l`` of the negative cells ``c ≠ l`` whose label
-    has enough pixels; the labels' part ``r_c`` holds what all channels share there, as logits are defined only up to a
-    constant per pixel. Equal negative distributions (Li et al., ICML 2025) ask for equal ``b``, hence
-    ``argmax_l f_l − τ b_l``. A class that is never predicted has negative cells like any other.
+    The labels' part ``r_c`` holds what all channels share at the pixels of a label, as logits are defined only up to a
+    constant per pixel; the channels' part ``b_l`` is the level that a channel rests at where its class is not.
+
+    Attributes:
+        levels: ``b``, float64 ``[C]``, with mean zero over the labels that have enough pixels.
+        disagreement: how much the labels disagree about the levels: the variance that the fit leaves unexplained over
+            the variance of the levels, both unbiased. 0 where the cells are exactly additive. It does not depend on
+            the unit of the logits. :data:`TYPICAL_DISAGREEMENT` where fewer than four labels have enough pixels.
+    """
+
+    levels: Tensor
+    disagreement: float
+
+
+def additive_fit(means: Tensor, pixels: Tensor) -> AdditiveFit:
+    """Fit labels and channels to the negative cells ``c ≠ l`` whose label has enough pixels.
+
+    Over the labels that have enough pixels the cells are a square with an empty diagonal, for which the least squares
+    estimate is known in closed form (the "round robin" of Warner, Kenny and Stoto, 1979, "A new round robin analysis of
+    variance for social interaction data"). The channel of another class takes part in no row of its own: its level is
+    the mean of its cells minus the labels' part.
 
     Args:
         means: ``μ``, float64 ``[C, C]``, label and channel; NaN allowed where a label has no pixel.
         pixels: float64 ``[C]``, pixels of each label.
 
     Returns:
-        float64 ``[C]``, with mean zero over the labels that have enough pixels; zeros where fewer than three have.
-    """
-    kept = pixels >= MINIMUM_PIXELS
-    if int(kept.sum()) < 3:  # two negative cells say nothing of label and channel at once
-        return means.new_zeros(len(pixels))
-    centre = _negative_cells(means, kept).nanmean(dim=0)
-    return centre - centre[kept].mean()
-
-
-def disagreement(means: Tensor, pixels: Tensor) -> float:
-    """How much the labels disagree about the levels of the channels: what :func:`negative_centre` leaves unexplained.
-
-    The variance of what the additive fit leaves of the negative cells, corrected for the fit's degrees of freedom, over
-    that of the channels' levels. 0: every label sees the same levels. It does not depend on the unit of the logits.
-
-    Args:
-        means: ``μ``, float64 ``[C, C]``, label and channel.
-        pixels: float64 ``[C]``, pixels of each label.
-
-    Returns:
-        At least 0; :data:`TYPICAL_DISAGREEMENT` where fewer than four labels have enough pixels.
+        The fit; levels of zero where fewer than three labels have enough pixels, as two negative cells cannot tell
+        label from channel.
     """
     kept = pixels >= MINIMUM_PIXELS
     count = int(kept.sum())
+    if count < 3:
+        return AdditiveFit(means.new_zeros(len(pixels)), TYPICAL_DISAGREEMENT)
+    own = torch.eye(len(kept), dtype=torch.bool, device=means.device)
+    cells = means.masked_fill(own, torch.nan)[kept]
+    square = cells[:, kept]
+    rows, columns = square.nanmean(dim=1), square.nanmean(dim=0)
+    labels = (count - 1) / (count * (count - 2)) * ((count - 1) * rows + columns)
+    labels = labels - labels.mean() + square.nanmean()
+    levels = (cells - labels[:, None]).nanmean(dim=0)
+    levels = levels - levels[kept].mean()
     if count < 4:
-        return TYPICAL_DISAGREEMENT
-    cells = _negative_cells(means, kept)[:, kept]
-    levels = cells.nanmean(dim=0)
-    left = (cells - levels)[~cells.isnan()].var(correction=0)
-    return float(left / levels.var(correction=0).clamp(min=1e-12) * count / (count - 2))
-
-
-def _negative_cells(means: Tensor, kept: Tensor) -> Tensor:
-    """The negative cells of the kept labels minus what each label's share, ``[kept, C]``; NaN on the diagonal."""
-    cells = means.masked_fill(torch.eye(len(kept), dtype=torch.bool, device=means.device), torch.nan)[kept]
-    return cells - cells[:, kept].nanmean(dim=1, keepdim=True)
+        return AdditiveFit(levels, TYPICAL_DISAGREEMENT)
+    # n (n − 1) cells, 2 n − 1 parameters.
+    left = (square - labels[:, None] - levels[kept]).square().nansum() / (count * (count - 1) - (2 * count - 1))
+    return AdditiveFit(levels, float(left / levels[kept].var().clamp(min=1e-12)))

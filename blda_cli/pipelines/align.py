@@ -115,7 +115,8 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             outputs=request.outputs,
         )
     if settings.finds_strength:
-        gap = domain_gap(target.statistics.sample, target.norms_shifted)
+        reference = None if evidence.reference is None else evidence.reference.sample
+        gap = domain_gap(evidence.statistics.sample, evidence.norms_shifted, reference)
         say(found_gap(gap, target.statistics.images))
         if gap.distance > 0 and not target.norms_shifted:
             command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]

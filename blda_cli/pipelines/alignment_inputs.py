@@ -48,13 +48,14 @@ class AlignmentInputs:
 
     Attributes:
         target: of the images to be corrected, or of others like them.
-        anchors: their pooled cells are the anchors; None: the target's.
+        reference: of images of the training domain: out of domain is told by comparison with them, and their pooled
+            cells are the anchors; None: the target's are.
         labelled: with ground truth of a few images like the target's, for the supervised method.
         spatial_priors: with ground truth that tells where the classes lie, e.g. of the source domain.
     """
 
     target: StatisticsInput
-    anchors: StatisticsInput | None = None
+    reference: StatisticsInput | None = None
     labelled: StatisticsInput | None = None
     spatial_priors: StatisticsInput | None = None
 
@@ -81,6 +82,8 @@ class AlignmentInputs:
         found = {}
         for name in (one.name for one in fields(cls)):
             key, digest_key = _record_keys(name)
+            if name == "reference" and key not in record:  # as earlier versions called it
+                key, digest_key = _record_keys("anchors")
             if record.get(key) is None:
                 continue
             path = Path(record[key])
@@ -120,7 +123,10 @@ class AlignmentInputs:
                     f"{used.path} is of {len(content.classes)} classes, the model has {len(segmenter.classes)}: "
                     "collect statistics with this model"
                 )
-            difference = difference_of(content.model, model_identity(segmenter, inference))
+            held, expected = content.model, model_identity(segmenter, inference)
+            if used is self.reference:  # collected with the network as it came, whatever norms the target wants
+                held, expected = ({**one, "norms": None} for one in (held, expected))
+            difference = difference_of(held, expected)
             if difference is None and content.classes.names != segmenter.classes.names:
                 difference = "the classes"
             if difference and difference.startswith("norms") and self.target.path and used is not self.target:
@@ -141,17 +147,13 @@ class AlignmentInputs:
             BldaError: a file lacks the label source, or two are of different classes or logit spaces.
         """
         target = self.target.content
-        anchors = self.anchors.content if self.anchors else target
+        reference = self.reference.content if self.reference else None
         source = settings.label_source
         if "label_source" not in settings.takes and target.statistics.cells:
             source = next(iter(target.statistics.cells))
-        if anchors.classes.names != target.classes.names:
-            raise BldaError("the anchors are of other classes than the statistics: collect both with the same model")
-        if anchors.statistics.space != target.statistics.space:
-            raise BldaError(
-                f"the anchors hold {anchors.statistics.space} logits, the statistics {target.statistics.space} ones: "
-                "collect both with the same --logit-space"
-            )
+        if reference is not None:
+            check_comparable(target, reference)
+        anchors = reference if reference is not None and "reference" in settings.form.files else target
         for content in (target, anchors):
             if source not in content.statistics.cells:
                 others = ", ".join(content.statistics.cells)
@@ -161,7 +163,8 @@ class AlignmentInputs:
             anchors.statistics.cells[source],
             self.labelled.content.statistics if self.labelled else None,
             self._priors(target) if self.spatial_priors else None,
-            norms_shifted=target.norms_shifted,
+            norms_shifted=target.norms_shifted and not (reference and reference.norms_shifted),
+            reference=reference.statistics if reference else None,
         )
 
     def _priors(self, target: StatisticsFile) -> Any:
@@ -178,6 +181,21 @@ class AlignmentInputs:
                 "--labels, by this version of blda"
             )
         return places.priors()
+
+
+def check_comparable(target: StatisticsFile, reference: StatisticsFile) -> None:
+    """Refuse a reference that cannot be compared with the statistics.
+
+    Raises:
+        BldaError: it is of other classes, or of logits whose free constant is fixed in another way.
+    """
+    if reference.classes.names != target.classes.names:
+        raise BldaError("the reference is of other classes than the statistics: collect both with the same model")
+    if reference.statistics.space != target.statistics.space:
+        raise BldaError(
+            f"the reference holds {reference.statistics.space} logits, the statistics {target.statistics.space} ones: "
+            "collect both with the same --logit-space"
+        )
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:

@@ -221,7 +221,7 @@ def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Den
     inputs = AlignmentInputs.recorded(record.statistics) if record else None
     if record is None or inputs is None or inputs.spatial_priors or not record.alignment.entry.moves_cells:
         return densities(cells, cells, None)
-    anchors = (inputs.anchors or inputs.target).content.statistics.cells.get(source, cells)
+    anchors = (inputs.reference or inputs.target).content.statistics.cells.get(source, cells)
     return densities(cells, anchors, fit(record.alignment, inputs.evidence(record.alignment)))
 
 

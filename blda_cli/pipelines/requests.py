@@ -5,6 +5,7 @@ interface are made from them, with the fields of their sections beside their own
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -217,11 +218,13 @@ class FilesRequest:
         "Statistics of these images, or of others like them.  [default: collect them first, as OUTPUT.h5]",
         metavar="FILE.h5",
     )
-    anchors: Path | None = setting(
+    reference: Path | None = setting(
         None,
-        "Statistics whose pooled cells are the anchors, e.g. the source domain's.  [default: those of --stats]",
+        "Statistics of a few dozen images like those the network was trained on, no labels needed: --tau auto corrects "
+        "what differs from them, and the quantile and location forms take their anchors from them.",
         metavar="FILE.h5",
     )
+    anchors: Path | None = setting(None, "Deprecated name of --reference.", metavar="FILE.h5")
     labelled: Path | None = setting(
         None,
         "Statistics with labels of a few images like these, for --method supervised.  [default: those of --stats]",
@@ -233,6 +236,15 @@ class FilesRequest:
         "class-confidence.",
         metavar="FILE.h5",
     )
+
+    def __post_init__(self) -> None:
+        if self.anchors is None:
+            return
+        if self.reference is not None:
+            raise OptionError("--anchors is the former name of --reference: give --reference alone")
+        warnings.warn("anchors is called reference now", DeprecationWarning, stacklevel=2)
+        object.__setattr__(self, "reference", self.anchors)
+        object.__setattr__(self, "anchors", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,6 +385,12 @@ class ReportRequest:
     """``blda report``: show the bias, and what corrections changed."""
 
     stats: Path = setting(MISSING, "Statistics of the images, from blda collect-stats.", metavar="FILE.h5")
+    reference: Path | None = setting(
+        None,
+        "Statistics of images like those the network was trained on, to be shown beside these class by class.  "
+        "[default: the one that the first --aligned was made with]",
+        metavar="FILE.h5",
+    )
     aligned: tuple[Path, ...] = setting(
         (), "Corrected predictions, from blda align. Give it several times to have them side by side.", metavar="DIR"
     )
@@ -460,11 +478,17 @@ def refuse_unused(settings: AlignmentSettings, given: frozenset[str]) -> None:
         OptionError: there is one; the message says what would take it.
     """
     concerned = settings_of(AlignmentSettings).keys() | settings_of(FilesRequest).keys() - {"stats"}
+    given = given | ({"reference"} if "anchors" in given else set()) - {"anchors"}
     for name in sorted(given & concerned - settings.takes):
         option = f"--{name.replace('_', '-')}"
         chosen = f"--method {settings.method}" + (f" --shift {settings.shift}" if settings.entry.forms else "")
         if name == "favour":
             raise OptionError("--favour chooses the strength that --tau auto finds for blda and logit-adjust")
+        if name == "reference":
+            raise OptionError(
+                f"--reference does nothing with {chosen} and this --tau: it decides what --tau auto finds for blda and "
+                "logit-adjust, and the anchors of --shift quantile and location"
+            )
         takers = [
             f"--shift {shift}" for shift, form in settings.entry.forms.items() if name in form.options + form.files
         ]

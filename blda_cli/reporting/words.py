@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blda_cli.core.fitting.strength import AT_HOME, FEWEST_IMAGES, DomainGap
+from blda_cli.core.fitting.strength import FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
 from blda_cli.store.provenance import Provenance
 
@@ -180,21 +180,39 @@ def _shared(provenance: Provenance) -> str:
 
 
 def found_gap(gap: DomainGap, images: int) -> str:
-    """Whether the network is at home on these images, and what follows for a correction."""
-    contested = f"{percent(gap.contested)} of the pixels are contested"
-    if gap.norms_shifted:
-        contested += ", and the averages of its batch norms lie far from those of the images"
+    """Whether the images are in domain, by what evidence, and what follows for a correction."""
     if gap.classes < 3:
-        text = "Whether the network is at home on these images cannot be told from fewer than three predicted classes: "
-        text += "its predictions are left alone."
-    elif gap.distance == 0:
-        text = f"The network looks at home on these images ({contested}, up to {percent(AT_HOME)} is usual): leave its "
-        text += "predictions alone."
+        return (
+            "Whether these images are in domain cannot be told from fewer than three predicted classes: the predictions "
+            "are left alone."
+        )
+    evidence, few = _evidence(gap), images
+    if gap.reference is not None:
+        few = gap.reference.images
+    if gap.distance == 0:
+        text = f"These images look in domain ({evidence}): leave the predictions alone."
     elif gap.distance < 1:
-        text = f"The network is a little away from home on these images ({contested}): correct it gently."
+        text = f"These images look somewhat out of domain ({evidence}): correct them gently."
     else:
-        text = f"The network is away from home on these images ({contested}): a correction is likely to help."
-    return text if images >= FEWEST_IMAGES else f"{text} So few images say little."
+        text = f"These images are out of domain ({evidence}): a correction is likely to help."
+    return text if few >= FEWEST_IMAGES else f"{text} So few images say little."
+
+
+def _evidence(gap: DomainGap) -> str:
+    norms = "batch norm statistics of these images differ from the network's"
+    if gap.reference is not None:
+        found = gap.reference
+        text = (
+            f"mean confidence {percent(found.confidence)}, of the reference {percent(found.reference_confidence)}, "
+            f"{'clearly lower' if found.fall else 'not clearly lower'}; the channels' levels differ from the reference's "
+            f"by {percent(found.levels)} of their spread"
+        )
+        return f"{text}; {norms}" if gap.norms_shifted else text
+    text = (
+        f"{percent(gap.contested)} of the pixels are contested, {gap.aim:.1f} times what chance would give: crowding "
+        f"{percent(gap.crowding)}, in domain mostly up to {percent(IN_DOMAIN)}"
+    )
+    return f"{text}; {norms}" if gap.norms_shifted else text
 
 
 def _found(report: Report) -> str:

@@ -86,6 +86,7 @@ def calibrated(segmenter: Segmenter, path: Path) -> CalibratedSegmenter:
     return CalibratedSegmenter(
         classes=segmenter.classes,
         identity={**segmenter.identity, "calibrator": file_digest(path)},
+        adapted_norms=segmenter.adapted_norms,
         device=segmenter.device,
         notes=segmenter.notes,
         corrected=segmenter.corrected,

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 VOID = 255
 """What the files' labels have where there is no class."""
 
-PIXELS = 100
+PIXELS = 20
 """Pixels that a sampled one stands for."""
 
 HARM = -0.5

@@ -263,12 +263,12 @@ def test_anchors_of_another_domain(run: Run, scene: Scene, stats: Path, drawn: C
     run("collect-stats", *options, "--output", anchors)
     how = scene.options("--shift", "quantile")
     run("align", *how, "--stats", stats, "--output", scene.root / "own")
-    run("align", *how, "--stats", stats, "--anchors", stats, "--output", scene.root / "same")
+    run("align", *how, "--stats", stats, "--reference", stats, "--output", scene.root / "same")
     run("align", *how, "--stats", stats, "--anchors", anchors, "--output", scene.root / "other-anchors")
     own, same, other = (ids(scene.root / name) for name in ("own", "same", "other-anchors"))
     assert all((own[key] == same[key]).all() for key in scene.keys)
     assert any((own[key] != other[key]).any() for key in scene.keys)
-    assert record(scene.root / "other-anchors")["statistics"]["anchors"] == str(anchors)
+    assert record(scene.root / "other-anchors")["statistics"]["reference"] == str(anchors)
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,8 @@ def test_anchors_of_another_domain(run: Run, scene: Scene, stats: Path, drawn: C
     [
         (["--density", "mixture"], "give --shift quantile"),
         (["--tails", "clamp", "--shift", "location"], "give --shift quantile"),
-        (["--anchors", "STATS"], "or give --shift quantile or --shift location"),
-        (
-            ["--anchors", "STATS", "--method", "logit-adjust", "--shift", "quantile"],
-            "--anchors does nothing with --method logit-adjust",
-        ),
+        (["--reference", "STATS", "--tau", "0.3"], "--reference does nothing with --method blda --shift negative"),
+        (["--anchors", "STATS", "--method", "supervised"], "--reference does nothing with --method supervised"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(

@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from blda_cli.core import bias as bias_module
 from blda_cli.core.bias import estimated_bias, sampled_bias, win_probabilities
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.shifts import balanced_centre, two_pass_shifts
 
 C = 4
 
@@ -106,26 +106,30 @@ def test_the_debiased_scores_stand_in_for_labels() -> None:
     np.testing.assert_allclose(estimate.bias.sum(), 0, atol=1e-9)
 
 
-def test_the_estimate_by_hand() -> None:
-    logits = biased_scene()[0][:, :, :12_000]
-    sample = sampled(logits, 4)
-    assert len(sample) == 12_000  # the sample holds all pixels
-    pixels, first = sample.logits.double(), sample.predicted
-    means = torch.stack([pixels[first == c].mean(dim=0) for c in range(C)])
-    shifts = two_pass_shifts(pixels, torch.ones(12_000), balanced_centre(means, torch.bincount(first).double()))
-    confusion = np.zeros((C, C))
-    for pixel, predicted in zip(pixels, first.tolist(), strict=True):
-        scores = [float(pixel[c] + shifts[c, c] / 2 - (pixel + shifts[c] / 2).logsumexp(dim=0)) for c in range(C)]
-        confusion[:, predicted] += np.exp(scores) / np.exp(scores).sum()
-    rates = confusion / confusion.sum(axis=1, keepdims=True)
-    trust = [min(1, 2 * rates[c, c]) for c in range(C)]
-    assert min(trust) < 1
-    gained = np.array([sum(trust[c] * rates[c, k] for c in range(C) if c != k) for k in range(C)])
-    missed = 1 - np.diag(rates)
-    expected = 0.75 * (gained * missed.sum() / gained.sum() - missed) / C
-    estimate = sampled_bias(sample)
-    np.testing.assert_allclose(estimate.bias, expected, atol=1e-5)
-    np.testing.assert_allclose(estimate.frequency, confusion.sum(axis=0) / confusion.sum(axis=1), rtol=1e-4)
+@pytest.mark.parametrize(
+    ("confusion", "bias"),
+    [
+        # Class 0 gains 0.4 of class 1 and misses 0.1: 0.75 (0.4 − 0.1) / 2.
+        ([[90, 10], [40, 60]], [0.1125, -0.1125]),
+        # Class 1 is hardly predicted, so its pixels count by 2 · 0.2: gains 0.32 and 0.1, scaled to the 0.9 missed.
+        ([[90, 10], [80, 20]], [0.2196429, -0.2196429]),
+        # A class without a pixel is left out.
+        ([[90, 10, 0], [40, 60, 0], [0, 0, 0]], [0.1125, -0.1125, np.nan]),
+    ],
+)
+def test_the_bias_of_a_confusion_matrix_in_numbers(confusion: list[list[int]], bias: list[float]) -> None:
+    found = bias_module._bias_of(torch.tensor(confusion).double()[None], torch.ones(len(bias), dtype=torch.bool))
+    np.testing.assert_allclose(found[0], bias, atol=1e-6)
+
+
+def test_frequencies_say_the_direction_whatever_the_order_of_the_classes() -> None:
+    logits = biased_scene()[0]
+    estimate = sampled_bias(sampled(logits, 4))
+    assert estimate.frequency[0] > 1 > estimate.frequency[3]
+    order = [3, 2, 1, 0]
+    mirrored = sampled_bias(sampled(logits[:, order], 4))
+    torch.testing.assert_close(mirrored.bias, estimate.bias[order], atol=5e-3, rtol=0)
+    torch.testing.assert_close(mirrored.frequency, estimate.frequency[order], atol=2e-2, rtol=0)
 
 
 def test_the_interval_narrows_with_images_and_holds_the_estimate() -> None:

@@ -14,7 +14,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.corrections import LinearCorrection, LocationCorrection, OffsetCorrection, SpatialCorrection
 from blda_cli.core.fitting import fit_correction, resolve_strength, supervised
 from blda_cli.core.fitting.evidence import Evidence
-from blda_cli.core.fitting.strength import DomainGap, domain_gap
+from blda_cli.core.fitting.strength import DomainGap, ReferenceComparison, domain_gap
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.methods import METHODS, PUBLISHED, AlignmentSettings
 from blda_cli.core.sample import join
@@ -194,6 +194,17 @@ def test_logit_adjustment_subtracts_the_log_of_the_shares(source: LabelSource) -
     }[source]
     assert isinstance(correction, OffsetCorrection)
     torch.testing.assert_close(correction.offsets, -0.6 * shares.log(), rtol=1e-3, atol=1e-3)
+
+
+def test_logit_adjustment_leaves_a_class_alone_that_is_never_predicted() -> None:
+    """With the log of a share of nothing it would take every pixel."""
+    logits, labels = scene()
+    logits[:, 2] -= 100
+    correction = fit_correction(AlignmentSettings(method="logit-adjust", tau=1.0), evidence_of(logits, labels))
+    assert isinstance(correction, OffsetCorrection)
+    assert correction.offsets[2] == 0
+    assert (correction.offsets[[0, 1, 3]] > 0).all()
+    assert not (correction.predict(logits) == 2).any()
 
 
 def test_class_confidence_divides_by_the_confidence_of_the_top_fifth(reference: ModuleType) -> None:
@@ -415,50 +426,72 @@ def test_nothing_is_corrected_at_home() -> None:
 
 
 @pytest.mark.parametrize("shift", Shift)
-def test_accuracy_is_favoured_by_more_strength(shift: Shift) -> None:
+@pytest.mark.parametrize(("favour", "factor"), [(Favour.ACCURACY, 1.3), (Favour.PIXELS, 0.7)])
+def test_what_is_favoured_scales_the_strength(shift: Shift, favour: Favour, factor: float) -> None:
     evidence = evidence_of(*away())
-    plain, accuracy = (resolve_strength(AlignmentSettings(shift=shift, favour=one), evidence) for one in Favour)
-    assert accuracy == pytest.approx(1.3 * plain, abs=2e-3)
+    plain = resolve_strength(AlignmentSettings(shift=shift), evidence)
+    favoured = resolve_strength(AlignmentSettings(shift=shift, favour=favour), evidence)
+    assert favoured == pytest.approx(factor * plain, abs=2e-3)
+    assert favoured != plain
 
 
-def slow_strength(logits: Tensor) -> tuple[float, float, float]:
-    """Contested share, disagreement and strength of the negative form, cell by cell in float64, all cells occupied."""
+def fitted_levels(means: np.ndarray, rows: list[int]) -> tuple[np.ndarray, float]:
+    """Least squares of label and channel on the negative cells of some labels: the channels' part, and what is left."""
+    cells = [(c, k) for c in rows for k in rows if c != k]
+    design = np.zeros((len(cells), 2 * C))
+    for row, (c, k) in enumerate(cells):
+        design[row, c] = design[row, C + k] = 1
+    values = np.array([means[cell] for cell in cells])
+    part = np.linalg.lstsq(design, values, rcond=None)[0]
+    levels = np.array([np.mean([means[c, k] - part[c] for c in rows if c != k]) for k in range(C)])
+    unexplained = float(((values - design @ part) ** 2).sum() / (len(cells) - 2 * len(rows) + 1))
+    return levels - levels[rows].mean(), unexplained
+
+
+def slow_strength(logits: Tensor) -> tuple[float, float, float, float]:
+    """Contested share, chance, disagreement and strength of the negative form in float64, all cells occupied."""
     pixels = logits.double().movedim(1, -1).reshape(-1, C).numpy()
     first = pixels.argmax(axis=1)
     assert np.bincount(first).min() >= 500
     means = np.stack([pixels[first == c].mean(axis=0) for c in range(C)])
-    rows = np.array([np.mean([means[c, k] for k in range(C) if k != c]) for c in range(C)])
-    levels = np.array([np.mean([means[c, k] - rows[c] for c in range(C) if c != k]) for k in range(C)])
-    centre = levels - levels.mean()
-    contested = float(((pixels + 0.4 * centre).argmax(axis=1) != first).mean())
-    left = [means[c, k] - rows[c] - levels[k] for c in range(C) for k in range(C) if c != k]
-    rho = float(np.var(left) / np.var(levels) * C / (C - 2))
-    distance = min(max((contested - 0.05) / 0.015, 0), 1)
-    return contested, rho, 0.75 / (1 + rho / 3) * distance * (C - 2) / 8
+    levels, unexplained = fitted_levels(means, list(range(C)))
+    contested = float(((pixels + 0.4 * levels).argmax(axis=1) != first).mean())
+    rho = unexplained / float(np.var(levels, ddof=1))
+    margins = np.array([ordered[-1] - ordered[-2] for ordered in np.sort(pixels, axis=1)])
+    pairs = [(a, b) for a in range(C) for b in range(C) if a != b]
+    chance = float(np.mean([(0.4 * (levels[a] - levels[b]) > margins).mean() for a, b in pairs]))
+    crowding = contested * (contested / chance) ** 2
+    distance = min(max(np.log(crowding / 0.03) / np.log(5 / 3), 0), 1)
+    return contested, chance, rho, 0.9 / (1 + rho) * distance * (C - 2) / 8
 
 
-@pytest.mark.parametrize("ahead", [0.3, 1.0])
-def test_the_gap_and_the_strength_by_hand(ahead: float) -> None:
+@pytest.mark.parametrize(("ahead", "full"), [(-0.6, False), (1.0, True)])
+def test_the_gap_and_the_strength_by_hand(ahead: float, full: bool) -> None:
     logits, labels = scene(size=96)  # few enough pixels that the sample holds them all
     logits[:, 0] += ahead
     logits[:, 3] += 2.0
     evidence = evidence_of(logits, labels)
     gap = domain_gap(evidence.statistics.sample)
-    contested, rho, tau = slow_strength(logits)
+    contested, chance, rho, tau = slow_strength(logits)
     assert gap.contested == pytest.approx(contested, abs=1e-3)
+    assert gap.chance == pytest.approx(chance, rel=1e-4)
     assert gap.disagreement == pytest.approx(rho, rel=1e-4)
+    assert (gap.distance == 1) is full
     assert resolve_strength(AlignmentSettings(), evidence) == pytest.approx(tau, abs=1e-3)
     assert 0 < tau < 0.75
 
 
-def test_the_distance_rises_from_home_to_away() -> None:
-    assert [DomainGap(share, 1.0, 11).distance for share in (0.0, 0.05, 0.065, 0.2)] == [0, 0, 1, 1]
-    assert DomainGap(0.0575, 1.0, 11).distance == pytest.approx(0.5)
-    assert DomainGap(0.0, 1.0, 11, norms_shifted=True).distance == 1
+def test_the_distance_rises_from_in_domain_to_out_of_it() -> None:
+    gaps = [DomainGap(share, share, 1.0, 11) for share in (0.0, 0.03, 0.05, 0.2)]  # where levels aim no better than chance
+    assert [gap.distance for gap in gaps] == [0, 0, 1, 1]
+    assert DomainGap((0.03 * 0.05) ** 0.5, (0.03 * 0.05) ** 0.5, 1.0, 11).distance == pytest.approx(0.5)
+    assert DomainGap(0.08, 0.16, 1.0, 11).distance == 0  # the levels point away from the crowd
+    assert DomainGap(0.02, 0.01, 1.0, 11).distance == 1
+    assert DomainGap(0.0, 0.0, 1.0, 11, norms_shifted=True).distance == 1
 
 
 def test_few_classes_support_little_correction() -> None:
-    assert [DomainGap(0.2, 1.0, classes).support for classes in (0, 2, 4, 10, 150)] == [0, 0, 0.25, 1, 1]
+    assert [DomainGap(0.2, 0.2, 1.0, classes).support for classes in (0, 2, 4, 10, 150)] == [0, 0, 0.25, 1, 1]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 150])
@@ -481,31 +514,112 @@ def test_any_number_of_classes_has_a_default(classes: int) -> None:
         )
 
 
-def test_batch_norms_tell_that_a_network_is_away() -> None:
-    evidence = evidence_of(*scene())
-    assert resolve_strength(AlignmentSettings(), evidence) == 0
-    gap = domain_gap(evidence.statistics.sample)
-    expected = 0.75 / (1 + gap.disagreement / 3) * gap.support
-    assert resolve_strength(AlignmentSettings(), replace(evidence, norms_shifted=True)) == pytest.approx(
-        expected, abs=1e-3
+def test_batch_norms_tell_that_a_network_is_out_of_domain() -> None:
+    """However sure its logits are: the strength is that of the same network where its logits tell."""
+    logits, labels = scene()
+    told = evidence_of(logits, labels)
+    sure = evidence_of(logits + 4.0 * torch.nn.functional.one_hot(logits.argmax(dim=1), C).movedim(-1, 1), labels)
+    assert resolve_strength(AlignmentSettings(), sure) == 0
+    assert resolve_strength(AlignmentSettings(), replace(sure, norms_shifted=True)) == pytest.approx(
+        resolve_strength(AlignmentSettings(), told), abs=2e-3
     )
+
+
+def reference_images(seed: int, sureness: float = 1.0, images: int = 12, ahead: float = 0.0) -> LogitStatistics:
+    """Statistics of some images of the scene, by a network more or less sure, the first class more or less ahead."""
+    logits, labels = scene(seed)
+    logits = sureness * (logits + torch.tensor([ahead, 0, 0, 0])[:, None, None])
+    statistics = LogitStatistics(C, [LabelSource.PSEUDO])
+    for index, (part, label) in enumerate(zip(logits.chunk(images, dim=2), labels.chunk(images, dim=1), strict=True)):
+        statistics.update(part[:1], label[:1], [f"{seed} {index}"])
+    return statistics
+
+
+def against(target: LogitStatistics, reference: LogitStatistics) -> Evidence:
+    return Evidence(target, target.cells[LabelSource.PSEUDO], reference=reference)
+
+
+def test_images_like_the_reference_are_left_alone() -> None:
+    evidence = against(reference_images(1), reference_images(2))
+    assert resolve_strength(AlignmentSettings(), replace(evidence, reference=None)) > 0
+    for shift in Shift:
+        assert resolve_strength(AlignmentSettings(shift=shift), evidence) == 0
+
+
+def test_images_that_the_network_is_less_sure_of_than_of_the_reference_are_corrected() -> None:
+    reference, target = reference_images(2, sureness=3.0), reference_images(1, ahead=1.0)
+    gap = domain_gap(target.sample, reference=reference.sample)
+    assert gap.reference is not None
+    confidence, usual = (float(one.sample.logits.softmax(dim=1).amax(dim=1).mean()) for one in (target, reference))
+    assert gap.reference.confidence == pytest.approx(confidence, abs=2e-3)
+    assert gap.reference.reference_confidence == pytest.approx(usual, abs=2e-3)
+    assert 0.4 < gap.reference.fall < (usual - confidence) / (1 - usual)
+    assert gap.distance == gap.aim if gap.aim < 1 else 1
+    assert resolve_strength(AlignmentSettings(), against(target, reference)) == pytest.approx(
+        resolve_strength(AlignmentSettings(), replace(against(target, reference), reference=None)) * gap.distance, abs=2e-3
+    )
+    assert resolve_strength(AlignmentSettings(), against(reference, target)) == 0  # surer than the reference
+
+
+def test_the_fall_must_exceed_what_images_vary_by() -> None:
+    """Of images that differ much from one another, a little less confidence on average says nothing."""
+    target, reference = reference_images(1), reference_images(2, sureness=1.05)
+    steady = domain_gap(target.sample, reference=reference.sample).reference
+    varied = LogitStatistics(C, [LabelSource.PSEUDO])
+    for index, part in enumerate(scene(2)[0][:1].chunk(12, dim=2)):
+        varied.update(part * (1.05 + 0.5 * (-1) ** index), None, [str(index)])
+    wild = domain_gap(target.sample, reference=varied.sample).reference
+    assert steady is not None
+    assert wild is not None
+    assert wild.reference_confidence > steady.reference_confidence - 0.05
+    assert steady.fall > 0
+    assert wild.fall == 0
+
+
+def test_a_reference_of_few_images_corrects_nothing() -> None:
+    comparison = domain_gap(
+        reference_images(1, ahead=1.0).sample, reference=reference_images(2, sureness=3.0, images=3).sample
+    ).reference
+    assert comparison is not None
+    assert (comparison.images, comparison.fall) == (3, 0)
+
+
+def test_the_levels_of_the_reference_need_no_correction() -> None:
+    unlike = ReferenceComparison(0.8, 0.9, 1.0, levels=0.7, images=20)
+    assert unlike.distance(norms_shifted=False) == 1
+    assert replace(unlike, levels=0.25).distance(norms_shifted=False) == pytest.approx(0.5)
+    assert replace(unlike, fall=0.1).distance(norms_shifted=False) == pytest.approx(0.25)
+    assert replace(unlike, fall=0.0).distance(norms_shifted=False) == 0
+    assert replace(unlike, fall=0.0, levels=0.25).distance(norms_shifted=True) == pytest.approx(0.5)
+    target, same = reference_images(1, ahead=1.0), reference_images(2, ahead=1.0)
+    found = domain_gap(target.sample, reference=same.sample).reference
+    other = domain_gap(target.sample, reference=reference_images(2).sample).reference
+    assert found is not None
+    assert other is not None
+    assert found.levels < 0.15 < other.levels
+
+
+def test_a_reference_needs_sampled_pixels() -> None:
+    with pytest.raises(ValueError, match="reference holds no sampled pixels"):
+        resolve_strength(AlignmentSettings(), against(reference_images(1), LogitStatistics(C)))
 
 
 def test_the_negative_form_by_hand() -> None:
     logits, labels = away(size=96)
-    evidence = evidence_of(logits, labels)
-    correction = fit_correction(AlignmentSettings(tau=0.5), evidence)
+    logits = (8 * logits).round() / 8 + 0.01  # no logit is at a bin's edge, so the cells' means are exact
+    statistics = LogitStatistics(C, [LabelSource.PSEUDO], bins=1 << 14)
+    statistics.update(logits, labels, ["left", "right"])
+    tau = 0.4
+    correction = fit_correction(AlignmentSettings(tau=tau), Evidence(statistics, statistics.cells[LabelSource.PSEUDO]))
     assert isinstance(correction, OffsetCorrection)
     pixels = logits.double().movedim(1, -1).reshape(-1, C).numpy()
     first = pixels.argmax(axis=1)
     assert (np.bincount(first) >= 500).tolist() == [True, True, True, False]
     means = np.stack([pixels[first == c].mean(axis=0) for c in range(C)])
-    rows = [np.mean([means[c, k] for k in range(3) if k != c]) for c in range(3)]
-    centre = np.array([np.mean([means[c, k] - rows[c] for c in range(3) if c != k]) for k in range(C)])
-    centre -= centre[:3].mean()
+    centre, _ = fitted_levels(means, [0, 1, 2])
     spread = centre[:3].std()
-    scores = pixels - 0.5 * centre
-    winner, near = scores.argmax(axis=1), 0.5 * spread
+    scores = pixels - tau * centre
+    winner, near = scores.argmax(axis=1), tau * spread
     outside, inside = np.zeros(C), np.zeros(C)
     for pixel, won in zip(scores, winner, strict=True):
         second = max(value for k, value in enumerate(pixel) if k != won)
@@ -516,9 +630,8 @@ def test_the_negative_form_by_hand() -> None:
     balance = np.clip(np.log((outside / total + 1e-3) / (inside / total + 1e-3)), -2, 2)
     balance -= balance[:3].mean()
     balance[3] = 0
-    expected = -0.5 * (centre + 0.5 * spread * balance)
-    # The cells' means are those of bins, so a pixel may change sides of a border.
-    np.testing.assert_allclose(correction.offsets.numpy(), expected, atol=5e-3)
+    expected = -tau * (centre + 0.5 * spread * balance)
+    np.testing.assert_allclose(correction.offsets.numpy(), expected, atol=1e-3)
 
 
 def test_a_strength_needs_sampled_pixels() -> None:

@@ -14,7 +14,9 @@ from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.mixture import GaussianMixture
 from blda_cli.core.shifts import (
     MINIMUM_PIXELS,
+    TYPICAL_DISAGREEMENT,
     Anchors,
+    additive_fit,
     balanced_centre,
     location_shifts,
     occupied,
@@ -194,3 +196,42 @@ def test_balanced_centring_is_the_location_form_averaged_over_the_hypotheses() -
     total = location_shifts(means, pixels).mean(dim=0) + balanced_centre(means, pixels)
     torch.testing.assert_close(total, total[:1].expand(C))  # up to one constant
     torch.testing.assert_close(balanced_centre(means, pixels), means.mean(dim=0))
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), count=st.integers(3, 9))
+def test_exactly_additive_cells_do_not_disagree(seed: int, count: int) -> None:
+    """Any levels come back, whatever stands on the diagonal and in labels with too few pixels."""
+    random = torch.Generator().manual_seed(seed)
+    labels, levels = torch.randn(count, 1, generator=random).double(), torch.randn(count, generator=random).double()
+    means = labels + levels
+    means[torch.eye(count) > 0] += 5 * torch.rand(count, generator=random).double()
+    pixels = torch.full((count,), 900.0).double()
+    if count > 5:
+        pixels[2] = MINIMUM_PIXELS - 1
+        means[2] = torch.nan
+    fit = additive_fit(means, pixels)
+    expected = levels - levels[pixels >= MINIMUM_PIXELS].mean()
+    torch.testing.assert_close(fit.levels, expected)
+    assert fit.disagreement < 1e-20 if count > 3 else fit.disagreement == TYPICAL_DISAGREEMENT
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), count=st.integers(4, 9))
+def test_the_additive_fit_leaves_nothing_that_label_or_channel_explains(seed: int, count: int) -> None:
+    """What least squares leaves sums to nothing over every label and channel, and is as large as noise of that variance."""
+    random = torch.Generator().manual_seed(seed)
+    means = torch.randn(count, count, generator=random).double()
+    fit = additive_fit(means, torch.full((count,), 900.0).double())
+    left = (means - fit.levels).masked_fill(torch.eye(count) > 0, torch.nan)
+    left -= left.nanmean(dim=1, keepdim=True)
+    torch.testing.assert_close(left.nansum(dim=0), torch.zeros(count).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(left.nansum(dim=1), torch.zeros(count).double(), atol=1e-9, rtol=0)
+    freedom = count * (count - 1) - (2 * count - 1)
+    assert fit.disagreement == pytest.approx(float(left.square().nansum() / freedom / fit.levels.var()))
+
+
+def test_two_labels_tell_no_levels() -> None:
+    fit = additive_fit(torch.randn(4, 4).double(), torch.tensor([900.0, 900, 3, 3]).double())
+    assert fit.levels.tolist() == [0] * 4
+    assert fit.disagreement == TYPICAL_DISAGREEMENT

@@ -11,11 +11,12 @@ import pytest
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.data.classes import class_set
-from blda_cli.errors import BldaError
+from blda_cli.errors import BldaError, OptionError
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput
+from blda_cli.pipelines.requests import FilesRequest
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.prediction_folder import check_folder
-from blda_cli.store.statistics import StatisticsFile
+from blda_cli.store.statistics import StatisticsFile, write_statistics
 
 if TYPE_CHECKING:
     from tests.pipelines.conftest import RandomSegmenter
@@ -28,20 +29,20 @@ def content(collect: Callable[..., StatisticsFile], tmp_path: Path) -> Statistic
     return collect(tmp_path / "s.h5")
 
 
-def with_anchors(target: StatisticsFile, anchors: StatisticsFile) -> AlignmentInputs:
-    return AlignmentInputs(StatisticsInput(target), anchors=StatisticsInput(anchors))
+def with_reference(target: StatisticsFile, reference: StatisticsFile) -> AlignmentInputs:
+    return AlignmentInputs(StatisticsInput(target), reference=StatisticsInput(reference))
 
 
 def test_what_does_not_fit_together_is_refused(content: StatisticsFile) -> None:
     settings = AlignmentSettings(label_source=LabelSource.GROUND_TRUTH)
     with pytest.raises(BldaError, match="--label-source ground_truth: the statistics hold only pseudo, soft"):
         AlignmentInputs(StatisticsInput(content)).evidence(settings)
-    with pytest.raises(BldaError, match="the anchors are of other classes"):
-        with_anchors(content, replace(content, classes=class_set(["a", "b", "c"]))).evidence(AlignmentSettings())
+    with pytest.raises(BldaError, match="the reference is of other classes"):
+        with_reference(content, replace(content, classes=class_set(["a", "b", "c"]))).evidence(AlignmentSettings())
     centred = replace(content, statistics=copy(content.statistics))
     centred.statistics.space = LogitSpace.CENTRED
-    with pytest.raises(BldaError, match="the anchors hold centred logits, the statistics raw ones"):
-        with_anchors(content, centred).evidence(AlignmentSettings())
+    with pytest.raises(BldaError, match="the reference holds centred logits, the statistics raw ones"):
+        with_reference(content, centred).evidence(AlignmentSettings())
 
 
 def test_statistics_of_other_models(segmenter: RandomSegmenter, content: StatisticsFile) -> None:
@@ -60,6 +61,44 @@ def test_statistics_of_other_models(segmenter: RandomSegmenter, content: Statist
     segmenter.classes = class_set(["road", "tree"])
     with pytest.raises(BldaError, match="is of 3 classes, the model has 2"):
         inputs.check(segmenter, options, force=True)
+
+
+def test_a_reference_may_have_other_norms(segmenter: RandomSegmenter, content: StatisticsFile) -> None:
+    """It is collected with the network as it came; what else differs is refused."""
+    segmenter.identity = {**segmenter.identity, "norms": {"images": 32}}
+    adapted = replace(content, model={**content.model, "norms": {"images": 32}})
+    inputs = AlignmentInputs(StatisticsInput(adapted, PATH), reference=StatisticsInput(content, Path("reference.h5")))
+    inputs.check(segmenter, InferenceOptions(), force=False)
+    with pytest.raises(BldaError, match=r"s\.h5 was made with another model .* differs in norms"):
+        AlignmentInputs(StatisticsInput(content, PATH)).check(segmenter, InferenceOptions(), force=False)
+    flipped = replace(content, model={**content.model, "kind": "other"})
+    inputs = AlignmentInputs(StatisticsInput(adapted, PATH), reference=StatisticsInput(flipped, Path("reference.h5")))
+    with pytest.raises(BldaError, match=r"reference\.h5 was made with another model .* differs in kind"):
+        inputs.check(segmenter, InferenceOptions(), force=False)
+
+
+def test_the_former_name_of_the_reference_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="anchors is called reference"):
+        request = FilesRequest(anchors=PATH)
+    assert (request.reference, request.anchors) == (PATH, None)
+    with pytest.raises(OptionError, match="give --reference alone"):
+        FilesRequest(anchors=PATH, reference=PATH)
+
+
+def test_what_a_run_was_fitted_to_is_found_again_under_the_former_name_too(
+    content: StatisticsFile, tmp_path: Path
+) -> None:
+    paths = [tmp_path / "s.h5", tmp_path / "r.h5"]
+    write_statistics(paths[1], content)
+    inputs = AlignmentInputs(*map(StatisticsInput.read, paths))
+    made = inputs.record()
+    former = {name.replace("reference", "anchors"): value for name, value in made.items()}
+    assert former.keys() != made.keys()
+    for record in (made, former):
+        found = AlignmentInputs.recorded(record)
+        assert found is not None
+        assert [used.path for used in found.every()] == paths
+        assert found.reference is not None
 
 
 def test_folders(tmp_path: Path) -> None:

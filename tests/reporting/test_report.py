@@ -17,7 +17,7 @@ from rich.console import Console
 from blda_cli.commands import cli
 from blda_cli.core.choices import Shift
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting.strength import DomainGap
+from blda_cli.core.fitting.strength import DomainGap, ReferenceComparison
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
@@ -379,10 +379,20 @@ def test_words() -> None:
     )
 
 
-def test_few_classes_are_no_evidence_of_being_at_home() -> None:
-    assert "cannot be told" in found_gap(DomainGap(0.0, 2.0, 2), 20)
-    assert "at home" in found_gap(DomainGap(0.0, 2.0, 11), 20)
-    assert "likely to help" in found_gap(DomainGap(0.1, 2.0, 11), 20)
+def test_few_classes_are_no_evidence_of_being_in_domain() -> None:
+    assert "cannot be told" in found_gap(DomainGap(0.0, 0.0, 2.0, 2), 20)
+    assert "look in domain" in found_gap(DomainGap(0.01, 0.01, 2.0, 11), 20)
+    assert "likely to help" in found_gap(DomainGap(0.1, 0.1, 2.0, 11), 20)
+    assert "So few images say little" in found_gap(DomainGap(0.1, 0.1, 2.0, 11), 3)
+
+
+def test_the_evidence_of_a_reference_is_named() -> None:
+    compared = ReferenceComparison(0.7, 0.9, 1.5, 0.6, 20)
+    text = found_gap(DomainGap(0.01, 0.01, 2.0, 11, reference=compared), 20)
+    assert "out of domain (mean confidence 70.0" in text
+    assert "clearly lower" in text
+    assert "look in domain" in found_gap(DomainGap(0.1, 0.1, 2.0, 11, reference=replace(compared, fall=0.0)), 20)
+    assert "say little" in found_gap(DomainGap(0.1, 0.1, 2.0, 11, reference=replace(compared, images=3)), 20)
 
 
 @pytest.mark.parametrize("scored", [False, True])

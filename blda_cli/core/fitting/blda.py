@@ -15,10 +15,10 @@ from blda_cli.core.mixture import fit_mixtures
 from blda_cli.core.shifts import (
     MINIMUM_PIXELS,
     Anchors,
+    additive_fit,
     averaged_in,
     balanced_centre,
     location_shifts,
-    negative_centre,
     occupied,
     pooled_means,
     quantile_shifts,
@@ -42,37 +42,36 @@ def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Correcti
 
 
 _MODERATE = {Shift.QUANTILE: 0.2, Shift.LOCATION: 0.4, Shift.BALANCED: 0.4, Shift.TWO_PASS: 0.3}
-_NEGATIVE = 0.75
-_DISAGREEMENT = 3.0
+_NEGATIVE = 0.9
 
 
 def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:
     """The strength that is measured to help out of domain.
 
     That of the negative form falls with the disagreement ρ of the cells about what to correct, and with fewer than ten
-    classes: ``τ = 0.75 / (1 + ρ / 3) · support``.
+    classes: ``τ = 0.9 / (1 + ρ) · support``.
     """
     if settings.shift is Shift.NEGATIVE:
-        return gap.support * _NEGATIVE / (1 + gap.disagreement / _DISAGREEMENT)
+        return gap.support * _NEGATIVE / (1 + gap.disagreement)
     return _MODERATE[settings.shift]
 
 
 _SECOND_LOOK = 0.5
-"""Share of a border's imbalance, in spreads of the centre, that is given back; measured, flat between 0.2 and 0.6."""
+"""Share of a border's imbalance, in standard deviations of the levels, that is given back; flat between 0.2 and 0.6."""
 
 _SMALLEST_SHARE = 1e-3
 
 
 def negative(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:
-    """The negative form: offsets ``−τ (b_l + 0.5 s a_l)``: the negative centre, and what a second look gives back.
+    """The negative form: offsets ``−τ (b_l + 0.5 s a_l)``: the channels' levels, and what a second look gives back.
 
     After ``−τ b`` a class may have more pixels just outside its border than just inside: it was pushed into pixels
     where it is no candidate. ``a_l`` is the log of the ratio of the two, counted within ``τ s`` of the border, with
-    ``s`` the spread of ``b``; classes with too few pixels for a cell are left as they are.
+    ``s`` the standard deviation of ``b``; classes with too few pixels for a cell are left as they are.
     """
     cells = evidence.cells(settings.label_source)
     pixels = cells.label_pixels()
-    centre = negative_centre(cells.means(), pixels)
+    centre = additive_fit(cells.means(), pixels).levels
     sample, kept = evidence.statistics.sample, pixels >= MINIMUM_PIXELS
     if tau == 0 or not len(sample) or not bool(kept.any()):
         return OffsetCorrection((-tau * centre).float())

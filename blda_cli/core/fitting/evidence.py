@@ -21,8 +21,10 @@ class Evidence:
         anchor_cells: the cells whose pools are the anchors: the source's where there are some, else the target's own.
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
         priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
-        norms_shifted: the averages of the images lie far from those of the network's batch norms, see
-            :mod:`blda_cli.core.norms`: it is away from home, whatever its logits say.
+        norms_shifted: the batch norm statistics of the images differ from the network's, see
+            :mod:`blda_cli.core.norms`: they are out of domain, whatever the logits say.
+        reference: statistics of images of the training domain, without labels: the label-free strength follows from
+            what differs between the two, and is 0 where nothing does.
     """
 
     statistics: LogitStatistics
@@ -30,6 +32,7 @@ class Evidence:
     labelled: LogitStatistics | None = None
     priors: Tensor | None = None
     norms_shifted: bool = False
+    reference: LogitStatistics | None = None
 
     def cells(self, source: LabelSource) -> LogitHistogram:
         """The target's cells of a label source.
@@ -44,7 +47,12 @@ class Evidence:
 
     def cpu(self) -> "Evidence":
         """The same evidence with every histogram on the CPU, where the samples are."""
-        return replace(self, statistics=self.statistics.cpu(), anchor_cells=self.anchor_cells.cpu())
+        return replace(
+            self,
+            statistics=self.statistics.cpu(),
+            anchor_cells=self.anchor_cells.cpu(),
+            reference=None if self.reference is None else self.reference.cpu(),
+        )
 
 
 Fit = Callable[[AlignmentSettings, Evidence, float], Correction]

@@ -1,57 +1,123 @@
-"""How strong a correction should be, from the unlabelled pixels alone: nothing at home, moderate away from it.
+"""How strong a correction should be, from unlabelled pixels alone: nothing in domain, moderate out of it.
 
-The constants were chosen on the networks of ``tests/benchmarks/wide.py``, whole networks left out; its table says what
-they bring.
+The constants were chosen on the networks of ``tests/benchmarks/wide.py``, whole fields and whole networks left out; its
+tables say what they bring.
 """
 
+import math
 import pkgutil
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from blda_cli.core.choices import Favour
 from blda_cli.core.fitting.evidence import Evidence
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.sample import PixelSample
-from blda_cli.core.shifts import MINIMUM_PIXELS, disagreement, negative_centre
+from blda_cli.core.shifts import MINIMUM_PIXELS, additive_fit
 
-AT_HOME, AWAY = 0.05, 0.065
-"""Contested shares up to which nothing is corrected, and from which the full moderate strength holds."""
+IN_DOMAIN, OUT_OF_DOMAIN = 0.03, 0.05
+"""Crowding up to which nothing is corrected, and from which the full moderate strength holds."""
 
 FEWEST_IMAGES = 4
-"""With fewer images the contested share says little: single frames at home exceed what all of them have."""
+"""Fewer images say little: single frames in domain exceed the crowding that all of them have."""
 
 _PROBE = 0.4
 
 _ENOUGH_CLASSES = 10
-_FAVOUR_ACCURACY = 1.3
+_FAVOURED = {Favour.MIOU: 1.0, Favour.ACCURACY: 1.3, Favour.PIXELS: 0.7}
+
+_CONFIDENCE = 0.99
+"""One-sided level of the interval that a fall in confidence must exceed."""
+
+_FULL_FALL = 0.4
+"""Fall of the mean confidence, in units of what the reference lacks to 1, from which the full strength holds."""
+
+_OTHER_LEVELS = 0.5
+"""Relative difference of the channels' levels from the reference's from which the full strength holds."""
+
+
+@dataclass(frozen=True)
+class ReferenceComparison:
+    """Images to be corrected against images of the training domain, both without labels.
+
+    Attributes:
+        confidence: mean over the pixels of the highest softmax probability.
+        reference_confidence: the same of the reference.
+        fall: by how much the confidence is certainly lower (99 %, one-sided, images drawn anew), in units of
+            ``1 − reference_confidence``; 0 where it is not, and where either has fewer than :data:`FEWEST_IMAGES`.
+        levels: root mean square of the difference of the channels' levels over that of the reference's levels, classes
+            that both predict often enough; 1 where fewer than three are.
+        images: fewest images of the two.
+    """
+
+    confidence: float
+    reference_confidence: float
+    fall: float
+    levels: float
+    images: int
+
+    def distance(self, norms_shifted: bool) -> float:
+        """0 where confidence or levels are those of the reference, 1 where both are clearly others.
+
+        Args:
+            norms_shifted: the images' batch norm statistics differ from the network's, the reference's do not: that
+                says no less than a fall in confidence.
+        """
+        fall = 1.0 if norms_shifted else min(self.fall / _FULL_FALL, 1.0)
+        return fall * min(self.levels / _OTHER_LEVELS, 1.0)
 
 
 @dataclass(frozen=True)
 class DomainGap:
-    """How far from home a network is, as its logits on unlabelled images tell.
+    """How far out of domain a network is, as its logits on unlabelled images tell.
 
     Attributes:
         contested: share of the pixels that the *opposite* of the negative form, ``f + 0.4 b``, would relabel: pixels
-            that under-predicted classes hold by a narrow margin. At home few pixels lie near any border.
-        disagreement: see :func:`blda_cli.core.shifts.disagreement`.
+            that under-predicted classes hold by a narrow margin. In domain few pixels lie near such a border.
+        chance: the share that would be relabelled if the levels ``b`` were dealt to the classes at random: each pixel's
+            two best classes get any two of the levels.
+        disagreement: see :class:`blda_cli.core.shifts.AdditiveFit`.
         classes: those predicted often enough for cells of their own.
         norms_shifted: see :class:`Evidence`.
+        reference: the comparison with images of the training domain, where there are some.
     """
 
     contested: float
+    chance: float
     disagreement: float
     classes: int
     norms_shifted: bool = False
+    reference: ReferenceComparison | None = None
+
+    @property
+    def aim(self) -> float:
+        """Contested share over chance: whether the levels point at borders where pixels crowd; 1 is chance."""
+        return self.contested / self.chance if self.chance > 0 else 0.0
+
+    @property
+    def crowding(self) -> float:
+        """``contested · aim²``, what tells out of domain without a reference; independent of the logits' unit."""
+        return self.contested * self.aim**2
 
     @property
     def distance(self) -> float:
-        """0 at home, 1 away, linear in the contested share between :data:`AT_HOME` and :data:`AWAY`.
+        """0 in domain, 1 out of it.
 
-        Where the batch norms say that the network is away, it is: a network may be sure of what is wrong.
+        With a reference, what differs from it decides, and levels that point at no crowded borders (an aim below 1)
+        count for less. Without one, the logarithm of the crowding between :data:`IN_DOMAIN` and :data:`OUT_OF_DOMAIN`
+        does. Where the batch norm statistics of the images differ from the network's, neither confidence nor crowding
+        is needed: a network may be sure of what is wrong.
         """
-        return 1.0 if self.norms_shifted else min(max((self.contested - AT_HOME) / (AWAY - AT_HOME), 0.0), 1.0)
+        if self.reference is not None:
+            return self.reference.distance(self.norms_shifted) * min(self.aim, 1.0)
+        if self.norms_shifted:
+            return 1.0
+        if self.crowding <= IN_DOMAIN:
+            return 0.0
+        return min(math.log(self.crowding / IN_DOMAIN) / math.log(OUT_OF_DOMAIN / IN_DOMAIN), 1.0)
 
     @property
     def support(self) -> float:
@@ -59,23 +125,71 @@ class DomainGap:
         return min(max(self.classes - 2, 0) / (_ENOUGH_CLASSES - 2), 1.0)
 
 
-def domain_gap(sample: PixelSample, norms_shifted: bool = False) -> DomainGap:
-    """Tell home from away.
+def domain_gap(sample: PixelSample, norms_shifted: bool = False, reference: PixelSample | None = None) -> DomainGap:
+    """Tell in domain from out of domain.
 
     Args:
-        sample: random pixels, not none.
+        sample: random pixels of the images to be corrected, not none.
         norms_shifted: see :class:`Evidence`; false where nothing is known of batch norms.
+        reference: random pixels of images of the training domain, through the same network; not none.
 
     Returns:
         The gap; contested 0 where fewer than three classes are predicted often enough.
     """
     means, pixels = predicted_means(sample)
-    probe = sample.logits + _PROBE * negative_centre(means, pixels).float()
+    fitted = additive_fit(means, pixels)
+    probe = sample.logits + _PROBE * fitted.levels.float()
     relabelled = probe.argmax(dim=1) != sample.logits.argmax(dim=1)
+    weights = sample.weights() / sample.weights().sum()
+    kept = pixels >= MINIMUM_PIXELS
+    return DomainGap(
+        contested=float(weights[relabelled].sum()),
+        chance=_chance(sample, weights, _PROBE * fitted.levels[kept]),
+        disagreement=fitted.disagreement,
+        classes=int(kept.sum()),
+        norms_shifted=norms_shifted,
+        reference=None if reference is None else _compared(sample, reference),
+    )
+
+
+def _chance(sample: PixelSample, weights: Tensor, levels: Tensor) -> float:
+    """Share of the pixels whose margin is less than the difference of two of the levels, drawn at random."""
+    if len(levels) < 2:
+        return 0.0
+    differences = (levels[:, None] - levels)[~torch.eye(len(levels), dtype=torch.bool)].sort().values
+    best, second = sample.logits.double().topk(2, dim=1).values.unbind(dim=1)
+    larger = len(differences) - torch.searchsorted(differences, best - second, right=True)
+    return float(weights @ (larger.double() / len(differences)))
+
+
+def _compared(sample: PixelSample, reference: PixelSample) -> ReferenceComparison:
+    (mean, error, images), (before, spread, others) = _confidence(sample), _confidence(reference)
+    fewest = min(images, others)
+    fall = 0.0
+    if fewest >= FEWEST_IMAGES:
+        certain = before - mean - float(stats.t.ppf(_CONFIDENCE, images + others - 2)) * math.hypot(error, spread)
+        fall = max(certain, 0.0) / max(1 - before, 1e-6)
+    (means, pixels), (usual, counted) = predicted_means(sample), predicted_means(reference)
+    both = (pixels >= MINIMUM_PIXELS) & (counted >= MINIMUM_PIXELS)
+    levels = 1.0
+    if int(both.sum()) >= 3:
+        now, then = (additive_fit(one, count).levels[both] for one, count in ((means, pixels), (usual, counted)))
+        now, then = now - now.mean(), then - then.mean()
+        levels = float((now - then).square().mean().sqrt() / then.square().mean().sqrt().clamp(min=1e-12))
+    return ReferenceComparison(mean, before, fall, levels, fewest)
+
+
+def _confidence(sample: PixelSample) -> tuple[float, float, int]:
+    """Mean confidence of the pixels, the standard error of its mean over the images, and their number."""
     weights = sample.weights()
-    contested = float(weights[relabelled].sum() / weights.sum())
-    classes = int((pixels >= MINIMUM_PIXELS).sum())
-    return DomainGap(contested, disagreement(means, pixels), classes, norms_shifted)
+    confidence = sample.logits.double().softmax(dim=1).amax(dim=1)
+    images, image = torch.unique(sample.images, return_inverse=True)
+    count = len(images)
+    totals, sums = (
+        torch.zeros(count, dtype=torch.float64).index_add_(0, image, values) for values in (weights, weights * confidence)
+    )
+    error = float((sums / totals).std() / math.sqrt(count)) if count > 1 else math.inf
+    return float(sums.sum() / totals.sum()), error, count
 
 
 def predicted_means(sample: PixelSample) -> tuple[Tensor, Tensor]:
@@ -90,20 +204,20 @@ def predicted_means(sample: PixelSample) -> tuple[Tensor, Tensor]:
 def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> float:
     """Choose the strength for ``tau="auto"``.
 
-    BLDA's forms and logit adjustment are measured to help at a moderate strength out of domain and to harm in domain,
-    so theirs is a moderate one times :attr:`DomainGap.distance`. The other methods set their own strength: 1.
+    BLDA's forms and logit adjustment help at a moderate strength out of domain and harm in domain, so theirs is a
+    moderate one times :attr:`DomainGap.distance`. The other methods set their own strength: 1.
 
     Raises:
-        ValueError: the statistics hold no sampled pixels.
+        ValueError: the statistics, or those of the reference, hold no sampled pixels.
     """
     moderate_strength = settings.entry.moderate
     if moderate_strength is None:
         return 1.0
-    sample = evidence.statistics.sample
+    sample, reference = evidence.statistics.sample, evidence.reference and evidence.reference.sample
     if not len(sample):
         raise ValueError("the statistics hold no sampled pixels to find a strength from: give --tau a number")
-    gap = domain_gap(sample, evidence.norms_shifted)
+    if reference is not None and not len(reference):
+        raise ValueError("the reference holds no sampled pixels to compare with: collect it anew, or give --tau a number")
+    gap = domain_gap(sample, evidence.norms_shifted, reference)
     moderate: float = pkgutil.resolve_name(moderate_strength)(settings, gap)
-    if settings.favour is Favour.ACCURACY:
-        moderate *= _FAVOUR_ACCURACY
-    return round(moderate * gap.distance, 3)
+    return round(moderate * _FAVOURED[settings.favour] * gap.distance, 3)
