@@ -81,6 +81,15 @@ class ConfusionMatrix:
         """Mean accuracy over the present classes."""
         return float(self.accuracy()[self.present].mean())
 
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels that are predicted right, "aAcc" of the toolboxes; NaN without one."""
+        return float(self.counts.diagonal().sum() / self.counts.sum())
+
+    def frequency_weighted_iou(self) -> float:
+        """IoU of the classes present, each weighted by its share of the labelled pixels; NaN without one."""
+        pixels = self.counts.sum(dim=1).double()
+        return float((self.iou().nan_to_num() * pixels).sum() / pixels.sum())
+
     def iou_spread(self) -> float:
         """Population standard deviation of the present classes' IoU."""
         iou = self.iou()[self.present]

@@ -101,8 +101,8 @@ class AlignmentSettings:
     )
     favour: Favour = setting(
         Favour.MIOU,
-        "The score that auto finds the strength for: accuracy takes 1.3 times that of miou, pixels (pixel accuracy) 0.7 "
-        "times.",
+        "The score that auto finds the strength for: accuracy takes 1.3 times the strength of miou, pixels (pixel "
+        "accuracy) 0.7 times.",
     )
     label_source: LabelSource = setting(LabelSource.PSEUDO, "The cells to use.")
     density: Density = setting(Density.EMPIRICAL, "How the quantile form describes a cell.")

@@ -14,7 +14,7 @@ from blda_cli.data.encodings import LabelEncoding, custom_encoding
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.errors import BldaError
 from blda_cli.files import file_digest, replacing
-from blda_cli.pipelines.alignment_inputs import AlignmentInputs, fit
+from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, check_comparable, fit
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import LabelRequest, ReportRequest
 from blda_cli.reporting.build import build_report, picture_source
@@ -94,6 +94,7 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         remarks.append(
             f"The model's {' and '.join(doubts)} may be wrong, as a look before the run found: see blda check."
         )
+    reference = _reference(request, folders, content)
     confusions = _confusions(folders, reader, len(content.classes), monitor) if reader else None
     made: dict[str, Any] = {
         **provenance.as_json(),
@@ -112,13 +113,45 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         content,
         [(str(folder.path), folder.record) for folder in folders],
         confusions,
-        compare_methods(content) if request.compare else [],
+        compare_methods(content, reference.content if reference else None) if request.compare else [],
         made,
-        remarks,
+        [*remarks, *_flattering(folders, labelled)],
+        (str(reference.path), reference.content) if reference else None,
     )
     if job is not None:
-        _write(result, content, folders, job.output)
+        _write(result, content, folders, reference, job.output)
     return result
+
+
+def _reference(
+    request: ReportRequest, folders: Sequence[AlignedFolder], content: StatisticsFile
+) -> StatisticsInput | None:
+    """The reference that was asked for, or that the first run was made with if it is as it was."""
+    if request.reference is not None:
+        reference: StatisticsInput | None = StatisticsInput.read(request.reference)
+    else:
+        inputs = AlignmentInputs.recorded(folders[0].record.statistics) if folders else None
+        reference = inputs.reference if inputs else None
+    if reference is not None:
+        check_comparable(content, reference.content)
+    return reference
+
+
+def _flattering(folders: Sequence[AlignedFolder], labelled: LabelRequest) -> list[str]:
+    """Say which runs are scored on images whose labels they were fitted to."""
+    remarks = []
+    for folder in folders if labelled.labels else ():
+        inputs = AlignmentInputs.recorded(folder.record.statistics)
+        if inputs is None or folder.record.alignment.method != "supervised":
+            continue
+        fitted = set((inputs.labelled or inputs.target).content.images)
+        both = len(fitted & folder.record.changed.keys())
+        if both:
+            remarks.append(
+                f"{folder.path} was fitted to the labels of {both} of the {len(folder.record.changed)} images that it "
+                "is scored on: its scores flatter; score it on other images."
+            )
+    return remarks
 
 
 def _open_folders(paths: Sequence[Path], statistics: Path, classes: ClassSet) -> list[AlignedFolder]:
@@ -205,24 +238,35 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
         raise BldaError(f"{output / present[0]} exists already: --overwrite replaces it")
 
 
-def _write(report: Report, content: StatisticsFile, folders: Sequence[AlignedFolder], output: Path) -> None:
+def _write(
+    report: Report,
+    content: StatisticsFile,
+    folders: Sequence[AlignedFolder],
+    reference: StatisticsInput | None,
+    output: Path,
+) -> None:
     """Write the three files of a report."""
-    page = to_html(report, _densities(content, folders), _gallery(report, content.classes, folders))
+    page = to_html(report, _densities(content, folders, reference), _gallery(report, content.classes, folders))
     for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _densities(content: StatisticsFile, folders: Sequence[AlignedFolder]) -> Densities:
-    """The distributions of the statistics, and as the first folder's correction moves them."""
+def _densities(
+    content: StatisticsFile, folders: Sequence[AlignedFolder], reference: StatisticsInput | None
+) -> Densities:
+    """The distributions of the statistics, as the first folder's correction moves them, and of the reference."""
     source = picture_source(content.statistics)
+    if reference is not None and source not in reference.content.statistics.cells:
+        source = next((one for one in content.statistics.cells if one in reference.content.statistics.cells), source)
+    usual = reference.content.statistics.cells.get(source) if reference else None
     cells = content.statistics.cells[source]
     record = folders[0].record if folders else None
     inputs = AlignmentInputs.recorded(record.statistics) if record else None
     if record is None or inputs is None or inputs.spatial_priors or not record.alignment.entry.moves_cells:
-        return densities(cells, cells, None)
+        return densities(cells, cells, None, usual)
     anchors = (inputs.reference or inputs.target).content.statistics.cells.get(source, cells)
-    return densities(cells, anchors, fit(record.alignment, inputs.evidence(record.alignment)))
+    return densities(cells, anchors, fit(record.alignment, inputs.evidence(record.alignment)), usual)
 
 
 def _read_after(first: AlignedFolder, folder: AlignedFolder, key: str) -> np.ndarray:

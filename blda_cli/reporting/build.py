@@ -11,12 +11,22 @@ from scipy import stats
 from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
-from blda_cli.core.fitting.strength import domain_gap
+from blda_cli.core.fitting.strength import DomainGap, domain_gap, predicted_means
 from blda_cli.core.histogram import LogitHistogram
 from blda_cli.core.norms import MixedNorms
-from blda_cli.core.shifts import location_shifts, occupied
+from blda_cli.core.shifts import MINIMUM_PIXELS, additive_fit, location_shifts, occupied
 from blda_cli.core.statistics import LogitStatistics
-from blda_cli.reporting.model import Candidate, Estimate, Predictions, Report, Run, scores_of, shares
+from blda_cli.reporting.model import (
+    Candidate,
+    Domain,
+    Estimate,
+    Predictions,
+    Reference,
+    Report,
+    Run,
+    scores_of,
+    shares,
+)
 from blda_cli.store.predictions import RunRecord
 from blda_cli.store.statistics import StatisticsFile
 
@@ -30,6 +40,7 @@ def build_report(
     candidates: Sequence[Candidate],
     made: Mapping[str, Any],
     remarks: Sequence[str],
+    reference: tuple[str, StatisticsFile] | None = None,
 ) -> Report:
     """Assemble the report.
 
@@ -41,6 +52,7 @@ def build_report(
         candidates: corrections compared on the sampled pixels.
         made: how the report was made.
         remarks: what the reader should know of the input.
+        reference: name and content of statistics of images of the training domain, to stand beside these.
 
     Returns:
         The report.
@@ -75,7 +87,35 @@ def build_report(
         provenance=content.provenance,
         remarks=remarks,
         steps=_steps(content, before, dict(zip(names, (record for _, record in runs), strict=True))),
-        gap=domain_gap(statistics.sample, content.norms_shifted) if len(statistics.sample) else None,
+        gap=_gap(content, reference[1] if reference else None),
+        reference=_beside(statistics, *reference) if reference else None,
+    )
+
+
+def _gap(content: StatisticsFile, reference: StatisticsFile | None) -> DomainGap | None:
+    sample, usual = content.statistics.sample, reference.statistics.sample if reference else None
+    if not len(sample):
+        return None
+    shifted = content.norms_shifted and not (reference and reference.norms_shifted)
+    return domain_gap(sample, shifted, usual if usual is not None and len(usual) else None)
+
+
+def _beside(statistics: LogitStatistics, file: str, reference: StatisticsFile) -> Reference:
+    return Reference(file, reference.statistics.images, _domain(statistics), _domain(reference.statistics))
+
+
+def _domain(statistics: LogitStatistics) -> Domain:
+    sample = statistics.sample
+    means, pixels = predicted_means(sample)
+    counted = pixels >= MINIMUM_PIXELS
+    probability = sample.logits.double().softmax(dim=1).amax(dim=1)
+    total = torch.zeros(len(pixels), dtype=torch.float64).index_add_(0, sample.predicted, probability)
+    confidence = total / torch.bincount(sample.predicted, minlength=len(pixels))
+    levels = additive_fit(means, pixels).levels
+    return Domain(
+        share=statistics.predicted_share().tolist(),
+        confidence=torch.where(counted, confidence, torch.nan).tolist(),
+        level=torch.where(counted, levels, torch.nan).tolist(),
     )
 
 

@@ -17,11 +17,12 @@ from blda_cli.store.statistics import StatisticsFile
 _FRACTION = 1 << 10
 
 
-def compare_methods(content: StatisticsFile) -> list[Candidate]:
+def compare_methods(content: StatisticsFile, reference: StatisticsFile | None = None) -> list[Candidate]:
     """Try every method and form that needs no labels, with default strength, on the sampled pixels.
 
     Args:
         content: its sample is what is predicted, its cells are what the corrections are fitted to.
+        reference: of images of the training domain, from which the strengths follow.
 
     Returns:
         The network's own predictions first, then one candidate per method. Each sampled pixel counts as often as
@@ -32,7 +33,12 @@ def compare_methods(content: StatisticsFile) -> list[Candidate]:
     cells = statistics.cells[source]
     sample = statistics.sample
     pixels = sample.logits.T.contiguous().unsqueeze(0)  # one image of many pixels, not many of one
-    evidence = Evidence(statistics, cells, norms_shifted=content.norms_shifted)
+    evidence = Evidence(
+        statistics,
+        cells,
+        norms_shifted=content.norms_shifted and not (reference and reference.norms_shifted),
+        reference=reference.statistics if reference else None,
+    )
     settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in compared(source)]
     return [
         _candidate(

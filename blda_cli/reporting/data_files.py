@@ -6,16 +6,20 @@
   encoding and the share of pixels without a class.
 - ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
   the ``sample`` of pixels or the cells of a label source.
-- ``domain_gap``: ``{"contested", "disagreement", "classes", "norms_shifted", "distance", "support"}``, how far from
-  home the network is, distance 0 to 1; null where no pixels were sampled.
+- ``domain_gap``: ``{"contested", "chance", "disagreement", "classes", "norms_shifted", "crowding", "distance",
+  "support", "reference"}``, how far out of domain the images are, distance 0 to 1; null where no pixels were sampled.
+  ``reference``: null, or the comparison ``{"confidence", "reference_confidence", "fall", "levels", "images"}``.
 - ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
-- ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "frequency",
-  "verdict"}, "before": VALUES,
-  "runs": {NAME: VALUES}}``, in the order of the channels. VALUES: ``share`` of the pixels predicted as the class and,
-  with labels, ``bias``, ``iou`` and ``accuracy``. ``verdict`` is "over", "under", "unclear" or "n/a".
+- ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "frequency", "verdict"},
+  "before": VALUES, "runs": {NAME: VALUES}, "reference"}``, in the order of the channels. VALUES: ``share`` of the
+  pixels predicted as the class and, with labels, ``bias``, ``iou`` and ``accuracy``. ``verdict`` is "over", "under",
+  "unclear" or "n/a". ``reference``: null, or ``{"usual": DOMAIN, "target": DOMAIN}``, the class on images of the
+  training domain and on these; DOMAIN: ``share``, ``confidence`` and ``level``.
 - ``overall``: ``{"before": SCORES, "runs": {NAME: SCORES}, "rank_correlation"}``. SCORES: with labels ``mean_iou``,
-  ``mean_accuracy``, ``iou_spread``, ``accuracy_spread`` (population standard deviations over the classes) and
+  ``mean_accuracy``, ``pixel_accuracy``, ``frequency_weighted_iou`` (each IoU weighted by its share of the labelled
+  pixels), ``iou_spread``, ``accuracy_spread`` (population standard deviations over the classes) and
   ``total_bias`` (Σ |Bias|); of a run also ``changed``, the share of pixels changed.
+- ``reference``: null, or ``{"file", "images"}`` of the statistics of the training domain.
 - ``runs``: ``{NAME: {"folder", "method", "settings", "made"}}``.
 - ``candidates``: with ``--compare``, a list of ``{"method", "changed", "share", ...SCORES}``.
 - ``steps``: ``{NAME: [share]}``, shares of the predicted classes as the network came, with its norms mixed, and after
@@ -66,6 +70,7 @@ def as_data(report: Report) -> dict[str, Any]:
             "domain_gap": report.gap
             and {
                 **asdict(report.gap),
+                "crowding": report.gap.crowding,
                 "distance": report.gap.distance,
                 "support": report.gap.support,
             },
@@ -74,6 +79,7 @@ def as_data(report: Report) -> dict[str, Any]:
                 "runs": {run.name: {"changed": run.changed, **_overall(run.after.scores)} for run in report.runs},
                 "rank_correlation": report.rank_correlation,
             },
+            "reference": report.reference and {"file": report.reference.file, "images": report.reference.images},
             "classes": [_class(report, index) for index in range(len(report.classes))],
             "runs": {
                 run.name: {"folder": run.folder, "method": run.method, "settings": run.settings, "made": run.made}
@@ -105,6 +111,8 @@ def to_csv(report: Report) -> str:
         values = without_nan(_class(report, index))
         row = {"class": plain_cell(name), **{f"estimate_{key}": value for key, value in values["estimate"].items()}}
         row |= {f"before_{key}": value for key, value in values["before"].items()}
+        for side, numbers in (values["reference"] or {}).items():
+            row |= {f"reference_{side}_{key}": value for key, value in numbers.items()}
         for run, numbers in values["runs"].items():
             row |= {f"{plain_cell(run)}_{key}": value for key, value in numbers.items()}
         rows.append(row)
@@ -129,6 +137,11 @@ def _class(report: Report, index: int) -> dict[str, Any]:
         },
         "before": _values(report.before, index),
         "runs": {run.name: _values(run.after, index) for run in report.runs},
+        "reference": report.reference
+        and {
+            name: {key: values[index] for key, values in vars(getattr(report.reference, name)).items()}
+            for name in ("usual", "target")
+        },
     }
 
 

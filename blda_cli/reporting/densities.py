@@ -51,6 +51,7 @@ class Densities:
         anchors: the pooled positive and negative cells that the correction moves all cells onto.
         before: one pair per class.
         after: the same pixels' corrected logits; None where there is no correction to show.
+        reference: one pair per class, of images of the training domain; None where there are none.
     """
 
     low: float
@@ -58,9 +59,15 @@ class Densities:
     anchors: Pair
     before: list[Pair]
     after: list[Pair] | None
+    reference: list[Pair] | None = None
 
 
-def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correction | None) -> Densities:
+def densities(
+    cells: LogitHistogram,
+    anchors: LogitHistogram,
+    correction: Correction | None,
+    reference: LogitHistogram | None = None,
+) -> Densities:
     """Compute all curves.
 
     After a correction a pixel is shifted as under the hypothesis of its own label.
@@ -69,6 +76,7 @@ def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correc
         cells: whose distributions are shown.
         anchors: whose pooled cells are the anchors.
         correction: None where there is none; one that mixes the channels is not shown either.
+        reference: cells of images of the training domain, shown beside them.
 
     Returns:
         The curves.
@@ -78,35 +86,42 @@ def densities(cells: LogitHistogram, anchors: LogitHistogram, correction: Correc
     shifts = None if correction is None else _shifts(correction, cells)
     pooled = (anchors.positive().cpu().numpy(), anchors.negative().cpu().numpy())
     low, high = _reach([(anchors.centers.cpu().numpy(), mass) for mass in pooled])
-    for label in range(len(counts)):  # the axis must hold the bulk of every class, not only of the frequent ones
-        reach = _reach(
-            [(centers, counts[label, label]), (centers, counts[:, label].sum(axis=0) - counts[label, label])]
-        )
-        low, high = min(low, reach[0]), max(high, reach[1])
+    sides = [(centers, counts)]
+    if reference is not None:
+        sides.append((reference.centers.cpu().numpy(), reference.counts.cpu().numpy()))
+    for axis, side in sides:
+        for label in range(len(side)):  # the axis must hold the bulk of every class, not only of the frequent ones
+            reach = _reach([(axis, side[label, label]), (axis, side[:, label].sum(axis=0) - side[label, label])])
+            low, high = min(low, reach[0]), max(high, reach[1])
     if not low < high:  # all logits are one value, or no class has enough of them
         middle, width = (low, centers[1] - centers[0]) if np.isfinite(low) else (0.0, 1.0)
         low, high = middle - width, middle + width
     edges = np.linspace(low, high, BINS + 1)
 
-    def pair(channel: int, moved: bool) -> Pair:
-        values = np.broadcast_to(centers, counts[:, channel].shape)
-        if moved:
-            assert shifts is not None
-            # Clamped tails fold onto one value: a distribution's values must not decrease.
-            values = np.maximum.accumulate(centers + shifts[:, channel], axis=1)
-        others = np.arange(len(counts)) != channel
-        return Pair(
-            positive=_curve(values[[channel]], counts[[channel], channel], edges),
-            negative=_curve(values[others], counts[others, channel], edges),
-        )
+    def pairs(axis: np.ndarray, side: np.ndarray, moved: np.ndarray | None = None) -> list[Pair]:
+        found = []
+        for channel in range(len(side)):
+            values = np.broadcast_to(axis, side[:, channel].shape)
+            if moved is not None:
+                # Clamped tails fold onto one value: a distribution's values must not decrease.
+                values = np.maximum.accumulate(axis + moved[:, channel], axis=1)
+            others = np.arange(len(side)) != channel
+            found.append(
+                Pair(
+                    positive=_curve(values[[channel]], side[[channel], channel], edges),
+                    negative=_curve(values[others], side[others, channel], edges),
+                )
+            )
+        return found
 
     anchor_centers = anchors.centers.cpu().numpy()[None]
     return Densities(
         low=float(low),
         high=float(high),
         anchors=Pair(*(_curve(anchor_centers, mass[None], edges) for mass in pooled)),
-        before=[pair(channel, moved=False) for channel in range(len(counts))],
-        after=None if shifts is None else [pair(channel, moved=True) for channel in range(len(counts))],
+        before=pairs(centers, counts),
+        after=None if shifts is None else pairs(centers, counts, shifts),
+        reference=pairs(*sides[1]) if reference is not None else None,
     )
 
 

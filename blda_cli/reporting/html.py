@@ -21,6 +21,7 @@ from blda_cli.reporting.tables import (
     candidate_table,
     class_table,
     overall_table,
+    reference_table,
     run_tables,
     steps_table,
 )
@@ -92,6 +93,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         overall=overall_table(report),
         shares_by_step=steps_table(report),
         candidates=candidate_table(report),
+        reference=reference_table(report),
         per_run=run_tables(report),
         symbols=Markup(anchor_symbols(shown)),
         charts=charts[:_CHARTS_OPEN],

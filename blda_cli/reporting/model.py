@@ -69,6 +69,8 @@ class Scores:
         accuracy: per class, share of its pixels predicted as it.
         mean_iou: over the classes present.
         mean_accuracy: over the classes present.
+        pixel_accuracy: share of the labelled pixels that are right.
+        frequency_weighted_iou: mean of the IoU, each class weighted by its share of the labelled pixels.
         iou_spread: population standard deviation of the IoU over the classes present.
         accuracy_spread: that of the accuracy.
         total_bias: ``Σ |Bias(l)|`` over the classes present.
@@ -80,6 +82,8 @@ class Scores:
     accuracy: list[float]
     mean_iou: float
     mean_accuracy: float
+    pixel_accuracy: float
+    frequency_weighted_iou: float
     iou_spread: float
     accuracy_spread: float
     total_bias: float
@@ -140,6 +144,38 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """What unlabelled statistics tell of each class, to stand beside those of another domain; NaN: too few pixels.
+
+    Attributes:
+        share: per class, the share of the pixels predicted as it.
+        confidence: per class, the mean softmax probability of the pixels predicted as it.
+        level: per class, the level that its channel rests at where the class is not, in logits.
+    """
+
+    share: list[float]
+    confidence: list[float]
+    level: list[float]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Images of the training domain beside those that the report is of.
+
+    Attributes:
+        file: the statistics of the reference.
+        images: how many images they are of.
+        target: the images that the report is of.
+        usual: the reference.
+    """
+
+    file: str
+    images: int
+    target: Domain
+    usual: Domain
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole report.
 
@@ -160,7 +196,8 @@ class Report:
         remarks: what the reader should know of the input.
         steps: shares of the predicted classes, by step: as the network came, with its norms mixed, after each
             correction; empty where the norms are as they came.
-        gap: whether the network is at home on these images; None where no pixels were sampled to tell.
+        gap: whether these images are in domain; None where no pixels were sampled to tell.
+        reference: the same classes on images of the training domain; None where there are none.
     """
 
     classes: ClassSet
@@ -179,6 +216,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     gap: DomainGap | None = None
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    reference: Reference | None = None
 
     @property
     def many_classes(self) -> bool:
@@ -212,6 +250,8 @@ def scores_of(confusion: ConfusionMatrix) -> Scores:
         accuracy=accuracy.tolist(),
         mean_iou=confusion.mean_iou(),
         mean_accuracy=confusion.mean_accuracy(),
+        pixel_accuracy=confusion.pixel_accuracy(),
+        frequency_weighted_iou=confusion.frequency_weighted_iou(),
         iou_spread=_spread(confusion.iou()[present]),
         accuracy_spread=_spread(accuracy[present]),
         total_bias=float(bias[present].abs().sum()) if bool(present.any()) else torch.nan,

@@ -66,7 +66,7 @@ def anchor_symbols(shown: Densities) -> str:
 
 
 def density_chart(shown: Densities, index: int, label: str) -> str:
-    """A class's distributions against the anchors: a panel before and, where there is one, a panel after.
+    """A class's distributions against the anchors: a panel of the reference, one before and one after, where there are.
 
     Args:
         shown: all curves.
@@ -76,7 +76,8 @@ def density_chart(shown: Densities, index: int, label: str) -> str:
     Returns:
         An ``svg`` element.
     """
-    panels = [("before", shown.before[index])]
+    panels = [] if shown.reference is None else [("reference", shown.reference[index])]
+    panels.append(("before" if shown.reference is None else "these images", shown.before[index]))
     if shown.after is not None:
         panels.append(("after", shown.after[index]))
     drawn = "".join(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from blda_cli.reporting.model import Predictions, Report, Scores, Verdict
-from blda_cli.reporting.words import percent, points, score, times
+from blda_cli.reporting.words import percent, points, score, signed, times
 
 MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.UNKNOWN: "–"}
 
@@ -30,6 +30,7 @@ class Column:
         cells: from the first row to the last.
         after: the same after a correction, where the two stand side by side.
         detail: left out where there is little room.
+        stage_names: what ``cells`` and ``after`` are of.
     """
 
     heading: str
@@ -38,14 +39,21 @@ class Column:
     cells: list[Cell]
     after: list[Cell] | None = None
     detail: bool = False
+    stage_names: tuple[str, str] = ("before", "after")
 
     def stages(self) -> list["Column"]:
         """Before and after as columns of their own."""
         if self.after is None:
             return [self]
         return [
-            replace(self, title=f"{self.title}, before", after=None),
-            replace(self, heading=f"→ {self.heading}", title=f"{self.title}, after", cells=self.after, after=None),
+            replace(self, title=f"{self.title}, {self.stage_names[0]}", after=None),
+            replace(
+                self,
+                heading=f"→ {self.heading}",
+                title=f"{self.title}, {self.stage_names[1]}",
+                cells=self.after,
+                after=None,
+            ),
         ]
 
 
@@ -108,6 +116,20 @@ CLASS_MEASURES = (
 OVERALL_MEASURES = (
     Measure("mean_iou", "mean IoU", "mIoU", "Mean intersection over union, in percent", score),
     Measure("mean_accuracy", "mean accuracy", "mean acc.", "Mean accuracy of the classes, in percent", score),
+    Measure(
+        "pixel_accuracy",
+        "pixel accuracy",
+        "aAcc",
+        "Share of the labelled pixels that are right, in percent",
+        score,
+    ),
+    Measure(
+        "frequency_weighted_iou",
+        "frequency-weighted IoU",
+        "fwIoU",
+        "Mean of the IoU, each class weighted by its share of the labelled pixels, in percent",
+        score,
+    ),
     Measure("iou_spread", "std of IoU", "std IoU", "Standard deviation of the classes' IoU", score, detail=True),
     Measure(
         "accuracy_spread",
@@ -120,6 +142,11 @@ OVERALL_MEASURES = (
     Measure("total_bias", "Σ |Bias|", "Σ |Bias|", "Sum of the absolute true biases, in points", score),
 )
 """What labels tell of all classes together; keys of :class:`Scores`."""
+
+_SCORES = (
+    "Scores (percent, pooled over pixels; a class without a labelled pixel counts in no mean, pixels predicted as it "
+    "count as wrong)"
+)
 
 _SHARE = Measure("share", "share", "share", "Share of all pixels predicted as the class, in percent", score)
 _FREQUENCY = Measure(
@@ -156,7 +183,7 @@ def overall_table(report: Report) -> NumberTable:
         _CHANGED.title,
         [Cell("–", math.nan), *(Cell(percent(run.changed), run.changed) for run in report.runs)],
     )
-    caption = "Scores (percent, pooled over pixels; absent classes left out)" if columns else "What changed"
+    caption = _SCORES if columns else "What changed"
     return NumberTable(caption, "predictions", names, [*columns, changed])
 
 
@@ -192,6 +219,24 @@ def candidate_table(report: Report) -> NumberTable | None:
         Column("loses most", "loses", "Class whose share shrinks most, in points", losses, detail=True),
     ]
     return NumberTable("Methods on sampled pixels (percent)", "method", [one.method for one in tried], columns)
+
+
+def reference_table(report: Report) -> NumberTable | None:
+    """One row a class: the reference, then these images; None where there is no reference."""
+    found = report.reference
+    if found is None:
+        return None
+    measures = (
+        _SHARE,
+        Measure("confidence", "confidence", "conf.", "Mean probability of the pixels predicted as the class", score),
+        Measure("level", "level", "level", "Level that the channel rests at where the class is not, in logits", signed),
+    )
+    columns = []
+    for one in measures:
+        usual, target = getattr(found.usual, one.key), getattr(found.target, one.key)
+        columns.append(replace(one.column(usual, target), stage_names=("reference", "these images")))
+    caption = f"Reference ({found.images:,} images) → these images (shares and confidence in percent)"
+    return NumberTable(caption, "class", report.classes.names, columns)
 
 
 def run_tables(report: Report) -> list[NumberTable]:

@@ -13,6 +13,7 @@ from blda_cli.reporting.tables import (
     candidate_table,
     class_table,
     overall_table,
+    reference_table,
     steps_table,
 )
 from blda_cli.reporting.words import next_steps, summary
@@ -29,10 +30,13 @@ def print_report(report: Report, console: Console) -> None:
         console.print(Text(f"Note: {remark}", style="yellow"), end="\n\n")
     console.print(_class_table(report, intervals=console.width >= _WIDE or report.before.scores is None))
     if report.before.scores is not None or len(report.runs) > 1:
-        console.print(_rows(overall_table(report), details=True))
+        console.print(_rows(overall_table(report), details=console.width >= _WIDE))
     steps = steps_table(report)
     if steps is not None:
         console.print(_rows(steps, details=True))
+    reference = reference_table(report)
+    if reference is not None:
+        console.print(_rows(reference, details=False))
     candidates = candidate_table(report)
     if candidates is not None:
         console.print(_rows(candidates, details=False))

@@ -13,6 +13,12 @@ from blda_cli.store.provenance import Provenance
 
 _NAMED = 4
 
+_MANY = 0.05
+"""Share of changed pixels from which the report says whose sake they changed for."""
+
+_WORSE = 0.005
+"""Loss of pixel accuracy from which the report says that more pixels are wrong."""
+
 _SHARED_OPTIONS = (
     *("--model", "--weights", "--images", "--calibrator"),
     *("--slide", "--stride", "--scales", "--flip", "--batch-size", "--amp", "--device"),
@@ -183,8 +189,8 @@ def found_gap(gap: DomainGap, images: int) -> str:
     """Whether the images are in domain, by what evidence, and what follows for a correction."""
     if gap.classes < 3:
         return (
-            "Whether these images are in domain cannot be told from fewer than three predicted classes: the predictions "
-            "are left alone."
+            "Whether these images are in domain cannot be told from fewer than three predicted classes: the "
+            "predictions are left alone."
         )
     evidence, few = _evidence(gap), images
     if gap.reference is not None:
@@ -204,8 +210,8 @@ def _evidence(gap: DomainGap) -> str:
         found = gap.reference
         text = (
             f"mean confidence {percent(found.confidence)}, of the reference {percent(found.reference_confidence)}, "
-            f"{'clearly lower' if found.fall else 'not clearly lower'}; the channels' levels differ from the reference's "
-            f"by {percent(found.levels)} of their spread"
+            f"{'clearly lower' if found.fall else 'not clearly lower'}; the channels' levels differ from the "
+            f"reference's by {percent(found.levels)} of their spread"
         )
         return f"{text}; {norms}" if gap.norms_shifted else text
     text = (
@@ -288,7 +294,31 @@ def _changed(report: Report, run: Run) -> str:
             f" {grown[1]} grew most, {percent(grown[2])} to {percent(grown[3])} of the pixels; {shrunk[1]} shrank "
             f"most, {percent(shrunk[2])} to {percent(shrunk[3])}."
         )
-    return text + _gained(report.before, run.after)
+    return text + _gained(report.before, run.after) + _many_for_few(report, run)
+
+
+def _many_for_few(report: Report, run: Run) -> str:
+    """Say plainly that many pixels changed for few classes' sake, or that more are wrong than before."""
+    one, other = report.before.scores, run.after.scores
+    if one is not None and other is not None and not math.isnan(one.pixel_accuracy):
+        if other.pixel_accuracy >= one.pixel_accuracy - _WORSE:
+            return ""
+        return " More pixels are wrong than before, for few classes' sake: --favour pixels corrects less."
+    growth = [new - old for old, new in zip(report.before.share, run.after.share, strict=True)]
+    gains = sorted(
+        ((gain, name) for gain, name in zip(growth, report.classes.names, strict=True) if gain > 0), reverse=True
+    )
+    half, named = sum(gain for gain, _ in gains) / 2, []
+    for gain, name in gains:
+        if half > 0:
+            named.append(name)
+        half -= gain
+    if run.changed < _MANY or not named:
+        return ""
+    return (
+        f" These are many pixels, and {_list(named)} gained half of what classes gained. Where every pixel counts "
+        "alike, --favour pixels corrects less."
+    )
 
 
 def _gained(before: Predictions, after: Predictions) -> str:
@@ -299,7 +329,8 @@ def _gained(before: Predictions, after: Predictions) -> str:
     better = sum(difference > 0 for difference in differences)
     return (
         f" Mean IoU went from {score(one.mean_iou)} to {score(other.mean_iou)}, mean accuracy from "
-        f"{score(one.mean_accuracy)} to {score(other.mean_accuracy)}; {better} of {len(differences)} classes gained "
+        f"{score(one.mean_accuracy)} to {score(other.mean_accuracy)}, pixel accuracy from "
+        f"{score(one.pixel_accuracy)} to {score(other.pixel_accuracy)}; {better} of {len(differences)} classes gained "
         f"IoU, {sum(difference < 0 for difference in differences)} lost some. The summed |Bias| went from "
         f"{score(one.total_bias)} to {score(other.total_bias)} points."
     )

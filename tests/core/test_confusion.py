@@ -1,3 +1,4 @@
+import math
 from types import ModuleType
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_an_absent_class_is_nan_and_left_out_of_the_means_though_it_is_predicted
     assert matrix.mean_iou() == pytest.approx(0.75)
     assert matrix.mean_accuracy() == pytest.approx(0.75)
     assert matrix.bias()[:2].tolist() == [-0.25, 0]
+
+
+def test_pixel_accuracy_and_frequency_weighted_iou_by_hand() -> None:
+    """Six pixels of class 0, of which one is taken for 1; two of class 1, one of them taken for the absent 2."""
+    matrix = counted(torch.tensor([0] * 6 + [1] * 2), torch.tensor([0] * 5 + [1, 1, 2]))
+    assert matrix.pixel_accuracy() == pytest.approx(6 / 8)
+    assert matrix.frequency_weighted_iou() == pytest.approx(6 / 8 * 5 / 6 + 2 / 8 * 1 / 3)
+    assert math.isnan(ConfusionMatrix(C).pixel_accuracy())
+    assert math.isnan(ConfusionMatrix(C).frequency_weighted_iou())
 
 
 def test_without_a_labelled_pixel_every_score_is_nan() -> None:

@@ -482,7 +482,9 @@ def test_the_gap_and_the_strength_by_hand(ahead: float, full: bool) -> None:
 
 
 def test_the_distance_rises_from_in_domain_to_out_of_it() -> None:
-    gaps = [DomainGap(share, share, 1.0, 11) for share in (0.0, 0.03, 0.05, 0.2)]  # where levels aim no better than chance
+    gaps = [
+        DomainGap(share, share, 1.0, 11) for share in (0.0, 0.03, 0.05, 0.2)
+    ]  # where levels aim no better than chance
     assert [gap.distance for gap in gaps] == [0, 0, 1, 1]
     assert DomainGap((0.03 * 0.05) ** 0.5, (0.03 * 0.05) ** 0.5, 1.0, 11).distance == pytest.approx(0.5)
     assert DomainGap(0.08, 0.16, 1.0, 11).distance == 0  # the levels point away from the crowd
@@ -556,7 +558,8 @@ def test_images_that_the_network_is_less_sure_of_than_of_the_reference_are_corre
     assert 0.4 < gap.reference.fall < (usual - confidence) / (1 - usual)
     assert gap.distance == gap.aim if gap.aim < 1 else 1
     assert resolve_strength(AlignmentSettings(), against(target, reference)) == pytest.approx(
-        resolve_strength(AlignmentSettings(), replace(against(target, reference), reference=None)) * gap.distance, abs=2e-3
+        resolve_strength(AlignmentSettings(), replace(against(target, reference), reference=None)) * gap.distance,
+        abs=2e-3,
     )
     assert resolve_strength(AlignmentSettings(), against(reference, target)) == 0  # surer than the reference
 

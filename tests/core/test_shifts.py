@@ -219,7 +219,7 @@ def test_exactly_additive_cells_do_not_disagree(seed: int, count: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**31), count=st.integers(4, 9))
 def test_the_additive_fit_leaves_nothing_that_label_or_channel_explains(seed: int, count: int) -> None:
-    """What least squares leaves sums to nothing over every label and channel, and is as large as noise of that variance."""
+    """What least squares leaves sums to nothing over every label and channel."""
     random = torch.Generator().manual_seed(seed)
     means = torch.randn(count, count, generator=random).double()
     fit = additive_fit(means, torch.full((count,), 900.0).double())

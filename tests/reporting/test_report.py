@@ -20,6 +20,7 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import DomainGap, ReferenceComparison
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
+from blda_cli.errors import BldaError
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
 from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, summary
@@ -328,6 +329,61 @@ def test_classifier(make_domain: MakeDomain, tmp_path: Path) -> None:
     assert data["overall"]["runs"]["classified"]["mean_accuracy"] == 1
     assert data["classes"][0]["before"]["iou"] is None
     assert "Frames that changed most" not in (tmp_path / "report/report.html").read_text(encoding="utf-8")
+
+
+def test_the_reference_stands_beside_these_images(make_domain: MakeDomain, tmp_path: Path) -> None:
+    target, reference = make_domain(5, 6), make_domain(5, 6)
+    for logits in reference.logits.values():
+        logits *= 3  # as sure as of images of its own kind
+    reference.write_statistics(labelled=False)
+    result = run("--stats", target.stats, "--reference", reference.stats, "--json", "--output", tmp_path)
+    data = json.loads(result.stdout)
+    assert data["reference"] == {"file": str(reference.stats), "images": 6}
+    assert data["domain_gap"]["reference"]["fall"] > 0
+    assert 0 < data["domain_gap"]["distance"] <= 1
+    sides = [one["reference"] for one in data["classes"][:4]]  # the last is never predicted
+    for index, side in enumerate(sides):
+        every = torch.cat([logits.softmax(dim=1).movedim(1, -1).flatten(0, 2) for logits in target.logits.values()])
+        own = every.argmax(dim=1) == index
+        assert side["target"]["confidence"] == pytest.approx(float(every[own].amax(dim=1).mean()), abs=1e-3)
+        assert side["target"]["share"] == pytest.approx(float(own.double().mean()), abs=1e-6)
+        assert side["usual"]["share"] == pytest.approx(side["target"]["share"], abs=1e-6)
+        assert side["usual"]["confidence"] > side["target"]["confidence"]
+        assert side["usual"]["level"] == pytest.approx(3 * side["target"]["level"], rel=1e-3, abs=1e-3)
+    assert data["classes"][4]["reference"]["usual"]["level"] is None
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Beside the reference" in html
+    assert html.count(">reference</text>") == 5
+    assert "reference_usual_level" in (tmp_path / "report.csv").read_text(encoding="utf-8").splitlines()[0]
+    options = ["--stats", target.stats, "--output", tmp_path / "again"]
+    assert "Reference (6 images) → these images" in run(*options, "--reference", reference.stats).stdout
+    other = make_domain(4, 2)
+    with pytest.raises(BldaError, match="the reference is of other classes"):
+        run(*options, "--overwrite", "--reference", other.stats)
+
+
+def test_scores_on_images_whose_labels_a_run_was_fitted_to_flatter(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(4, 4, labelled=True)
+    made.align("supervised", AlignmentSettings(method="supervised"))
+    made.align("plain", AlignmentSettings())
+    labels = ["--labels", made.folder / "labels"]
+    for name, flatters in (("supervised", True), ("plain", False)):
+        data = report(made, tmp_path / name, "--aligned", made.folder / name, *labels)
+        assert any("labels of 4 of the 4 images that it is scored on" in one for one in data["remarks"]) is flatters
+    unscored = report(made, tmp_path / "unscored", "--aligned", made.folder / "supervised")
+    assert not any("flatter" in one for one in unscored["remarks"])
+
+
+def test_many_pixels_for_few_classes_are_said_plainly() -> None:
+    def said(before: Scores | None, after: Scores | None, changed: float) -> str:
+        run = Run("a", "a", "blda", {}, changed, Predictions([0.6, 0.39, 0.01], after), {})
+        return summary(replace(made_up(before), runs=[run]))[-1]
+
+    assert "many pixels, and bus gained half" in said(None, None, 0.1)
+    assert "many pixels" not in said(None, None, 0.02)
+    before = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.5, mean_accuracy=0.5, pixel_accuracy=0.8, iou=[0.5] * 3)
+    assert "More pixels are wrong" in said(before, replace(before, pixel_accuracy=0.78, mean_iou=0.6), 0.1)
+    assert "More pixels are wrong" not in said(before, replace(before, pixel_accuracy=0.81, mean_iou=0.6), 0.1)
 
 
 def test_verdicts() -> None:

@@ -186,7 +186,8 @@ def _confidence(sample: PixelSample) -> tuple[float, float, int]:
     images, image = torch.unique(sample.images, return_inverse=True)
     count = len(images)
     totals, sums = (
-        torch.zeros(count, dtype=torch.float64).index_add_(0, image, values) for values in (weights, weights * confidence)
+        torch.zeros(count, dtype=torch.float64).index_add_(0, image, values)
+        for values in (weights, weights * confidence)
     )
     error = float((sums / totals).std() / math.sqrt(count)) if count > 1 else math.inf
     return float(sums.sum() / totals.sum()), error, count
@@ -213,11 +214,14 @@ def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> floa
     moderate_strength = settings.entry.moderate
     if moderate_strength is None:
         return 1.0
-    sample, reference = evidence.statistics.sample, evidence.reference and evidence.reference.sample
+    sample = evidence.statistics.sample
+    reference = None if evidence.reference is None else evidence.reference.sample
     if not len(sample):
         raise ValueError("the statistics hold no sampled pixels to find a strength from: give --tau a number")
     if reference is not None and not len(reference):
-        raise ValueError("the reference holds no sampled pixels to compare with: collect it anew, or give --tau a number")
+        raise ValueError(
+            "the reference holds no sampled pixels to compare with: collect it anew, or give --tau a number"
+        )
     gap = domain_gap(sample, evidence.norms_shifted, reference)
     moderate: float = pkgutil.resolve_name(moderate_strength)(settings, gap)
     return round(moderate * _FAVOURED[settings.favour] * gap.distance, 3)
