@@ -337,7 +337,9 @@ def check(**options: Any) -> Check:
     return pipeline_of_check.check(request(CheckRequest, options), SilentMonitor())
 
 
-def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any) -> StatisticsFile:
+def collect_stats(
+    *, output: str | Path, overwrite: bool = False, **options: Any
+) -> StatisticsFile | dict[Path, StatisticsFile]:
     """Count a segmenter's logits over images, as ``blda collect-stats`` does.
 
     Args:
@@ -346,7 +348,7 @@ def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any
         **options: as the command's, e.g. ``model="net.toml", images="frames", flip=True``.
 
     Returns:
-        The content of the file.
+        The content of the file; with ``by="folder"`` of every file, by its path.
 
     Raises:
         BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
@@ -359,7 +361,9 @@ def collect_stats(*, output: str | Path, overwrite: bool = False, **options: Any
         ... )
         >>> report = blda_cli.report("frames.h5", ["aligned"], output="report")  # doctest: +SKIP
     """
-    return collect.collect_stats(request(CollectRequest, options), _job("collect_stats", output, overwrite, options))
+    asked = request(CollectRequest, options)
+    written = collect.collect_stats(asked, _job("collect_stats", output, overwrite, options))
+    return written if asked.by else next(iter(written.values()))
 
 
 def align(*, output: str | Path, overwrite: bool = False, **options: Any) -> RunRecord:

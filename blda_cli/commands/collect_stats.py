@@ -1,7 +1,8 @@
 """``blda collect-stats``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     "FILE.h5",
     "Where to write the statistics.",
 )
-def command(content: "StatisticsFile", output: Path, as_json: bool) -> None:
+def command(written: "Mapping[Path, StatisticsFile]", output: Path, as_json: bool) -> None:  # noqa: ARG001
     """Count a segmenter's logits over images.
 
     Writes one HDF5 file with a histogram for every pair of label and class, from which blda align and blda report
@@ -27,22 +28,26 @@ def command(content: "StatisticsFile", output: Path, as_json: bool) -> None:
     """
     from blda_cli.commands.console import emit_json
 
-    statistics = content.statistics
-    sources = [str(source) for source in statistics.cells]
     if as_json:
-        emit_json(
-            {
-                "output": str(output),
-                "images": statistics.images,
-                "pixels": statistics.pixels,
-                "skipped": len(content.skipped),
-                "skipped_images": content.skipped,
-                "label_sources": sources,
-                "predicted_share": dict(zip(content.classes.names, statistics.predicted_share().tolist(), strict=True)),
-            }
-        )
-    else:
+        found = [_summary(path, content) for path, content in written.items()]
+        emit_json(found[0] if len(found) == 1 else {"files": found})
+        return
+    for path, content in written.items():
+        statistics = content.statistics
         click.echo(
-            f"{output}: {statistics.images} images, {statistics.pixels:,} pixels, {len(content.skipped)} skipped, "
-            f"{len(content.classes)} classes, labels from {', '.join(sources)}"
+            f"{path}: {statistics.images} images, {statistics.pixels:,} pixels, {len(content.skipped)} skipped, "
+            f"{len(content.classes)} classes, labels from {', '.join(statistics.cells)}"
         )
+
+
+def _summary(path: Path, content: "StatisticsFile") -> dict[str, Any]:
+    statistics = content.statistics
+    return {
+        "output": str(path),
+        "images": statistics.images,
+        "pixels": statistics.pixels,
+        "skipped": len(content.skipped),
+        "skipped_images": content.skipped,
+        "label_sources": [str(source) for source in statistics.cells],
+        "predicted_share": dict(zip(content.classes.names, statistics.predicted_share().tolist(), strict=True)),
+    }

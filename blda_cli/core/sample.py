@@ -80,7 +80,7 @@ class PixelSample:
             labels: ``[N, *spatial]`` integers, those outside ``[0, C)`` mean none; or None.
             keys: N names, one per image, unique over all batches.
         """
-        num_classes, digests = len(self.seen), torch.tensor([_digest(key) for key in keys])
+        num_classes, digests = len(self.seen), torch.tensor([image_digest(key) for key in keys])
         # All pixels are looked at where they are; only those that may enter leave the device, in one copy.
         pixels = predicted.flatten()
         mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys)).flatten()
@@ -183,8 +183,8 @@ def _labels(values: Tensor, num_classes: int) -> Tensor:
     return torch.where((values >= 0) & (values < num_classes), values, IGNORE_INDEX)
 
 
-def _digest(key: str) -> int:
-    """An image's digest, in [0, 2⁶³)."""
+def image_digest(key: str) -> int:
+    """An image's digest, in [0, 2⁶³), by which :attr:`PixelSample.images` tells whose a pixel is."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 

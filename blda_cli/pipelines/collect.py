@@ -12,7 +12,9 @@ from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.histogram import DEFAULT_BINS
 from blda_cli.core.norms import MixedNorms, Norms
+from blda_cli.core.parts import differing_parts
 from blda_cli.core.statistics import LogitStatistics
+from blda_cli.data.images import find_images
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile
 from blda_cli.data.source import ImageSource
@@ -98,7 +100,7 @@ def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, file
             raise BldaError(f"{path} counted {by_key[key].location} before that changed: --overwrite replaces it")
 
 
-def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
+def collect_stats(request: CollectRequest, job: Job) -> dict[Path, StatisticsFile]:
     """Load a segmenter, count its logits over the images and write the statistics to ``job.output``.
 
     Args:
@@ -106,12 +108,37 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         job: where to write.
 
     Returns:
-        The content of the file (in every process).
+        The content of the file (in every process), or of every file where there is one for each subfolder.
 
     Raises:
         BldaError: the segmenter, an image or a label cannot be read, or the file cannot be written.
         Interrupted: the user asked to stop.
     """
+    if request.by is None:
+        return {job.output: _collected(request, job)}
+    whole = Path(request.subject.images)
+    if not whole.is_dir():
+        raise BldaError(f"--by folder needs a folder of subfolders, and {whole} is none")
+    loose = [image.key for image in find_images(whole) if "/" not in image.key]
+    if loose:
+        raise BldaError(f"--by folder needs all images in subfolders of {whole}, and {loose[0]} is in none")
+    written = {}
+    for name in sorted({image.key.split("/")[0] for image in find_images(whole)}):
+        labels = request.labelled.labels
+        if labels is not None and (Path(labels) / name).is_dir():
+            labels = str(Path(labels) / name)
+        part = replace(
+            request,
+            by=None,
+            subject=replace(request.subject, images=str(whole / name)),
+            labelled=replace(request.labelled, labels=labels),
+        )
+        output = job.output.with_name(f"{job.output.stem}-{name}{job.output.suffix}")
+        written[output] = _collected(part, replace(job, output=output))
+    return written
+
+
+def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
     subject = load_subject(request.subject, request.inference.device, job.shard)
     norms = requested_norms(request.norms, subject.spec)
     reader = read_labels(subject, request.labelled)
@@ -145,6 +172,8 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         say(note)
     if content.norms_shifted and content.norms is None:
         say(NORMS_HINT)
+    if job.shard.first:
+        _say_differing(content, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
     confusion = content.statistics.confusion
     if reader is not None and confusion is not None and content.statistics.pixels:
@@ -153,6 +182,24 @@ def collect_stats(request: CollectRequest, job: Job) -> StatisticsFile:
         for remark in label_remarks(reader, confusion, ignored, content.classes.names):
             say(remark)
     return content
+
+
+def _say_differing(content: StatisticsFile, say: Callable[[str], None]) -> None:
+    """Say which subfolders of the images are of another domain than the rest."""
+    parts: dict[str, list[str]] = {}
+    for key in content.images:
+        parts.setdefault(key.split("/")[0], []).append(key)
+    if len(parts) < 2 or len(parts) == len(content.images):
+        return
+    found = differing_parts(content.statistics.sample, parts)
+    if found is None:
+        return
+    usual = next(iter(found.others.values())).reference_confidence
+    names = ", ".join(f"{name} ({one.confidence:.0%})" for name, one in found.others.items())
+    say(
+        f"several domains: the network is much less sure of the images in {names} than of those in {found.surest} "
+        f"({usual:.0%}), and its levels differ; --by folder writes statistics of each"
+    )
 
 
 def say_strong(

@@ -189,6 +189,9 @@ class CollectRequest:
         None, "strong: norms, three scales and flip averaged, eight times slower; for align --preset strong."
     )
     bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
+    by: Literal["folder"] | None = setting(
+        None, "Write one file for each subfolder of --images, as OUTPUT-SUBFOLDER.h5: domains apart from one another."
+    )
     check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
     inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
@@ -198,6 +201,8 @@ class CollectRequest:
             raise OptionError(f"--bins {self.bins} is not a power of two; {1 << self.bins.bit_length()} is the next")
         if LabelSource.GROUND_TRUTH in self.sources and not self.labelled.labels:
             raise OptionError("--label-source ground_truth needs --labels")
+        if self.by and self.subject.shard:
+            raise OptionError("--by folder does not go with --shard: share out the subfolders themselves")
         if self.subject.shard and self.norms.norms == "target":
             raise OptionError("--norms target differs from shard to shard: take them once and give --norms FILE.h5")
 

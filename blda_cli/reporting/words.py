@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blda_cli.core.fitting.strength import FEWEST_IMAGES, IN_DOMAIN, DomainGap
+from blda_cli.core.shifts import MINIMUM_PIXELS
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
 from blda_cli.store.provenance import Provenance
 
@@ -232,6 +233,8 @@ def _found(report: Report) -> str:
         return _list([f"{name} ({size(estimates[name])})" for name in names])
 
     where = f"On these {report.images:,} images" if report.images > 1 else "On this one image"
+    if all(estimate.verdict is Verdict.UNKNOWN for estimate in report.estimates):
+        return f"{where} no class is predicted often enough to tell whether it is over- or under-predicted."
     if not over and not under:
         return f"{where} no class is clearly over- or under-predicted, as far as can be told without labels."
     parts = []
@@ -246,6 +249,11 @@ def _how_sure(report: Report) -> str:
     known = [estimate for estimate in report.estimates if estimate.verdict is not Verdict.UNKNOWN]
     unknown = report.named(Verdict.UNKNOWN)
     absent = f" Too few pixels to tell (n/a): {_list(unknown)}." if unknown else ""
+    if unknown and report.pixels == report.images:
+        absent += (
+            f" Each image of a classifier counts as one pixel, and a class needs {MINIMUM_PIXELS} for an estimate: "
+            "statistics of more images tell."
+        )
     if not any(estimate.low == estimate.low for estimate in known):
         return f"How sure this is cannot be said: intervals need two or more images.{absent}"
     clear = sum(estimate.verdict is not Verdict.UNCLEAR for estimate in known)

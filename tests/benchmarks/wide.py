@@ -1,8 +1,9 @@
 """Every correction over many networks and many images, from samples of their logits: what a default is chosen by.
 
-    python tests/benchmarks/wide.py [--data DIR] [--json FILE] [--pairs]
+    python tests/benchmarks/wide.py [--data DIR] [--json FILE] [--pairs] [--fields]
 
-Prints Markdown: a table with one row per correction, and with ``--pairs`` what each does to every pair. A pair is a
+Prints Markdown: the default field by field, without a reference and with one; a table with one row per correction
+(``--fields`` leaves it out); and with ``--pairs`` what each does to every pair. A pair is a
 network and images it was not trained on, one file ``NETWORK__IMAGES__NORMS.npz``:
 
 ========= ================ =====================================================================================
@@ -13,14 +14,15 @@ classes   text [C]         names
 ========= ================ =====================================================================================
 
 ``NORMS`` is ``source``, or ``target`` where the batch norms have the averages of these images. ``IMAGES`` that end in
-``home`` are like those the network was trained on: a control, where a correction should do nothing. Labels serve for
-scoring, and for rows that say so. A sampled pixel stands for :data:`PIXELS` of its image's, so that the least number
-of pixels that a cell needs is counted in real ones. Whatever has a strength to choose is also scored with the strength
-that the *other* networks would choose (*left out*): a number that the network itself had no part in.
+``home`` are like those the network was trained on: a control, where a correction should do nothing, and in the targets'
+classes (:data:`GROUPS`) a reference; of these themselves, one half of the images is the reference of the other. Labels
+serve for scoring, and for rows that say so. A sampled pixel stands for :data:`PIXELS` of its image's, so that the least
+number of pixels that a cell needs is counted in real ones. Whatever has a strength to choose is also scored with the
+strength that the *other* networks would choose (*left out*): a number that the network itself had no part in.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +53,35 @@ HARM = -0.5
 """Points of mIoU below which a pair counts as harmed."""
 
 DRAWS = 3
-"""Draws of labelled images."""
+"""Draws of labelled images, and of halves."""
+
+FIELDS = {"face": "faces", "wnet": "retina", "ade20k": "ADE20K", "voc": "objects", "": "streets"}
+"""The field of a network, by the first of these that its name holds."""
+
+GROUPS: dict[str, dict[str, Sequence[str]]] = {
+    "streets": {
+        "sky": ["sky"],
+        "building": ["building", "wall"],
+        "pole": ["pole"],
+        "road": ["road"],
+        "pavement": ["sidewalk"],
+        "tree": ["vegetation", "terrain"],
+        "sign": ["traffic light", "traffic sign"],
+        "fence": ["fence"],
+        "car": ["car", "truck", "bus", "train"],
+        "pedestrian": ["person"],
+        "bicyclist": ["rider", "motorcycle", "bicycle"],
+    },
+    "faces": {
+        "eyes": ["l_eye", "r_eye", "eye_g"],
+        "mouth": ["mouth", "u_lip", "l_lip"],
+        "skin": ["skin", "l_brow", "r_brow", "l_ear", "r_ear", "neck"],
+        "hair": ["hair"],
+        "nose": ["nose"],
+        "background": ["background", "hat", "ear_r", "neck_l", "cloth"],
+    },
+}
+"""The targets' classes, as groups of those of the samples in domain."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +118,28 @@ class Pair:
         return f"{self.network}, {self.images}" + (", target norms" if self.norms == "target" else "")
 
     @property
-    def at_home(self) -> bool:
+    def in_domain(self) -> bool:
         """Whether nothing should happen here."""
-        return self.images.endswith("home")
+        return self.images.split("-")[-1] == "home"
+
+    @property
+    def field(self) -> str:
+        """What the images show, told by the network."""
+        return next(field for mark, field in FIELDS.items() if mark in self.network)
+
+    def grouped(self, groups: Mapping[str, Sequence[str]]) -> "Pair":
+        """The same pixels in other classes: a group's logit is the logsumexp of its members'."""
+        members = [[self.classes.index(name) for name in names] for names in groups.values()]
+        labels = torch.full_like(self.labels, IGNORE_INDEX)
+        for group, indices in enumerate(members):
+            labels[torch.isin(self.labels, torch.tensor(indices))] = group
+        logits = torch.stack([self.logits[:, indices].logsumexp(dim=1) for indices in members], dim=1)
+        return replace(self, logits=logits, labels=labels, classes=list(groups))
+
+    def halves(self, seed: int) -> tuple["Pair", "Pair"]:
+        """The pixels of one half of the images, drawn at random, and those of the other."""
+        images = np.random.default_rng(seed).permutation(self.image.unique().tolist()).tolist()
+        return self.part(images[: len(images) // 2]), self.part(images[len(images) // 2 :])
 
     @cached_property
     def statistics(self) -> LogitStatistics:
@@ -120,10 +169,16 @@ class Pair:
             pixels=statistics.pixels * PIXELS,
         )
 
-    def confusion(self, settings: AlignmentSettings, labelled: LogitStatistics | None = None) -> ConfusionMatrix:
+    def confusion(
+        self,
+        settings: AlignmentSettings,
+        labelled: LogitStatistics | None = None,
+        reference: LogitStatistics | None = None,
+    ) -> ConfusionMatrix:
         """Predictions of all pixels under a correction fitted to them, against the labels."""
         statistics = self.statistics
-        evidence = Evidence(statistics, statistics.cells[settings.label_source], labelled=labelled)
+        cells = statistics.cells[settings.label_source]
+        evidence = Evidence(statistics, cells, labelled=labelled, reference=reference)
         matrix = ConfusionMatrix(len(self.classes))
         matrix.update(self.labels[None], fit_correction(settings, evidence).predict(self.logits.T[None].contiguous()))
         return matrix
@@ -139,10 +194,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Gain:
-    """Points of change against argmax."""
+    """Points of change against argmax: mIoU, mean accuracy, pixel accuracy, frequency-weighted IoU."""
 
     miou: float
     accuracy: float
+    pixels: float
+    weighted: float
 
 
 SOFT = LabelSource.SOFT
@@ -159,6 +216,7 @@ def _default(name: str, **choices: Any) -> Row:
 ROWS = (
     _default("**the default**"),
     _default("the default, `--favour accuracy`", favour=Favour.ACCURACY),
+    _default("the default, `--favour pixels`", favour=Favour.PIXELS),
     _strengths("negative", 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, shift=Shift.NEGATIVE),
     _strengths("two-pass", 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, shift=Shift.TWO_PASS),
     _strengths("balanced", 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, shift=Shift.BALANCED),
@@ -175,8 +233,12 @@ ROWS = (
 
 
 def gain(before: ConfusionMatrix, after: ConfusionMatrix) -> Gain:
-    """Points of mIoU and mean accuracy that predictions have gained."""
-    return Gain(100 * (after.mean_iou() - before.mean_iou()), 100 * (after.mean_accuracy() - before.mean_accuracy()))
+    """Points that predictions have gained."""
+    one, other = (
+        (matrix.mean_iou(), matrix.mean_accuracy(), matrix.pixel_accuracy(), matrix.frequency_weighted_iou())
+        for matrix in (before, after)
+    )
+    return Gain(*(100 * (new - old) for old, new in zip(one, other, strict=True)))
 
 
 @click.command()
@@ -184,12 +246,16 @@ def gain(before: ConfusionMatrix, after: ConfusionMatrix) -> Gain:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all numbers.")
 @click.option("--pairs", "each", is_flag=True, help="Also print what each correction does to every pair.")
 @click.option("--norms", type=click.Choice(["source", "target"]), help="Only pairs with these norms.")
+@click.option("--fields", "fields_only", is_flag=True, help="Only the default, field by field.")
 @click.option("--labelled/--no-labelled", default=True, help="Also score what a few labelled images bring.")
-def main(data: Path, json_file: Path | None, each: bool, norms: str | None, labelled: bool) -> None:
+def main(data: Path, json_file: Path | None, each: bool, norms: str | None, fields_only: bool, labelled: bool) -> None:
     """Score every correction on every pair."""
     pairs = [Pair.read(path) for path in sorted(data.glob("*.npz"))]
     pairs = [pair for pair in pairs if norms in (None, pair.norms)]
     before = {pair.name: pair.confusion(AlignmentSettings(method="none")) for pair in pairs}
+    print(field_tables(pairs))
+    if fields_only:
+        return
     gains: dict[str, dict[str, Gain]] = {}
     for row in ROWS:
         for settings in row.settings:
@@ -211,7 +277,7 @@ def main(data: Path, json_file: Path | None, each: bool, norms: str | None, labe
     if labelled:
         found["labelled"] = {}
         for count in (8, 3):
-            values = labelled_scores([pair for pair in pairs if not pair.at_home], count)
+            values = labelled_scores([pair for pair in pairs if not pair.in_domain], count)
             print(labelled_table(values, count))
             found["labelled"][count] = values
     if each:
@@ -220,32 +286,90 @@ def main(data: Path, json_file: Path | None, each: bool, norms: str | None, labe
         json_file.write_text(json.dumps(found, indent=1))
 
 
+def field_tables(pairs: Sequence[Pair]) -> str:
+    """The default field by field, without a reference and, where there are images in domain, with one."""
+    default, plain = AlignmentSettings(), AlignmentSettings(method="none")
+    references = {}
+    for pair in pairs:
+        if pair.in_domain and pair.field in GROUPS:
+            groups, others = GROUPS[pair.field], [one for one in pairs if one.network == pair.network]
+            names = next((one.classes for one in others if set(one.classes) == groups.keys()), list(groups))
+            references[pair.network] = pair.grouped({name: groups[name] for name in names})
+    alone: list[tuple[Pair, Gain]] = []
+    beside: list[tuple[Pair, Gain]] = []
+    for pair in pairs:
+        before = pair.confusion(plain)
+        alone.append((pair, gain(before, pair.confusion(default))))
+        reference = references.get(pair.network)
+        if pair.in_domain:
+            wholes = [pair, reference] if reference else [pair]
+            for half, other in (whole.halves(seed) for whole in wholes for seed in range(DRAWS)):
+                corrected = half.confusion(default, reference=other.statistics)
+                beside.append((half, gain(half.confusion(plain), corrected)))
+        elif reference and reference.classes == pair.classes:
+            beside.append((pair, gain(before, pair.confusion(default, reference=reference.statistics))))
+    return "\n".join(
+        [
+            "mIoU / mean accuracy / pixel accuracy / frequency-weighted IoU of the default, points against argmax; "
+            "means over classes that have labels, predictions of others count as wrong",
+            "",
+            _by_field("without a reference", alone),
+            _by_field("with a reference", beside),
+        ]
+    )
+
+
+def _by_field(title: str, gains: Sequence[tuple[Pair, Gain]]) -> str:
+    out = [(pair, one) for pair, one in gains if not pair.in_domain]
+    within = [(pair, one) for pair, one in gains if pair.in_domain]
+    rows = {f"{field}, out of domain": [one for pair, one in out if pair.field == field] for field in FIELDS.values()}
+    means = [_mean(found) for found in rows.values() if found]
+    rows |= {
+        "2 to 9 classes": [one for pair, one in out if len(pair.classes) < 10],
+        "more than 100 classes": [one for pair, one in out if len(pair.classes) > 100],
+        "all pairs": [one for _, one in out],
+        "norms as trained": [one for pair, one in out if pair.norms == "source"],
+    }
+    rows["**mean of the fields**"] = [Gain(*np.mean([list(vars(one).values()) for one in means], axis=0))]
+    rows |= {f"{field}, in domain": [one for pair, one in within if pair.field == field] for field in FIELDS.values()}
+    lines = [f"| {title} | pairs | mean | worst mIoU |", "| --- | --- | --- | --- |"]
+    for name, found in rows.items():
+        if found:
+            mean = " / ".join(f"{value:+.1f}" for value in vars(_mean(found)).values())
+            lines.append(f"| {name} | {len(found)} | {mean} | {min(one.miou for one in found):+.1f} |")
+    return "\n".join([*lines, ""])
+
+
+def _mean(gains: Sequence[Gain]) -> Gain:
+    return Gain(*np.mean([list(vars(one).values()) for one in gains], axis=0))
+
+
 def left_out(pairs: Sequence[Pair], family: Sequence[dict[str, Gain]]) -> dict[str, Gain]:
-    """What each network gains by the strength with the best mean mIoU over the away pairs of the others."""
+    """What each network gains by the strength with the best mean mIoU over the others' pairs out of domain."""
     chosen: dict[str, Gain] = {}
     for network in {pair.network for pair in pairs}:
-        others = [pair.name for pair in pairs if pair.network != network and not pair.at_home]
+        others = [pair.name for pair in pairs if pair.network != network and not pair.in_domain]
         best = max(family, key=lambda gains: sum(gains[name].miou for name in others))
         chosen |= {pair.name: best[pair.name] for pair in pairs if pair.network == network}
     return chosen
 
 
 def table(pairs: Sequence[Pair], gains: dict[str, dict[str, Gain]]) -> str:
-    """Means over the pairs away from home, and what happens at home."""
-    away = [pair.name for pair in pairs if not pair.at_home]
-    home = [pair.name for pair in pairs if pair.at_home]
+    """Means over the pairs out of domain, and what happens in domain."""
+    away = [pair.name for pair in pairs if not pair.in_domain]
+    home = [pair.name for pair in pairs if pair.in_domain]
     lines = [
-        f"{len(away)} pairs away from home, {len(home)} at home; points against argmax",
+        f"{len(away)} pairs out of domain, {len(home)} in domain; points against argmax",
         "",
-        "| | mIoU, mean | worst pair | pairs below −0.5 | mean accuracy | at home: mIoU, mean | worst |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | mIoU, mean | worst pair | pairs below −0.5 | mean accuracy | pixel accuracy | in domain: mIoU | worst |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row, values in gains.items():
         miou, there = ([values[name].miou for name in names] for names in (away, home))
-        accuracy = np.mean([values[name].accuracy for name in away])
+        accuracy, pixels = (np.mean([getattr(values[name], key) for name in away]) for key in ("accuracy", "pixels"))
         harmed = sum(value < HARM for value in miou)
         lines.append(
-            f"| {row} | {np.mean(miou):+.1f} | {min(miou):+.1f} | {harmed} | {accuracy:+.1f} "
+            f"| {row} | {np.mean(miou):+.1f} | {min(miou):+.1f} | {harmed} | {accuracy:+.1f} | {pixels:+.1f} "
             + (f"| {np.mean(there):+.1f} | {min(there):+.1f} |" if there else "| | |")
         )
     return "\n".join([*lines, ""])
@@ -257,8 +381,11 @@ def pair_table(pairs: Sequence[Pair], before: dict[str, ConfusionMatrix], gains:
     lines = ["| pair | argmax | " + " | ".join(rows) + " |", "| --- |" + " --- |" * (len(rows) + 1)]
     for pair in pairs:
         matrix = before[pair.name]
-        cells = [f"{gains[row][pair.name].miou:+.1f} / {gains[row][pair.name].accuracy:+.1f}" for row in rows]
-        scores = f"{100 * matrix.mean_iou():.1f} / {100 * matrix.mean_accuracy():.1f}"
+        found = [gains[row][pair.name] for row in rows]
+        cells = [f"{one.miou:+.1f} / {one.accuracy:+.1f} / {one.pixels:+.1f}" for one in found]
+        scores = " / ".join(
+            f"{100 * one:.1f}" for one in (matrix.mean_iou(), matrix.mean_accuracy(), matrix.pixel_accuracy())
+        )
         lines.append(f"| {pair.name} | {scores} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -307,8 +434,8 @@ def bias_table(pairs: Sequence[Pair], before: dict[str, ConfusionMatrix]) -> str
         "| --- | --- | --- | --- | --- |",
     ]
     for where, chosen in (
-        ("away", [one for one in pairs if not one.at_home]),
-        ("home", [one for one in pairs if one.at_home]),
+        ("out of domain", [one for one in pairs if not one.in_domain]),
+        ("in domain", [one for one in pairs if one.in_domain]),
     ):
         found = [bias_agreement(pair, before[pair.name]) for pair in chosen]
         if found:

@@ -274,3 +274,28 @@ def test_what_is_kept_every_now_and_then(run: Run, scene: Scene, whole: Path, mo
     run("collect-stats", *scene.options("--labels", str(scene.labels)), "--output", scene.root / "s.h5")
     assert kept == [1, 2, 3, 4, 5, 6]
     assert_same(scene.root / "s.h5", whole)
+
+
+def test_each_subfolder_has_a_file_of_its_own(run: Run, refused: Refused, scene: Scene) -> None:
+    """The same counts as of the subfolder alone, labels and all."""
+    folders = sorted({key.split("/")[0] for key in scene.keys})
+    assert len(folders) == 2
+    how = ["--model", scene.model, "--device", "cpu"]
+    run("collect-stats", *scene.options(), "--labels", scene.labels, "--by", "folder", "--output", scene.root / "s.h5")
+    assert not (scene.root / "s.h5").exists()
+    for name in folders:
+        images, labels = scene.images / name, scene.labels / name
+        run(
+            "collect-stats",
+            *how,
+            "--images",
+            images,
+            "--labels",
+            labels,
+            "--output",
+            scene.root / "alone.h5",
+            "--overwrite",
+        )
+        assert_same(scene.root / f"s-{name}.h5", scene.root / "alone.h5")
+    said = refused("collect-stats", *how, "--images", scene.images / folders[0], "--by", "folder", "--output", "x.h5")
+    assert "needs all images in subfolders" in said

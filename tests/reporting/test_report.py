@@ -20,7 +20,6 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import DomainGap, ReferenceComparison
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
-from blda_cli.errors import BldaError
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
 from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, summary
@@ -358,8 +357,9 @@ def test_the_reference_stands_beside_these_images(make_domain: MakeDomain, tmp_p
     options = ["--stats", target.stats, "--output", tmp_path / "again"]
     assert "Reference (6 images) → these images" in run(*options, "--reference", reference.stats).stdout
     other = make_domain(4, 2)
-    with pytest.raises(BldaError, match="the reference is of other classes"):
-        run(*options, "--overwrite", "--reference", other.stats)
+    refused = run(*options, "--overwrite", "--reference", other.stats)
+    assert refused.exit_code == 1
+    assert "the reference is of other classes" in refused.output
 
 
 def test_scores_on_images_whose_labels_a_run_was_fitted_to_flatter(make_domain: MakeDomain, tmp_path: Path) -> None:
@@ -372,6 +372,14 @@ def test_scores_on_images_whose_labels_a_run_was_fitted_to_flatter(make_domain: 
         assert any("labels of 4 of the 4 images that it is scored on" in one for one in data["remarks"]) is flatters
     unscored = report(made, tmp_path / "unscored", "--aligned", made.folder / "supervised")
     assert not any("flatter" in one for one in unscored["remarks"])
+
+
+def test_a_classifiers_file_says_why_there_is_no_estimate() -> None:
+    unknown = [Estimate(math.nan, math.nan, math.nan)] * 3
+    text = summary(replace(made_up(None), estimates=unknown, images=60, pixels=60))
+    assert "no class is predicted often enough" in text[0]
+    assert "a classifier counts as one pixel, and a class needs 500" in text[1]
+    assert not any("classifier" in one for one in summary(replace(made_up(None), estimates=unknown)))
 
 
 def test_many_pixels_for_few_classes_are_said_plainly() -> None:

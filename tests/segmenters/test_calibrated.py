@@ -59,6 +59,14 @@ def test_the_identity_tells_calibrated_logits_from_others(tmp_path: Path) -> Non
     assert calibrated(segmenter(), path).identity != segmenter().identity
 
 
+def test_a_calibrated_network_keeps_the_note_of_its_norms(tmp_path: Path) -> None:
+    """Else its norm distance would be taken from norms that hold the target's statistics already."""
+    path, adapted = saved(tmp_path / "calibrator.pt", "logits"), segmenter()
+    adapted.adapted_norms = True
+    assert calibrated(adapted, path).adapted_norms
+    assert not calibrated(segmenter(), path).adapted_norms
+
+
 def test_a_calibrator_of_other_classes_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "calibrator.pt", "logits")
     with pytest.raises(BldaError, match="calibrates 3 classes, the model has 4"):

@@ -148,7 +148,7 @@ def domain_gap(sample: PixelSample, norms_shifted: bool = False, reference: Pixe
         disagreement=fitted.disagreement,
         classes=int(kept.sum()),
         norms_shifted=norms_shifted,
-        reference=None if reference is None else _compared(sample, reference),
+        reference=None if reference is None else compared(sample, reference),
     )
 
 
@@ -162,12 +162,14 @@ def _chance(sample: PixelSample, weights: Tensor, levels: Tensor) -> float:
     return float(weights @ (larger.double() / len(differences)))
 
 
-def _compared(sample: PixelSample, reference: PixelSample) -> ReferenceComparison:
+def compared(sample: PixelSample, reference: PixelSample) -> ReferenceComparison:
+    """Compare random pixels of two sets of images, through the same network; neither is empty."""
     (mean, error, images), (before, spread, others) = _confidence(sample), _confidence(reference)
     fewest = min(images, others)
     fall = 0.0
     if fewest >= FEWEST_IMAGES:
-        certain = before - mean - float(stats.t.ppf(_CONFIDENCE, images + others - 2)) * math.hypot(error, spread)
+        # As many degrees of freedom as the smaller set gives: its own error is known the least.
+        certain = before - mean - float(stats.t.ppf(_CONFIDENCE, fewest - 1)) * math.hypot(error, spread)
         fall = max(certain, 0.0) / max(1 - before, 1e-6)
     (means, pixels), (usual, counted) = predicted_means(sample), predicted_means(reference)
     both = (pixels >= MINIMUM_PIXELS) & (counted >= MINIMUM_PIXELS)
