@@ -483,7 +483,7 @@ def refuse_unused(settings: AlignmentSettings, given: frozenset[str]) -> None:
         OptionError: there is one; the message says what would take it.
     """
     concerned = settings_of(AlignmentSettings).keys() | settings_of(FilesRequest).keys() - {"stats"}
-    given = given | ({"reference"} if "anchors" in given else set()) - {"anchors"}
+    given = frozenset("reference" if name == "anchors" else name for name in given)
     for name in sorted(given & concerned - settings.takes):
         option = f"--{name.replace('_', '-')}"
         chosen = f"--method {settings.method}" + (f" --shift {settings.shift}" if settings.entry.forms else "")

@@ -261,7 +261,7 @@ def test_anchors_of_another_domain(run: Run, scene: Scene, stats: Path, drawn: C
     anchors = scene.root / "anchors.h5"
     options = ["--model", scene.model, "--images", scene.root / "other" / "images", "--device", "cpu"]
     run("collect-stats", *options, "--output", anchors)
-    how = scene.options("--shift", "quantile")
+    how = scene.options("--shift", "quantile", "--tau", "0.5")
     run("align", *how, "--stats", stats, "--output", scene.root / "own")
     run("align", *how, "--stats", stats, "--reference", stats, "--output", scene.root / "same")
     run("align", *how, "--stats", stats, "--anchors", anchors, "--output", scene.root / "other-anchors")
