@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -225,13 +225,15 @@ def test_a_pixels_class_does_not_depend_on_its_neighbours(
     assert torch.equal(torch.cat(parts, dim=1), whole)
 
 
+@pytest.mark.parametrize("num_classes", [1, 19, 65])
 @pytest.mark.parametrize("layout", ["float16", "bfloat16", "float64", "channels last", "strided"])
-def test_other_precisions_and_layouts(implementation: Implementation, layout: str) -> None:
+def test_other_precisions_and_layouts(implementation: Implementation, layout: str, num_classes: int) -> None:
     device = implementation.device
-    logits = drawn(7, 12 * 16).bfloat16().float()  # exact in all of them
+    logits = drawn(num_classes, 12 * 16).bfloat16().float()  # exact in all of them
     match layout:
         case "channels last":
-            other = logits.view(2, 7, 12, 16).contiguous(memory_format=torch.channels_last).flatten(2)
+            shaped = logits.view(2, num_classes, 12, 16)
+            other = shaped.contiguous(memory_format=torch.channels_last).flatten(2)
         case "strided":
             other = torch.stack([logits, -logits], dim=3)[..., 0]
         case "float16":
@@ -239,13 +241,22 @@ def test_other_precisions_and_layouts(implementation: Implementation, layout: st
             other = logits.half()
         case _:
             other = logits.to(getattr(torch, layout))
-    assert other.dtype != logits.dtype or other.stride() != logits.stride()
-    factors, labels = kernels.quantile_factors(shifts_of(7)).to(device), logits.argmax(dim=1)
+    assert num_classes == 1 or other.dtype != logits.dtype or other.stride() != logits.stride()
+    labels = logits.argmax(dim=1)
     for soft in (False, True):
         expected = counts_of(implementation, logits, None if soft else labels)
         assert torch.equal(counts_of(implementation, other, None if soft else labels), expected)
-    align = implementation.kernels.align_quantile
-    assert torch.equal(align(other.to(device), factors, LIMIT), align(logits.to(device), factors, LIMIT))
+    shifts = shifts_of(num_classes)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "argmax": (),
+        "align_offset": (shifts[0, :, 0].contiguous().to(device),),
+        "align_location": (3 * shifts[..., 0].to(device),),
+        "align_quantile": (kernels.quantile_factors(shifts).to(device), LIMIT),
+    }
+    for name, more in arguments.items():
+        align = getattr(implementation.kernels, name, None)
+        if align is not None:
+            assert torch.equal(align(other.to(device), *more), align(logits.to(device), *more)), name
     if hasattr(implementation.kernels, "argmax"):
         assert torch.equal(implementation.kernels.argmax(other.to(device)).cpu().long(), labels)
 
