@@ -1,6 +1,16 @@
 """Text from files and file names, made safe for a terminal and a spreadsheet."""
 
+import re
 import unicodedata
+
+_LONG_WORD = re.compile(r"\S{400,}")
+"""Longer than any path that is likely: a value that somebody gave."""
+
+
+def shortened(text: str, longest: int) -> str:
+    """Text of at most so many characters, cut within its longest words first, so that what is said of them stays."""
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:80]}...{word[0][-8:]}", text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def printable(text: str) -> str:

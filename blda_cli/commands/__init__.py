@@ -12,7 +12,7 @@ import click
 
 from blda_cli.commands import align, check, collect_stats, export, finetune, merge, report
 from blda_cli.errors import BldaError
-from blda_cli.text import printable
+from blda_cli.text import printable, shortened
 from blda_cli.version import __version__
 
 _LONGEST = 900
@@ -47,11 +47,13 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # nobody reads on, which click ends quietly
+        except click.UsageError as error:
+            vars(error)["message"] = shortened(error.message, _LONGEST)
+            raise
         except (BldaError, OSError) as error:
             if ctx.params["debug"]:
                 raise
-            line = printable(" ".join(str(error).split()))
-            click.echo(f"blda: {line if len(line) <= _LONGEST else f'{line[: _LONGEST - 3]}...'}", err=True)
+            click.echo(f"blda: {shortened(printable(' '.join(str(error).split())), _LONGEST)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("blda: stopped", err=True)

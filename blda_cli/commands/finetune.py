@@ -41,7 +41,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
 @click.command("finetune")
 @_options(
     "data",
-    *("model", "weights", "source_images", "source_labels", "source_encoding", "target_images"),
+    *("model", "weights", "weights_key", "source_images", "source_labels", "source_encoding", "target_images"),
     *("source", "labelled_images", "labelled_labels", "labelled_encoding"),
     *("val_images", "val_labels", "val_encoding"),
 )

@@ -1,5 +1,6 @@
 """Detection of label encodings from file names and contents."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,17 @@ from blda_cli.data.classes import ClassSet, plain_name, preset
 from blda_cli.data.encodings import (
     ENCODINGS,
     FAMILIES,
+    IDS_FROM_1,
+    MASK,
     NO_LABEL_SUFFIXES,
     VOID,
     ClassLookup,
     LabelEncoding,
+    binary_mask,
+    check_encoding_name,
     class_colors,
     class_ids,
+    class_ids_from_1,
     encoding_names,
     resolve,
 )
@@ -38,6 +44,7 @@ class Samples:
         found_in: the files that each value is in.
         colors: pixel count of each colour of the colour pictures.
         palette: the colour of each value, where all single-channel files have the same palette.
+        painted: the colours that palettes give to each value that occurs, with a file of each.
         wide_color: a file has 16-bit colour channels.
     """
 
@@ -47,6 +54,7 @@ class Samples:
         self.found_in: dict[int, list[Path]] = defaultdict(list)
         self.colors: dict[tuple[int, int, int], int] = {}
         self.palette: np.ndarray | None = None
+        self.painted: dict[int, dict[tuple[int, int, int], Path]] = defaultdict(dict)
         self.wide_color = False
         failed: BldaError | None = None
         palettes = set()
@@ -72,6 +80,9 @@ class Samples:
             for value, count in zip(values.tolist(), counts.tolist(), strict=True):
                 self.found_in[value].append(self.paths[-1])
                 self.values[value] = self.values.get(value, 0) + count
+                if raw.palette is not None and value < len(raw.palette):
+                    red, green, blue = raw.palette[value].tolist()
+                    self.painted[value].setdefault((red, green, blue), self.paths[-1])
         elif raw.colors is not None:
             codes, counts = np.unique(packed(raw.colors), return_counts=True)
             for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
@@ -109,16 +120,19 @@ def choose_encoding(
         options = [encoding]
     elif encoding == "ids":
         options = [class_ids(classes)]
+    elif encoding == IDS_FROM_1:
+        options = [class_ids_from_1(classes)]
+    elif encoding == MASK:
+        options = [binary_mask(classes)]
     elif encoding == "colors":
         options = [class_colors(classes)]
     elif encoding in ENCODINGS:
         options = [ENCODINGS[encoding]]
     elif encoding in FAMILIES:
         options = [ENCODINGS[name] for name in FAMILIES[encoding]]
-    elif encoding == "auto":
-        options = list(ENCODINGS.values())
     else:
-        raise BldaError(f"there is no label encoding {encoding!r}: one of {', '.join(encoding_names())}, or a mapping")
+        check_encoding_name(encoding)
+        options = list(ENCODINGS.values())  # auto
 
     named = [option for option in options if all(map(_Named(option), candidates.values()))]
     if len(options) == 1:
@@ -132,6 +146,11 @@ def choose_encoding(
     paths = {key: _pick(files, chosen) for key, files in candidates.items()}
     lookup = resolve(chosen, classes, groups)
     _check(Samples(_spread(list(paths.values()))), lookup, classes, ignore)
+    if ignore is not None and not chosen.values:
+        raise BldaError(
+            f"--ignore-label {ignore} is a pixel value, but the label encoding {chosen.name} reads colours: leave it "
+            "out; colours that are not named have no class"
+        )
     return lookup, paths
 
 
@@ -190,6 +209,13 @@ def _by_contents(
     if samples.colors:
         raise _colour_picture(samples, classes)
     values = samples.without(ignore)
+    if auto:
+        _refuse_palettes(samples, values, classes, groups)
+        if set(values) == {0, VOID}:
+            raise BldaError(
+                f"the labels in {samples.paths[0].parent} hold 0 and 255 alone: give the label encoding {MASK} if 255 "
+                f"is a class ({classes.names[-1]!r} of two), or ids if it means no class"
+            )
     readable = [option for option in options if option.values and option.name not in ("gta5", "synthia")]
     lookups = [resolve(option, classes, groups) for option in readable]
     own = [resolve(class_ids(classes), classes)] if auto else []
@@ -202,10 +228,12 @@ def _by_contents(
         if [plain_name(name) for name in lookup.encoding.class_names] == plain:
             own.append(lookup)
     whole = [lookup for lookup in lookups if not lookup.unmatched]
-    for tier in (own, whole, [] if auto else lookups):
+    for tier in ([*own, *whole], [] if auto else lookups):
         fitting = [lookup for lookup in tier if _explains(values, lookup)]
         meanings = {tuple(lookup.values.get(value) for value in sorted(values)) for lookup in fitting}
         if len(meanings) == 1:
+            if auto:
+                _refuse_accidents(samples, fitting[0], lookups, values, ignore, classes)
             return fitting[0].encoding
         if meanings:
             names = " or ".join(lookup.encoding.name for lookup in fitting)
@@ -213,11 +241,84 @@ def _by_contents(
                 f"the labels in {samples.paths[0].parent} could be {names}: say which with the label encoding "
                 f"(values {_listed(values)})"
             )
+    from_1 = resolve(class_ids_from_1(classes), classes)
+    hint = ""
+    if auto and len(classes) in values and _explains(values, from_1):
+        if ignore == 0:  # 0 has no class and the number of classes has one: they count from 1
+            return from_1.encoding
+        hint = (
+            f"{IDS_FROM_1} if they count from 1 and 0 has no class, or --ignore-label {len(classes)} if they count "
+            "from 0 and that one has none; else "
+        )
     raise BldaError(
         f"the values {_listed(values)}{_odd_one(samples)} in {samples.paths[0].parent} are no class ids of "
-        f"{len(classes)} classes and fit no encoding that goes with them: name the label encoding "
-        f"({', '.join(encoding_names()[1:])}), a mapping, or the value to ignore"
+        f"{len(classes)} classes and fit no encoding that goes with them: name the label encoding: {hint}one of "
+        f"{', '.join(encoding_names()[1:])}, a mapping, or the value to ignore"
     )
+
+
+def _refuse_palettes(samples: Samples, values: Mapping[int, int], classes: ClassSet, groups: Groups) -> None:
+    """Refuse single-channel files whose palettes say that their values are no ids.
+
+    Raises:
+        BldaError: a value has different colours in different files, or the colours are those of other classes.
+    """
+    for value in values:
+        colors = list(samples.painted[value].items()) if value in samples.painted else []
+        if len(colors) > 1:
+            (one, first), (other, second) = colors[:2]
+            raise BldaError(
+                f"the value {value} is of the colour {_color(one)} in {first} but {_color(other)} in {second}: the "
+                "values are places in each file's own palette, not ids; map the colours to classes under "
+                "[labels.mapping], or give an encoding of colours"
+            )
+    shown = {value: next(iter(samples.painted[value])) for value in values if value in samples.painted}
+    shown.pop(VOID, None)
+    tables = {"colors": dict(zip(classes.palette, range(len(classes)), strict=True))}
+    for encoding in ENCODINGS.values():
+        if encoding.colors:
+            tables[encoding.name] = dict(resolve(encoding, classes, groups).colors)
+    for name, table in tables.items():
+        known = {value: table[color] for value, color in shown.items() if color in table}
+        if len(known) > 1 and len(known) == len(shown) and any(value != index for value, index in known.items()):
+            value = next(value for value, index in known.items() if value != index)
+            raise BldaError(
+                f"the value {value} in {samples.paths[0]} has the colour of {classes.names[known[value]]!r} in its "
+                f"palette: are the values places in the palette? The label encoding {name} reads colours, ids reads "
+                "values"
+            )
+
+
+def _refuse_accidents(
+    samples: Samples,
+    chosen: ClassLookup,
+    lookups: Sequence[ClassLookup],
+    values: Mapping[int, int],
+    ignore: int | None,
+    classes: ClassSet,
+) -> None:
+    """Refuse an encoding that may fit by accident.
+
+    Raises:
+        BldaError: class 0 would have no label, or the folder is called after a data set with other ids.
+    """
+    if ignore == 0 and chosen.encoding.values.get(0) == 0:
+        raise BldaError(
+            f"--ignore-label 0 leaves no label of class 0, {classes.names[0]!r}: give the label encoding {IDS_FROM_1} "
+            f"if the ids count from 1, or {chosen.encoding.name} if not"
+        )
+    words = set(re.split(r"[\W_]+", samples.paths[0].as_posix().lower()))
+    meaning = [chosen.values.get(value) for value in sorted(values)]
+    called = [one for one in lookups if one.encoding.name.partition("-")[0] in words and _explains(values, one)]
+    if called and all([one.values.get(value) for value in sorted(values)] != meaning for one in called):
+        raise BldaError(
+            f"{samples.paths[0].parent} is called after a data set whose ids mean something else: name the label "
+            f"encoding, {called[0].encoding.name} or {chosen.encoding.name}"
+        )
+
+
+def _color(color: tuple[int, int, int]) -> str:
+    return ",".join(map(str, color))
 
 
 def _odd_one(samples: Samples) -> str:
@@ -281,6 +382,14 @@ def _check(samples: Samples, lookup: ClassLookup, classes: ClassSet, ignore: int
         )
     if samples.colors and not encoding.colors:
         raise _colour_picture(samples, classes)
+    total = sum(samples.colors.values())
+    strange = sum(count for color, count in samples.colors.items() if color not in encoding.colors and any(color))
+    if encoding.colors and 2 * strange > total:
+        most = max((color for color in samples.colors if color not in encoding.colors), key=samples.colors.__getitem__)
+        raise BldaError(
+            f"most pixels of {where} and others are of colours that the label encoding {encoding.name} does not have, "
+            f"as {_color(most)}: name another encoding, or map the colours under [labels.mapping]"
+        )
     if encoding.colors and not encoding.values and samples.values:
         return  # a palette's colours, or grey ones: looked up when read
     met = any(value in lookup.values for value in values) or any(color in lookup.colors for color in samples.colors)

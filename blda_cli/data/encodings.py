@@ -103,15 +103,57 @@ NO_LABEL_SUFFIXES = (
 )
 
 
+IDS_FROM_1 = "ids-from-1"
+"""Name of the encoding in which pixel values are class ids plus 1, and 0 means no class."""
+
+MASK = "mask"
+"""Name of the encoding of two classes in which the second is 255."""
+
+
 def encoding_names() -> list[str]:
     """Everything that may be given as the name of an encoding."""
-    return ["auto", "ids", "colors", *FAMILIES, *ENCODINGS]
+    return ["auto", "ids", IDS_FROM_1, MASK, "colors", *FAMILIES, *ENCODINGS]
+
+
+def check_encoding_name(name: str | None) -> None:
+    """Refuse a name that is no encoding's.
+
+    Raises:
+        BldaError: it is none; the message has the nearest and all others.
+    """
+    names = encoding_names()
+    if name is not None and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; do you mean {near[0]}?" if near else ""
+        raise BldaError(
+            f"there is no label encoding {name[:60]!r}{hint} (one of {', '.join(names)}, or a mapping in the model's "
+            "TOML)"
+        )
 
 
 def class_ids(classes: ClassSet) -> LabelEncoding:
     """Pixel values that are the segmenter's class ids themselves."""
     ids = range(len(classes))
     return LabelEncoding("ids", values={index: index for index in ids}, void=frozenset({void_value(ids)}))
+
+
+def class_ids_from_1(classes: ClassSet) -> LabelEncoding:
+    """Pixel values that are the segmenter's class ids plus 1; 0 has no class."""
+    ids = range(len(classes))
+    return LabelEncoding(
+        IDS_FROM_1, values={index + 1: index for index in ids}, void=frozenset({0, void_value([*ids, len(classes)])})
+    )
+
+
+def binary_mask(classes: ClassSet) -> LabelEncoding:
+    """Masks of two classes: 0 is the first, 255 the second.
+
+    Raises:
+        BldaError: there is another number of classes.
+    """
+    if len(classes) != 2:
+        raise BldaError(f"the label encoding {MASK} is of two classes, the model has {len(classes)}: give another one")
+    return LabelEncoding(MASK, values={0: 0, VOID: 1})
 
 
 def class_colors(classes: ClassSet) -> LabelEncoding:
@@ -148,7 +190,7 @@ def custom_encoding(mapping: Mapping[str, str], name: str = "mapping") -> LabelE
         elif len(numbers) == 3 and all(0 <= number <= 255 for number in numbers):
             colors[numbers[0], numbers[1], numbers[2]] = class_name
         else:
-            raise BldaError(f'labels: {key!r} is neither a pixel value ("7") nor a colour ("128,64,128")')
+            raise BldaError(f'labels: {key[:60]!r} is neither a pixel value ("7") nor a colour ("128,64,128")')
     if bool(values) == bool(colors):
         raise BldaError("labels: the mapping needs pixel values or colours, and not both")
     return LabelEncoding(name, values, colors, void=None)
@@ -222,9 +264,11 @@ def unknown_names(lookup: ClassLookup, classes: ClassSet) -> BldaError:
     """The error for an encoding whose class names are not the segmenter's."""
     name = lookup.unmatched[0]
     nearest = difflib.get_close_matches(name, classes.names, n=1, cutoff=0.0)[0]
+    known = ", ".join(classes.names[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
     return BldaError(
-        f"the label encoding {lookup.encoding.name} names {name!r}, which is none of the segmenter's "
-        f"{len(classes)} classes (the nearest is {nearest!r}): correct the name, or group the classes"
+        f"the label encoding {lookup.encoding.name} names {name[:60]!r}, which is none of the segmenter's "
+        f"{len(classes)} classes (the nearest is {nearest!r}): correct the name, or group the classes (they are "
+        f"{known})"
     )
 
 

@@ -3,6 +3,7 @@
 import glob
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -75,7 +76,12 @@ def find_images(source: str | Path, pixels: PixelFormat = AS_SEEN) -> list[Image
     Raises:
         BldaError: there is none, a listed one does not exist, or two differ only in their suffix.
     """
+    from blda_cli.data.mistaken import refuse_label_maps, without_label_maps  # which pairs files as this finds them
+
     root, paths = find_files(source, image_suffixes(), "images")
+    if len(paths) > 1:
+        paths, _ = without_label_maps(source, root, paths)
+        refuse_label_maps(paths)
     alone = all(kind_of(path).only_alone for path in paths)
     found: dict[str, ImageSource] = {}
     for path in paths:
@@ -130,6 +136,57 @@ def masked(images: Sequence[ImageSource], folder: str | Path) -> list[ImageSourc
             raise BldaError(f"no mask found for {image.location} in {folder}: {key}.png is looked for")
         found.append(replace(image, mask=path))
     return found
+
+
+_SAMPLED = 5
+"""Images whose depth is looked at."""
+
+_DEPTHS = (8, 10, 12, 14)
+"""Bits that sensors give, in files of 16."""
+
+
+def unsaid_bits(images: Sequence[ImageSource]) -> int | None:
+    """How many bits the values of images use, where these are fewer than their files have and nothing says so.
+
+    Args:
+        images: a few of them, evenly over all, are looked at.
+
+    Returns:
+        8, 10, 12 or 14 of 16; None where they use all, have 8, or the model's description gives their range.
+    """
+    if not images or images[0].pixels.range is not None:
+        return None
+    used = 0
+    for image in images[:: max(1, len(images) // _SAMPLED)][:_SAMPLED]:
+        try:
+            depth = image.depth()
+        except BldaError:  # reading will say it
+            continue
+        if depth is None:
+            return None
+        used = max(used, depth[1])
+    return next((bits for bits in _DEPTHS if 0 < used <= bits), None)
+
+
+def left_out(source: str | Path, images: Sequence[ImageSource]) -> str | None:
+    """What a folder holds besides its images, for a remark.
+
+    Args:
+        source: what `find_images` was given.
+        images: what it found.
+
+    Returns:
+        The number of files by suffix; None where there are none, or no folder was searched.
+    """
+    if not Path(source).is_dir():
+        return None
+    taken = {image.path for image in images}
+    rest = Counter(path.suffix.lower() or "without suffix" for path in _walk(Path(source)) if path not in taken)
+    if not rest:
+        return None
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in rest.most_common(6))
+    total = sum(rest.values())
+    return f"{total} file{'' if total == 1 else 's'} in {source} left out, as no images: {kinds}"
 
 
 def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[Path, list[Path]]:
@@ -223,7 +280,8 @@ def _listed(list_file: Path) -> list[Path]:
         raise BldaError(f"{list_file} cannot be read as a list of paths: {error}") from error
     for number, line in enumerate(lines, start=1):
         name = line.strip()
-        if not name or name.startswith("#"):
+        # A remark, unless a file is called so.
+        if not name or (name.startswith("#") and not (list_file.absolute().parent / name).is_file()):
             continue
         # normpath, because a ".." left in would end up in the keys
         path = Path(os.path.normpath(list_file.absolute().parent / name))

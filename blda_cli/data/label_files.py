@@ -1,14 +1,14 @@
 """Label files on disk: reading raw values, writing class ids with a palette."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
-from blda_cli.data.pillow_images import is_wide_color, rawmode, unreadable, wide_color
+from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, rawmode, unreadable, wide_color
 from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
@@ -31,12 +31,14 @@ class RawLabel:
         colors: uint8 ``[H, W, 3]`` where the file has colours of 8 bits.
         palette: uint8 ``[entries, 3]`` where it has a palette.
         wide_color: it has colour channels of 16 bits, the first of which is ``values``.
+        turned: it says itself how it is to be turned, and was.
     """
 
     values: np.ndarray | None
     colors: np.ndarray | None = None
     palette: np.ndarray | None = None
     wide_color: bool = False
+    turned: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,6 +46,12 @@ class RawLabel:
         array = self.values if self.values is not None else self.colors
         assert array is not None
         return array.shape[0], array.shape[1]
+
+    def as_shown(self, orientation: int) -> "RawLabel":
+        """The same turned as EXIF's number says."""
+        values = None if self.values is None else _turned(self.values, orientation)
+        colors = None if self.colors is None else _turned(self.colors, orientation)
+        return replace(self, values=values, colors=colors, turned=True)
 
 
 def read_label_file(path: Path) -> RawLabel:
@@ -94,10 +102,20 @@ def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
     if is_wide_color(image):  # as SYNTHIA stores its classes: the first channel
         return RawLabel(wide_color(image, path)[..., 0], wide_color=True)
     raw = rawmode(image)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     ImageOps.exif_transpose(image, in_place=True)
+    return replace(_contents(image, raw, path), turned=turned)
+
+
+def _contents(image: ImageFile.ImageFile, raw: str, path: Path) -> RawLabel:
     if image.mode == "P":
         palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
         return RawLabel(np.asarray(image), palette=palette)
+    if image.mode in ("LA", "RGBA"):
+        channels = np.asarray(image).reshape(-1, len(image.getbands()))
+        lowest, highest = channels.min(axis=0, initial=255), channels.max(axis=0, initial=0)
+        if (lowest[:-1] >= highest[:-1]).all() and lowest[-1] < highest[-1]:  # all is in the alpha channel
+            return RawLabel(np.asarray(image.getchannel("A")))
     values = np.asarray(image.getchannel("L") if image.mode == "LA" else image)
     if image.mode == "1":
         return RawLabel(values.astype(np.uint8))
@@ -112,6 +130,17 @@ def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
     colors = np.asarray(image.convert("RGB"))
     grey = np.array_equal(colors[..., 0], colors[..., 1]) and np.array_equal(colors[..., 0], colors[..., 2])
     return RawLabel(colors[..., 0] if grey else None, colors=colors)
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels ``[H, W, ...]`` as they are shown, of those that are stored under an EXIF orientation."""
+    if orientation in TRANSPOSED:
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
 
 
 def packed(colors: np.ndarray) -> np.ndarray:

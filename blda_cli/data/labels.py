@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,8 +25,12 @@ from blda_cli.data.encodings import (
 )
 from blda_cli.data.label_files import RawLabel, packed, read_label_file, read_label_part
 from blda_cli.data.pairing import pair_labels, strip_image
+from blda_cli.data.pillow_images import TRANSPOSED
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+
+Orientation = Literal["shown", "stored"]
+"""How labels lie of images that EXIF turns: ``[labels] orientation``."""
 
 # The most values shown in a message.
 _SHOWN = 8
@@ -46,6 +51,7 @@ class LabelReader:
         encoding: str,
         paths: Mapping[str, Path],
         unmatched: tuple[str, ...] = (),
+        left_out: Callable[[], int] = lambda: 0,
     ) -> None:
         self.encoding = encoding
         self.paths = paths
@@ -54,6 +60,7 @@ class LabelReader:
         self._lock = threading.Lock()
         self._labelled = 0
         self._ignored = 0
+        self._left_out = left_out
 
     def __call__(self, file: ImageSource) -> np.ndarray:
         """Read the label of an image.
@@ -76,6 +83,11 @@ class LabelReader:
         """Share of the pixels (a classifier's images) read so far that have no class; 0 before any was read."""
         return self._ignored / max(self._labelled, 1)
 
+    @property
+    def left_out_share(self) -> float:
+        """Share of the pixels (a classifier's images) read so far that hold the value to ignore."""
+        return self._left_out() / max(self._labelled, 1)
+
 
 def label_reader(
     images: Sequence[ImageSource],
@@ -85,6 +97,7 @@ def label_reader(
     encoding: str | LabelEncoding = "auto",
     groups: Mapping[str, Sequence[str]] | None = None,
     ignore: int | None = None,
+    orientation: Orientation | None = None,
 ) -> LabelReader:
     """Pair images with their labels and find out what the labels' values mean.
 
@@ -98,6 +111,8 @@ def label_reader(
             the files' names, then by their contents, and asks where these leave a choice.
         groups: for each of the segmenter's classes the names of the classes it groups, where it groups any.
         ignore: a pixel value without a class, besides those the encoding has.
+        orientation: how labels lie of images that EXIF turns: as these are shown, or as they are stored. None: told by
+            their sizes, and asked for where these leave it open.
 
     Returns:
         The reader.
@@ -115,17 +130,33 @@ def label_reader(
         encoding, unmatched = cvat_encoding(source, classes, groups)
         source = source / MASKS
         lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
-        return LabelReader(_PictureReader(paths, lookup, classes, ignore), LABELMAP, paths, unmatched)
+        masks = _PictureReader(paths, lookup, classes, ignore, orientation)
+        return LabelReader(masks, LABELMAP, paths, unmatched)
     lookup, paths = choose_encoding(pair_labels(images, source), encoding, classes, groups, ignore)
     if lookup.unmatched and lookup.encoding.void is None:  # the user's own mapping: a slip of the pen
         raise unknown_names(lookup, classes)
-    return LabelReader(_PictureReader(paths, lookup, classes, ignore), lookup.encoding.name, paths, lookup.unmatched)
+    reader = _PictureReader(paths, lookup, classes, ignore, orientation)
+    return LabelReader(reader, lookup.encoding.name, paths, lookup.unmatched, lambda: reader.left_out)
 
 
 class _PictureReader:
-    """Reads label pictures and looks their values or colours up."""
+    """Reads label pictures and looks their values or colours up.
 
-    def __init__(self, paths: Mapping[str, Path], lookup: ClassLookup, classes: ClassSet, ignore: int | None) -> None:
+    Attributes:
+        left_out: how many pixels held the value to ignore.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[str, Path],
+        lookup: ClassLookup,
+        classes: ClassSet,
+        ignore: int | None,
+        orientation: Orientation | None = None,
+    ) -> None:
+        self.orientation = orientation
+        self.left_out = 0
+        self._lock = threading.Lock()
         self.paths = paths
         self.lookup = lookup
         self.classes = classes
@@ -139,19 +170,51 @@ class _PictureReader:
     def __call__(self, file: ImageSource) -> np.ndarray:
         path = self.paths[file.key]
         raw = read_label_file(path) if file.core is None else read_label_part(path, file)
+        raw = self._upright(raw, path, file)
         size = file.size()
         if raw.size != size:
             raise BldaError(
                 f"{path} is {raw.size[1]}x{raw.size[0]} but its image {file.location} is {size[1]}x{size[0]} "
                 "(width x height): labels must have the images' size"
             )
-        if raw.colors is not None and self.lookup.encoding.colors:
+        encoding = self.lookup.encoding
+        if raw.colors is not None and encoding.colors and not self._grey_ids(raw):
             return self._of_colors(raw.colors)
-        if raw.values is not None and self.lookup.encoding.values:
+        if raw.values is not None and encoding.values:
+            if self.ignore is not None:
+                with self._lock:
+                    self.left_out += int(np.count_nonzero(raw.values == self.ignore))
             return self._of_values(raw.values, path)
         if raw.values is not None and raw.palette is not None:
             return self._of_colors(raw.palette[np.minimum(raw.values, len(raw.palette) - 1)])
         raise self._wrong_kind(raw, path)
+
+    def _grey_ids(self, raw: RawLabel) -> bool:
+        """Whether a grey picture of three channels holds ids, where the encoding has both values and colours."""
+        encoding = self.lookup.encoding
+        if raw.values is None or not encoding.values:
+            return False
+        greys = [int(value) for value in np.unique(raw.values)]
+        if all((grey, grey, grey) in encoding.colors for grey in greys):
+            return False
+        return all(value in (VOID, self.ignore) or self.lookup.knows(value) for value in greys)
+
+    def _upright(self, raw: RawLabel, path: Path, file: ImageSource) -> RawLabel:
+        """A label as its image is shown, where EXIF turns the image and the label may lie as that is stored."""
+        number = file.orientation()
+        if number == 1 or raw.turned:
+            return raw
+        lies = self.orientation
+        shown, stored = file.size(), file.size()[::-1] if number in TRANSPOSED else file.size()
+        if lies is None and shown != stored and raw.size in (shown, stored):
+            lies = "shown" if raw.size == shown else "stored"
+        if lies is None and raw.size == shown:
+            raise BldaError(
+                f"EXIF turns {file.location} (orientation {number}), and nothing says whether its label {path} lies as "
+                'the image is shown or as it is stored: give orientation = "shown" or "stored" under [labels] in the '
+                "model's TOML"
+            )
+        return raw.as_shown(number) if lies == "stored" else raw
 
     def _of_values(self, values: np.ndarray, path: Path) -> np.ndarray:
         top = int(values.max(initial=0))
@@ -243,12 +306,16 @@ def _table_reader(
         if table.setdefault(key, said) != said:
             raise BldaError(f"{source}: {key} is given twice, as {table[key]} and as {said}: leave one of them")
 
+    left_out: set[str] = set()
+
     def find(image: ImageSource) -> int:
         names = (*image.aliases, strip_image(image.key))
         said = next((table[name] for name in names if name in table), None)
         if said is None:
             raise BldaError(f"no label found for {image.location} in {source}: add a line {image.key},CLASS")
         number = int(said) if re.fullmatch("[0-9]{1,9}", said) else None
+        if number is not None and number == ignore:
+            left_out.add(image.key)
         if number is not None and number in (void_value(own), ignore):
             return IGNORE_INDEX
         index = number if number in own else by_name.get(plain_name(said))
@@ -257,4 +324,6 @@ def _table_reader(
         return index
 
     found = {image.key: np.array(find(image), dtype=np.int16) for image in images}
-    return LabelReader(lambda file: found[file.key], "table", dict.fromkeys(found, source))
+
+    paths = dict.fromkeys(found, source)
+    return LabelReader(lambda file: found[file.key], "table", paths, left_out=lambda: len(left_out))

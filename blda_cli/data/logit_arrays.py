@@ -80,6 +80,8 @@ def read_array(path: Path, most: int | None = None) -> np.ndarray:
     array = read_numbers(path, "logits", check)
     if array.ndim in (2, 4) and array.shape[0] == 1:
         array = array[0]
+    elif array.ndim == 2:
+        array = array[None]  # one channel whose axis was dropped
     if array.ndim not in (1, 3):
         raise BldaError(f"{path} is of shape {list(array.shape)}; [C, H, W] is needed, or [C] of a classifier")
     # In this machine's byte order, and a type that PyTorch has; integers are refused later, as class ids.

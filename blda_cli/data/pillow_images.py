@@ -15,6 +15,8 @@ from blda_cli.files import check_regular
 
 # What is too large for Pillow is refused by it; what is merely large is not worth a warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor is metadata that is damaged; what cannot be decoded is an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _SAMPLES_PER_PIXEL = 277
 """A TIFF tag."""
@@ -26,19 +28,46 @@ _BANDS = {
 }
 """Names of the bands by Pillow's mode; other modes are read as RGB."""
 
-# EXIF orientations that swap width and height.
-_TRANSPOSED = frozenset({5, 6, 7, 8})
+TRANSPOSED = frozenset({5, 6, 7, 8})
+"""EXIF orientations that swap width and height."""
+
+
+_NO_PICTURES = frozenset({"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
+"""Formats of Pillow that hold documents, films or data."""
+
+
+def _suffixes() -> frozenset[str]:
+    """The suffixes of every picture format that this Pillow reads."""
+    Image.init()
+    known = Image.registered_extensions().items()
+    # Files of several JPEGs are opened as JPEG, and found to be more.
+    return frozenset(
+        suffix for suffix, kind in known if (kind in Image.OPEN or kind == "MPO") and kind not in _NO_PICTURES
+    )
 
 
 @dataclass(frozen=True)
 class PillowImage(ImageSource):
     """An image file that Pillow reads."""
 
-    suffixes = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"})
+    suffixes = _suffixes()
 
     def size(self) -> tuple[int, int]:
         """See `ImageSource.size`."""
         return image_size(self.path)
+
+    def orientation(self) -> int:
+        """See `ImageSource.orientation`."""
+        with _opened(self.path) as image:
+            return _orientation(image)
+
+    def depth(self) -> tuple[int, int] | None:
+        """See `ImageSource.depth`."""
+        with _opened(self.path) as image:
+            if not (is_wide_color(image) or image.mode.startswith("I")):
+                return None
+            largest = int(_stored(image, self.path).max(initial=0))
+        return None if largest >= 1 << 16 else (16, largest.bit_length())
 
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
@@ -109,10 +138,16 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
-        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-        turned = exif.get(ExifTags.Base.Orientation) in _TRANSPOSED
+        turned = _orientation(image) in TRANSPOSED
     return (width, height) if turned else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how an image is turned; 1 where it says nothing."""
+    # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
+    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+    number = exif.get(ExifTags.Base.Orientation, 1)
+    return number if number in range(1, 9) else 1
 
 
 def unreadable(path: Path, error: Exception) -> BldaError:
@@ -121,6 +156,11 @@ def unreadable(path: Path, error: Exception) -> BldaError:
         return BldaError(f"{path} does not exist")
     if isinstance(error, UnidentifiedImageError):
         return BldaError(f"{path} is not an image, or of a format that Pillow cannot read")
+    if isinstance(error, Image.DecompressionBombError):
+        return BldaError(
+            f"{path} has more pixels than Pillow reads ({Image.MAX_IMAGE_PIXELS or 0:,} twice): as a TIFF it is run in "
+            "parts, with --slide too (pip install 'blda-cli[geo]'; gdal_translate x.png x.tif)"
+        )
     reason = " ".join(str(error).split()) or type(error).__name__
     return BldaError(f"{path} cannot be read as an image ({reason}): is the file complete?")
 

@@ -146,6 +146,13 @@ class RasterImage(ImageSource):
                 valid &= mask.read(1, window=place) != 0
         return None if valid.all() else valid
 
+    def depth(self) -> tuple[int, int] | None:
+        """See `ImageSource.depth`: of its first band, as far as the part goes."""
+        with self.opened() as raster:
+            if raster.dtypes[0] != "uint16":
+                return None
+            return 16, int(raster.read(1, window=self.place(raster)).max(initial=0)).bit_length()
+
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
         if self.part:

@@ -116,6 +116,22 @@ class ImageSource(ABC):
             BldaError: it cannot be read.
         """
 
+    def depth(self) -> tuple[int, int] | None:
+        """How many bits its values may have and how many they use, of whole numbers of more than 8 bits; else None.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return None
+
+    def orientation(self) -> int:
+        """How the file's pixels are turned to be what `read` returns: EXIF's number, 1 for not at all.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return 1
+
     def read(self) -> np.ndarray:
         """The pixels that a network is fed; called from several threads.
 

@@ -16,7 +16,7 @@ from blda_cli.exporting.modules import Corrected, Factors, Groups, LogProbabilit
 from blda_cli.exporting.norms import mix_with_images
 from blda_cli.segmenters.grouping import Grouping
 from blda_cli.segmenters.norms import put_norms
-from blda_cli.segmenters.outputs import first_tensor
+from blda_cli.segmenters.outputs import find_scores
 from blda_cli.segmenters.reasons import reason
 
 
@@ -104,7 +104,7 @@ def correct(network: nn.Module, correction: Correction, scores: Scores, fold: Fo
     return Parts(network, layer=layer, new_bias=new_bias)
 
 
-def into_layers(network: nn.Module, images: Tensor, read: Callable[[Any], Tensor] = first_tensor) -> Fold:
+def into_layers(network: nn.Module, images: Tensor, read: Callable[[Any], Tensor] = find_scores) -> Fold:
     """How offsets are folded into a PyTorch network, see :mod:`blda_cli.exporting.folding`.
 
     Args:
@@ -135,7 +135,7 @@ def corrected_module(
     """A copy of a network with a correction in it, which takes the network's place.
 
     Args:
-        network: gives scores of the classes, see :func:`blda_cli.segmenters.outputs.first_tensor`.
+        network: gives scores of the classes, see :func:`blda_cli.segmenters.outputs.find_scores`.
         correction: for its logits.
         classes: how many channels the network has to have.
         norms: norm statistics to be put into the copy, or the weight for mixing them with each image's own.
@@ -176,7 +176,7 @@ def _random_images(network: nn.Module) -> Tensor:
 def _channels(network: nn.Module, images: Tensor) -> int:
     with torch.no_grad(), evaluating(network):
         try:
-            return first_tensor(network(images)).shape[1]
+            return find_scores(network(images)).shape[1]
         except BldaError:
             raise
         except Exception as error:  # a network may raise anything

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from blda_cli.segmenters.outputs import first_tensor
+from blda_cli.segmenters.outputs import find_scores
 
 CANDIDATES = 16
 """Layers that are tried, from the last one back: a network has one or two heads."""
@@ -38,7 +38,7 @@ class Fold:
     new_bias: bool
 
 
-def find_fold(network: nn.Module, images: Tensor, read: Callable[[Any], Tensor] = first_tensor) -> Fold | None:
+def find_fold(network: nn.Module, images: Tensor, read: Callable[[Any], Tensor] = find_scores) -> Fold | None:
     """Find a layer that can take offsets of the output's channels.
 
     Args:

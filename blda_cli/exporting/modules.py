@@ -22,7 +22,7 @@ from blda_cli.core.corrections import (
 )
 from blda_cli.core.spatial_priors import at_size
 from blda_cli.segmenters.grouping import Grouping
-from blda_cli.segmenters.outputs import first_tensor, log_probabilities
+from blda_cli.segmenters.outputs import find_scores, log_probabilities
 
 
 class Offsets(nn.Module):
@@ -223,7 +223,7 @@ class Corrected(nn.Module):
         network: nn.Module,
         tail: Tail,
         *,
-        read: Callable[[Any], Tensor] = first_tensor,
+        read: Callable[[Any], Tensor] = find_scores,
         like_network: bool = False,
         half: bool = False,
     ) -> None:
@@ -246,34 +246,37 @@ class Corrected(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """Run images ``[N, 3, h, w]``, made as the network takes them."""
         output = self.network(images.half() if self._half else images)
-        scores = self._read(output)
-        scores = self.tail(scores.float() if self._half else scores, images)
-        return with_scores(output, scores) if self._like_network else scores
+        found = self._read(output)
+        scores = self.tail(found.float() if self._half else found, images)
+        return with_scores(output, found, scores) if self._like_network else scores
 
 
-def with_scores(output: Any, scores: Tensor) -> Any:
-    """What a network returned with other scores in it, where :func:`first_tensor` finds them.
+def with_scores(output: Any, found: Tensor, scores: Tensor) -> Any:
+    """What a network returned with other scores in it.
 
     Args:
         output: a tensor, a mapping, an object with ``.logits`` or a sequence; not changed.
+        found: the scores in it, as :func:`find_scores` found them.
         scores: take their place.
 
     Returns:
         An object like ``output``.
     """
-    if isinstance(output, Tensor):
+    if output is found:
         return scores
     if isinstance(output, Mapping):
-        key = next((key for key in ("out", "logits") if key in output), next(iter(output)))
         changed: Any = copy.copy(output)
-        changed[key] = with_scores(output[key], scores)
+        for key, value in output.items():
+            changed[key] = with_scores(value, found, scores)
         return changed
-    if hasattr(output, "logits"):
+    if isinstance(output, list | tuple):
+        entries = [with_scores(value, found, scores) for value in output]
+        return type(output)(*entries) if hasattr(output, "_fields") else type(output)(entries)
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
         changed = copy.copy(output)
-        changed.logits = with_scores(output.logits, scores)
+        changed.logits = with_scores(output.logits, found, scores)
         return changed
-    rest = [with_scores(output[0], scores), *output[1:]]
-    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+    return output
 
 
 def over_channels(values: Tensor, scores: Tensor) -> Tensor:

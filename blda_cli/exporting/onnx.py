@@ -153,7 +153,7 @@ def into_nodes(copy: OnnxCopy, segmenter: NetworkSegmenter, images: Tensor) -> F
             def moved_by(step: Tensor, moved: Callable[[Tensor], None] = moved) -> Tensor:
                 moved(step)
                 network = OnnxNetwork(open_session(copy.model.SerializeToString(), segmenter.device), segmenter.device)
-                return network(images)
+                return segmenter.read_scores(network(images), images)
 
             gain = measure_gain(moved_by, before)
             if gain is not None:

@@ -108,7 +108,7 @@ def train(
             monitor.say(f"{output} holds no checkpoint: the run starts afresh")
 
     data = settings.data
-    spec = parse_model(data.model, Path(data.weights) if data.weights else None)
+    spec = parse_model(data.model, Path(data.weights) if data.weights else None, data.weights_key)
     segmenter = load_segmenter(spec, machine.device)
     if not isinstance(segmenter, NetworkSegmenter):
         raise BldaError(

@@ -282,9 +282,8 @@ class RunFolder:
             weights = self.path / "weights.safetensors"
             with replacing(weights) as temporary:
                 save_file(state, temporary)
-        trained = replace(
-            spec, segmenter=replace(spec.segmenter, weights=weights, adapted_norms=adapted_norms, corrected=None)
-        )
+        own = replace(spec.segmenter, weights=weights, weights_key=None, adapted_norms=adapted_norms, corrected=None)
+        trained = replace(spec, segmenter=own)
         _write_text(self.model, to_toml(trained, self.path))
         return trained
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from blda_cli.errors import OptionError
+from blda_cli.errors import BldaError, OptionError
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
 from blda_cli.pipelines.requests import CHECK_HELP
 from blda_cli.settings import sections_of, setting, settings_of
@@ -18,6 +18,7 @@ class DataSettings:
 
     model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.")
     weights: str | None = setting(None, "The weights to start from, in place of the TOML's.")
+    weights_key: str | None = setting(None, "Key or prefix of the network's weights in a file that holds several.")
     source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.")
     source_labels: str = setting("", "Their labels.")
     source_encoding: str = setting("auto", "What the values in the label files mean.")
@@ -124,6 +125,12 @@ class HostSettings:
     )
     mask_ratio: float = setting(0.7, "Share of blocks that are masked.", at_least=0, at_most=1)
     mask_block: int = setting(64, "Side of a masked block in pixels.", at_least=1)
+
+    def __post_init__(self) -> None:
+        if self.blur_sigma[0] > self.blur_sigma[1]:
+            raise BldaError(
+                f"host.blur_sigma = {list(self.blur_sigma)} should be [smallest, largest]: give the smaller one first"
+            )
 
 
 HOSTS: dict[str, dict[str, Any]] = {

@@ -153,6 +153,7 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
         },
         norms=request.norms.recorded,
         shard=subject.record,
+        bits=subject.bits,
     )
     say = job.monitor.say
     say_strong(request.preset, subject.segmenter, request.inference, say)
@@ -181,6 +182,9 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
         say(f"labels: {reader.encoding}; {ignored:.1%} of the pixels have no class")
         for remark in label_remarks(reader, confusion, ignored, content.classes.names):
             say(remark)
+        if request.labelled.ignore_label is not None:
+            share = reader.left_out_share
+            say(f"--ignore-label {request.labelled.ignore_label} leaves out {share:.1%} of the pixels")
     return content
 
 

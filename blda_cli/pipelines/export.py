@@ -244,6 +244,12 @@ def _content(
             f"{described} works on the logits of the groups, and the network gives those of the classes: --groups "
             "makes the groups its outputs"
         )
+    if not segmenter.is_plain or (scores.shape[1] == 1 and segmenter.outputs > 1):
+        raise BldaError(
+            "the correction is for one channel of logits or probabilities per class, [N, C, H, W]; the network gives "
+            "something else (one channel, sigmoids, a background, channels last, quantised scores or a margin): return "
+            "such logits in the network to export it; blda align corrects it as it is"
+        )
     meaning = Scores(scores.shape[1], segmenter.outputs, segmenter.gives_probabilities, segmenter.grouping)
     network = _network(spec, segmenter)
     fold: Fold
@@ -251,6 +257,11 @@ def _content(
         from blda_cli.exporting.onnx import OnnxCopy, into_nodes
 
         assert isinstance(network, OnnxCopy)
+        if len(network.model.graph.output) > 1:
+            raise BldaError(
+                f"{spec.segmenter.path} has {len(network.model.graph.output)} outputs, and the correction is for one: "
+                "export the network with that one alone"
+            )
         fold = into_nodes(network, segmenter, images)
     else:
         fold = into_layers(network, images.cpu(), segmenter.port.read)

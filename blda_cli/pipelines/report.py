@@ -1,5 +1,6 @@
 """``blda report``: put statistics, predictions and labels together."""
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -189,6 +190,7 @@ def _label_reader(folders: Sequence[AlignedFolder], request: LabelRequest) -> La
         encoding=meaning,
         groups=record.model.get("groups") or None,
         ignore=request.ignore_label,
+        orientation=described.get("orientation"),
     )
 
 
@@ -247,9 +249,15 @@ def _write(
 ) -> None:
     """Write the three files of a report."""
     page = to_html(report, _densities(content, folders, reference), _gallery(report, content.classes, folders))
-    for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
-        with replacing(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    new = not output.exists()
+    try:
+        for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
+            with replacing(output / name) as temporary:
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except BldaError:
+        if new:  # part of a report is none
+            shutil.rmtree(output, ignore_errors=True)
+        raise
 
 
 def _densities(

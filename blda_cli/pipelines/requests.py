@@ -51,6 +51,9 @@ class ModelRequest:
     weights: Path | None = setting(
         None, "Weights for a Python network, in place of the TOML's: .safetensors, or .pth read with weights_only."
     )
+    weights_key: str | None = setting(
+        None, "Key or prefix of the network's weights in a file that holds several, e.g. ema_model.", metavar="KEY"
+    )
     set: tuple[str, ...] = setting(
         (),
         "Change a key of the model's description, e.g. preprocessing.mean='[0.5, 0.5, 0.5]'; repeatable.",
@@ -132,6 +135,10 @@ class LabelRequest:
     )
 
     def __post_init__(self) -> None:
+        if self.label_encoding is not None:
+            from blda_cli.data.encodings import check_encoding_name
+
+            check_encoding_name(self.label_encoding)
         for name, value in (("--label-encoding", self.label_encoding), ("--ignore-label", self.ignore_label)):
             if self.labels is None and value is not None:
                 raise OptionError(f"{name} does nothing without --labels: give that too, or leave it out")

@@ -1,12 +1,12 @@
 """Load what a request names: the segmenter, its images and their labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from blda_cli.data.encodings import custom_encoding
-from blda_cli.data.images import every, find_images, masked
+from blda_cli.data.images import every, find_images, left_out, masked, unsaid_bits
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.data.logit_arrays import find_logits
 from blda_cli.data.source import ImageSource
@@ -31,6 +31,7 @@ class Subject:
         images: all images.
         share: those that ``--shard`` leaves to this job.
         record: which share of which images that is, for the provenance; None: all.
+        bits: how many bits the images' values use of 16, where nothing says it; see `unsaid_bits`.
     """
 
     spec: SegmenterSpec
@@ -38,6 +39,7 @@ class Subject:
     images: Sequence[ImageSource]
     share: Sequence[ImageSource]
     record: dict[str, Any] | None
+    bits: int | None = None
 
 
 def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -> Subject:  # noqa: B008  # frozen
@@ -54,22 +56,41 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
     part = request.array_shard
     if part is not None and shard.world > 1:
         raise OptionError("--shard is for jobs that do not know of each other; torchrun shares the images out")
-    spec = with_changes(parse_model(request.model, request.weights), request.set, request.classes)
+    described = parse_model(request.model, request.weights, request.weights_key)
+    spec = with_changes(described, request.set, request.classes)
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     folder = Path(request.images)
     own_folder = array_folder is not None and folder.is_dir() and real(folder) == real(Path(array_folder))
     images: Sequence[ImageSource] = (
         find_logits(request.images) if own_folder else find_images(request.images, spec.preprocessing.pixels)
     )
+    rest = None if own_folder else left_out(request.images, images)
     images = every(images, request.every)
     if request.valid_mask:
         images = masked(images, request.valid_mask)
     segmenter = load_segmenter(spec, choose_device(device))
+    spec = with_own_labels(spec, segmenter)
     if request.calibrator is not None:
         segmenter = calibrated(segmenter, request.calibrator)
+    if rest is not None:
+        segmenter.notes.append(rest)
+    bits = unsaid_bits(images)
+    if bits is not None:
+        segmenter.notes.append(
+            f"the images' values use {bits} of 16 bits, so that they look dark: bits = {bits} under [preprocessing] "
+            f"makes {(1 << bits) - 1} white"
+        )
     if part is None:
-        return Subject(spec, segmenter, images, images, None)
-    return Subject(spec, segmenter, images, part.share(images), part.record([image.key for image in images]))
+        return Subject(spec, segmenter, images, images, None, bits)
+    return Subject(spec, segmenter, images, part.share(images), part.record([image.key for image in images]), bits)
+
+
+def with_own_labels(spec: SegmenterSpec, segmenter: Segmenter) -> SegmenterSpec:
+    """The description, with what the model itself says of label files where the description says nothing."""
+    own, said = segmenter.label_encoding, spec.labels
+    if own is None or said.encoding is not None or said.mapping:
+        return spec
+    return replace(spec, labels=replace(said, encoding=own))
 
 
 def read_labels(subject: Subject, request: LabelRequest) -> LabelReader | None:
@@ -90,4 +111,5 @@ def read_labels(subject: Subject, request: LabelRequest) -> LabelReader | None:
         else encoding or described.encoding or "auto",
         groups=subject.spec.classes.groups or None,
         ignore=request.ignore_label,
+        orientation=described.orientation,
     )

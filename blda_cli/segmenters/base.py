@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.runtime.device import SideStream
+from blda_cli.runtime.memory import available_memory
 from blda_cli.runtime.read_ahead import one_behind
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.options import InferenceOptions
@@ -63,6 +64,7 @@ class Segmenter(ABC):
         notes: one-line remarks for the user (a fixed input size is handled by resizing, ...).
         adapted_norms: batch norms hold averages of the target images already.
         corrected: how its predictions were corrected already, in a few words; None: they were not.
+        label_encoding: what label files hold by what the model itself says; None where it says nothing.
     """
 
     classes: ClassSet
@@ -71,6 +73,7 @@ class Segmenter(ABC):
     notes: list[str] = field(default_factory=list)
     adapted_norms: bool = False
     corrected: str | None = None
+    label_encoding: str | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -128,7 +131,7 @@ class Segmenter(ABC):
             files = [file.with_context(options.slide, options.stride) for file in files]
         batches = load_batches(
             files,
-            self.read,
+            partial(self._read_if_it_fits, options),
             labels,
             batch_size=options.batch_size,
             workers=options.workers,
@@ -151,10 +154,27 @@ class Segmenter(ABC):
                 kind = "of a whole image" if logits.ndim == 2 else "per pixel"
                 raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
             dimensions = logits.ndim
+            if batch_labels is not None and (batch_labels.ndim == 3) != (logits.ndim == 4):
+                raise BldaError(
+                    f"{names[0]}: the model gives one answer for a whole image, but its label is a picture: give a "
+                    "table of key,class as --labels"
+                    if logits.ndim == 2
+                    else f"{names[0]}: the model gives an answer for each pixel, but its label is one class for all: "
+                    "give label pictures as --labels"
+                )
             yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
 
     def _start(self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions) -> Tensor:
         return self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=files[0].core))
+
+    def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
+        """Read an image, unless its pixels and logits do not fit into the memory that is left."""
+        if not file.part:  # parts of maps and frames are small
+            size = (0, 0)
+            with suppress(BldaError):  # reading will say it
+                size = file.size()
+            _refuse_too_large(file.location, size, len(self.classes), options)
+        return self.read(file)
 
     def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
         """See `logits`; what goes wrong is said to be of the image ``name``."""
@@ -233,3 +253,35 @@ def _valid(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
     sizes = [file.size() for file in files]
     whole = [np.ones(size, dtype=bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
     return torch.from_numpy(np.stack(whole)).to(device)
+
+
+_LARGE = 1 << 24
+"""Pixels from which on it is looked whether an image fits."""
+
+_FEATURES = 64
+"""Channels at full resolution that a network is taken to hold while it runs on a whole image."""
+
+
+def _refuse_too_large(location: str, size: tuple[int, int], classes: int, options: InferenceOptions) -> None:
+    """Refuse an image that needs more memory than there is.
+
+    Raises:
+        BldaError: it does; the message has its size, what it needs and the way out.
+    """
+    pixels = size[0] * size[1]
+    left = available_memory() if pixels >= _LARGE else None
+    if left is None:
+        return
+    needed = pixels * (12 + 8 * classes)  # float32 pixels; logits, and a copy of them
+    whole = needed if options.slide else needed + 4 * _FEATURES * pixels
+    if whole <= left:
+        return
+    way = (
+        "--slide 1024x1024 runs the network window by window, for which that suffices"
+        if needed <= left
+        else "as a TIFF it is run in parts, with --slide too (pip install 'blda-cli[geo]'; gdal_translate x.png x.tif)"
+    )
+    raise BldaError(
+        f"{location} is {size[1]}x{size[0]} (width x height): with the logits of {classes} classes it needs about "
+        f"{whole / 2**30:.1f} GiB, and {left / 2**30:.1f} GiB are left; {way}"
+    )

@@ -4,6 +4,9 @@ Code from a model's repository is never run (``trust_remote_code``).
 """
 
 import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
+from blda_cli.data.encodings import IDS_FROM_1
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.segmenters.network import CORRECTION, NetworkSegmenter, Port, network_segmenter, with_size
-from blda_cli.segmenters.outputs import first_tensor, mask_class_scores
+from blda_cli.segmenters.outputs import find_scores, mask_class_scores
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 from blda_cli.segmenters.weights import load_weights, state_digest
@@ -52,14 +56,26 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     transformers = require_extra("transformers", "hf", "to run Hugging Face models")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|huggingface_hub)\.")
     config = _fetch(transformers.AutoConfig, path)
     masks = _is_mask_classification(config, path)
     auto = transformers.AutoModelForUniversalSegmentation if masks else transformers.AutoModelForSemanticSegmentation
+    # Names are looked at first: where the description has none, they must be right.
+    own = None if spec.classes.names is not None else _classes(config, path)
     if spec.segmenter.weights is not None:
         model = auto.from_config(config)
-        load_weights(model, spec.segmenter.weights)
+        load_weights(model, spec.segmenter.weights, spec.segmenter.weights_key)
     else:
-        model, loaded = _fetch(auto, path, output_loading_info=True)
+        model, loaded = _fetch(auto, path, output_loading_info=True, ignore_mismatched_sizes=True)
+        if loaded["mismatched_keys"] and spec.classes.names is not None and not masks:
+            config.num_labels = _head_size(loaded["mismatched_keys"])  # the names are the description's
+            model, loaded = _fetch(auto, path, config=config, output_loading_info=True, ignore_mismatched_sizes=True)
+        if loaded["mismatched_keys"]:
+            key, shape, _ = sorted(loaded["mismatched_keys"])[0]
+            raise BldaError(
+                f"{path}: config.json names {config.num_labels} classes in id2label, but the weights {key} are of "
+                f"shape {list(shape)}: correct id2label, or name the classes under [classes] of a TOML file"
+            )
         if loaded["missing_keys"]:
             missing = sorted(loaded["missing_keys"])
             raise BldaError(
@@ -68,21 +84,24 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     digest = state_digest(model)
     if config.model_type == "oneformer":
         model = SemanticOneFormer(model, _task_tokens(transformers, path, config.task_seq_len))
-    preprocessing, notes = _preprocessing(transformers, spec.preprocessing, path, config)
-    return network_segmenter(
+    processor, preprocessing, notes = _preprocessing(transformers, spec.preprocessing, path, config)
+    segmenter = network_segmenter(
         spec,
         model.float().eval().to(device),
         device,
         {"kind": "huggingface", "path": Path(path).name if Path(path).is_dir() else path, "weights": digest},
         port=Port(
-            read=_mask_scores if masks else first_tensor,
+            read=_mask_scores if masks else find_scores,
             probabilities=masks,
         ),
         preprocessing=preprocessing,
-        own=_classes(config),
+        own=own,
         notes=notes,
         corrected=getattr(config, CORRECTION, None),
     )
+    if getattr(processor, "do_reduce_labels", False) or getattr(processor, "reduce_labels", False):
+        segmenter.label_encoding = IDS_FROM_1
+    return segmenter
 
 
 class SemanticOneFormer(nn.Module):
@@ -162,7 +181,7 @@ def _task_tokens(transformers: Any, path: str, length: int) -> Tensor:
 
 def _preprocessing(
     transformers: Any, section: PreprocessingSection, path: str, config: Any
-) -> tuple[PreprocessingSection, list[str]]:
+) -> tuple[Any, PreprocessingSection, list[str]]:
     try:
         processor = _from_pretrained(transformers.AutoImageProcessor, path)
     except Exception as error:  # as for the model
@@ -184,7 +203,7 @@ def _preprocessing(
     elif section.size is None and getattr(processor, "do_resize", False):
         wanted = " x ".join(f"{name} {value}" for name, value in dict(size).items() if value)
         notes = [f"the model's processor would resize images ({wanted}); they keep their own size, or set size"]
-    return section, notes
+    return processor, section, notes
 
 
 def _channels(processor: Any, name: str, path: str) -> tuple[float, ...]:
@@ -215,6 +234,30 @@ def _normalisation(processor: Any, path: str) -> dict[str, Any]:
     }
 
 
-def _classes(config: Any) -> ClassSet:
-    names = [str(config.id2label[index]).strip() for index in range(config.num_labels)]
-    return numbered_classes(len(names)) if names[0] == "LABEL_0" else class_set(names)
+def _head_size(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> int:
+    """How many classes the weights decide between, where that is another number than the configuration's."""
+    return min(int(shape[0]) for _, shape, _ in mismatched)
+
+
+def _classes(config: Any, path: str) -> ClassSet:
+    """The classes that a configuration names.
+
+    Raises:
+        BldaError: it names them by ids with gaps, or has a name twice or an empty one.
+    """
+    names = {int(number): str(name).strip() for number, name in config.id2label.items()}
+    way = "correct it, or name the classes in the order of the channels under [classes] of a TOML file"
+    first = min(names, default=0)
+    if sorted(names) != list(range(first, first + len(names))) or first not in (0, 1):
+        shown = ", ".join(map(str, sorted(names)[:12]))
+        raise BldaError(f"{path}: id2label in config.json has the ids {shown} for {len(names)} channels: {way}")
+    ordered = [names[number] for number in sorted(names)]
+    if all(re.fullmatch("LABEL_[0-9]+", name) for name in ordered):
+        return numbered_classes(len(ordered))
+    for number, name in zip(sorted(names), ordered, strict=True):
+        if not name:
+            raise BldaError(f"{path}: id2label in config.json has no name for the id {number}: {way}")
+        if ordered.count(name) > 1:
+            both = ", ".join(str(one) for one, other in names.items() if other == name)
+            raise BldaError(f"{path}: id2label in config.json calls the ids {both} all {name!r}: {way}")
+    return class_set(ordered)

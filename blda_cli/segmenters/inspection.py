@@ -1,6 +1,5 @@
 """Look at a network while it runs: what it returns, which output is used, which layer classifies, what it is fed."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from blda_cli.segmenters.instance_norms import norm_layers
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.outputs import named_outputs
 from blda_cli.segmenters.preprocessing import pad_to_multiple
 
 
@@ -17,7 +17,7 @@ class Output:
     """A tensor that the network returns.
 
     Attributes:
-        name: where it stands in what the network returns; empty where that is the tensor itself.
+        name: what ``[segmenter] head`` calls it.
         shape: its shape.
         used: whether it is the one that is taken as the scores.
     """
@@ -81,14 +81,14 @@ def inspect(segmenter: NetworkSegmenter, image: Tensor) -> Inspection:
         finally:
             for hook in hooks:
                 hook.remove()
-        scores = segmenter.port.read(result)
+        used, scores = segmenter.port.read(result), segmenter.read_scores(result, padded)
     layer = next((entry for entry in reversed(ran) if entry[2] == scores.shape[1]), None)
     flat = fed[0].flatten(1).double()
     statistics = torch.stack([flat.amin(1), flat.amax(1), flat.mean(1), flat.std(1, correction=0)], dim=1)
     return Inspection(
         network=type(network).__name__,
         parameters=0 if module is None else sum(one.numel() for one in module.parameters()),
-        outputs=tuple(Output(name, tuple(value.shape), value is scores) for name, value in _tensors(result)),
+        outputs=tuple(Output(name, tuple(value.shape), value is used) for name, value in named_outputs(result).items()),
         channels=scores.shape[1],
         batch_norms=0 if module is None else len(norm_layers(module)),
         feature_layer=None if layer is None else layer[0],
@@ -107,17 +107,3 @@ def _noting(name: str, ran: list[tuple[str, int, int]]) -> Any:
             ran.append((name, inputs[0].shape[1], output.shape[1]))
 
     return note
-
-
-def _tensors(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in what a network returned, with the way to each."""
-    if isinstance(result, Tensor):
-        yield name, result
-    elif isinstance(result, Mapping):
-        for key, value in result.items():
-            yield from _tensors(value, f"{name}.{key}".lstrip("."))
-    elif isinstance(result, Sequence) and not isinstance(result, str):
-        for index, value in enumerate(result):
-            yield from _tensors(value, f"{name}[{index}]")
-    elif hasattr(result, "logits"):
-        yield from _tensors(result.logits, f"{name}.logits".lstrip("."))

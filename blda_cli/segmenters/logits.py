@@ -14,15 +14,17 @@ from blda_cli.data.logit_arrays import LogitArray, find_logits, read_array
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
-from blda_cli.segmenters.grouping import Grouping, resolve_classes
+from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
+    OutputMeaning,
+    channels_first,
     check_meaning,
     check_scores,
     fit_scores,
-    log_probabilities,
-    padded_size,
+    plain_scores,
 )
+from blda_cli.segmenters.placement import covered
 from blda_cli.segmenters.spec import SegmenterSpec
 
 _FIRST_ARRAYS = 3
@@ -37,16 +39,12 @@ class StoredSegmenter(Segmenter):
 
     Attributes:
         arrays: each key's logits.
-        outputs: how many channels are used: the first ones.
-        cut: whether there may be more.
-        probabilities: whether the arrays hold probabilities.
+        meaning: what their channels stand for.
         grouping: makes the classes' logits from those of the channels; None where they are the same.
     """
 
     arrays: dict[str, LogitArray]
-    outputs: int
-    cut: bool
-    probabilities: bool
+    meaning: OutputMeaning
     grouping: Grouping | None
 
     def read(self, file: ImageSource) -> np.ndarray:
@@ -55,18 +53,22 @@ class StoredSegmenter(Segmenter):
         size = None if isinstance(file, LogitArray) else file.size()
         scores = torch.from_numpy(read_array(array.path, size and _MOST_PER_PIXEL * size[0] * size[1]))[None]
         try:
-            check_scores(scores, 1, self.outputs, self.cut)
-            scores = scores[:, : self.outputs].float()
-            check_meaning(scores, self.probabilities)
+            scores = plain_scores(scores, self.meaning.quantised)
+            scores, turned = channels_first(scores, self.meaning, size)
+            if turned:
+                self._note("the arrays are [H, W, C]: they are turned round to [C, H, W]")
+            check_scores(scores, 1, self.meaning)
+            check_meaning(scores, self.meaning)
+            scores = self.meaning.used(scores).float()
+            if scores.ndim == 4 and size is not None:
+                scores = self._fit(scores, size)
         except BldaError as error:
             raise BldaError(f"{array.path}: {error}") from error
-        if scores.ndim == 4 and size is not None:
-            scores = self._fit(scores, size)
         return np.asarray(scores[0].numpy())
 
     def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:  # noqa: ARG002  # used as they are
         """See `Segmenter.logits`."""
-        logits = log_probabilities(arrays) if self.probabilities else arrays
+        logits = self.meaning.logits(arrays)
         return logits if self.grouping is None else self.grouping(logits)
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:
@@ -99,12 +101,14 @@ class StoredSegmenter(Segmenter):
         return self.arrays.get(file.key) or self.arrays.get(PurePosixPath(file.key).name)
 
     def _fit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        covered = padded_size((scores.shape[2], scores.shape[3]), size)
-        if covered != size:
-            note = f"the logits still hold padding to {covered[0]}x{covered[1]}; it is cut off below and on the right"
-            if note not in self.notes:
-                self.notes.append(note)
-        return fit_scores(scores, covered, size, size)
+        whole = covered((scores.shape[2], scores.shape[3]), size, None)
+        if whole != size:
+            self._note(f"the logits still hold padding to {whole[0]}x{whole[1]}; it is cut off below and on the right")
+        return fit_scores(scores, whole, size, size)
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
@@ -129,25 +133,32 @@ def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
     if spec.classes.names is not None:
         own: ClassSet = class_set(spec.classes.names)
     else:
-        own = numbered_classes(channels or _count_channels(files))
+        own = numbered_classes(channels or max(2, _count_channels(files)))
         notes.append("the classes have no names: they are numbered; [classes] names gives them names")
-    if channels is not None and channels != len(own):
-        raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
+    own, background = with_background(own, spec.classes.background)
+    preprocessing = spec.preprocessing
+    meaning = OutputMeaning(
+        len(own),
+        preprocessing.output or "logits",
+        background,
+        cut=channels is not None,
+        quantised=preprocessing.quantised,
+        declared=preprocessing.output is not None,
+    )
+    check_channels(spec, meaning)
     classes, grouping = resolve_classes(spec.classes, own)
     return StoredSegmenter(
         classes=classes,
         identity={
             "kind": "logits",
-            "output": spec.preprocessing.output,
+            "output": meaning.output,
             "classes": list(own.names),
             "groups": {name: list(members) for name, members in spec.classes.groups.items()},
         },
         device=device,
         notes=notes,
         arrays={file.key: file for file in files},
-        outputs=len(own),
-        cut=channels is not None,
-        probabilities=spec.preprocessing.output == "probabilities",
+        meaning=meaning,
         grouping=grouping,
     )
 
@@ -162,7 +173,9 @@ def _count_channels(files: Sequence[LogitArray]) -> int:
     failed: BldaError | None = None
     for file in files:
         try:
-            counts.append(read_array(file.path).shape[0])
+            shape = read_array(file.path).shape
+            last = len(shape) == 3 and shape[2] < min(shape[:2])  # channels last: more pixels than classes
+            counts.append(shape[2] if last else shape[0])
         except BldaError as error:
             failed = failed or error
         if len(counts) == _FIRST_ARRAYS:

@@ -1,8 +1,10 @@
 """A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,30 @@ from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
-from blda_cli.segmenters.grouping import Grouping, resolve_classes
+from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
 from blda_cli.segmenters.inference import average_views, blended, slide
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
+    DOUBTFUL,
+    OutputMeaning,
+    channels_first,
     check_meaning,
     check_scores,
-    first_tensor,
+    coverage,
+    find_scores,
     fit_scores,
-    log_probabilities,
-    padded_size,
+    plain_scores,
+)
+from blda_cli.segmenters.placement import (
+    PROBE_SIZES,
+    Scaling,
+    covered,
+    extend,
+    multiple_that_runs,
+    place,
+    scaling_of,
+    shared_margin,
 )
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory, reason
@@ -43,14 +58,16 @@ class Port:
     """How a network takes images and gives scores, beyond what the user says.
 
     Attributes:
-        read: finds the scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returns.
+        read: makes the scores ``[N, C, h, w]`` or ``[N, C]`` of what the network returns.
         probabilities: the scores are probabilities, whatever ``[preprocessing] output`` says.
         batch: the network takes exactly so many images at a time.
+        traced: the network may be a recording of one run, with sizes of that run in it.
     """
 
-    read: Callable[[Any], Tensor] = first_tensor
+    read: Callable[[Any], Tensor] = find_scores
     probabilities: bool = False
     batch: int | None = None
+    traced: bool = False
 
 
 @dataclass(kw_only=True)
@@ -61,20 +78,21 @@ class NetworkSegmenter(Segmenter):
         network: takes float ``[N, 3, h, w]`` on ``device``. An ``nn.Module`` for the kinds that can be trained.
         preprocessor: makes its input.
         port: how it takes images and gives scores.
-        outputs: how many of its channels are used: the first ones.
-        cut: whether it may give more than those.
+        meaning: what its channels stand for; None until that is known.
         norm_weight: λ of :class:`blda_cli.segmenters.instance_norms.InstanceNorms`; 1: the network's own norms.
         grouping: makes the classes' logits from those of the outputs; None where they are the same.
     """
 
     network: Network
     preprocessor: Preprocessor
-    outputs: int
-    cut: bool = False
+    meaning: OutputMeaning | None = None
     grouping: Grouping | None = None
     port: Port = Port()
     norm_weight: float = 1.0
     _meaning_checked: bool = False
+    _scaling: Scaling | None = None
+    _probed: bool = False
+    _turned: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -196,7 +214,7 @@ class NetworkSegmenter(Segmenter):
     def _scores(
         self, images: Tensor, size: Sequence[int] | None, network: Network, norms: InstanceNorms | None = None
     ) -> Tensor:
-        """Scores of the outputs that are kept, resized to ``size`` where it is given.
+        """Scores of the outputs that are used, resized to ``size`` where it is given.
 
         Args:
             images: see `forward_logits`.
@@ -204,42 +222,81 @@ class NetworkSegmenter(Segmenter):
             network: runs on them.
             norms: those of the network that are at work, which are told what is padding.
         """
+        assert self.meaning is not None
+        margin = self.preprocessor.section.margin
         resized = self.preprocessor(images)
         padded = self._padded(resized)
-        with nullcontext() if norms is None else norms.content((resized.shape[2], resized.shape[3])):
-            scores = self._run(network, padded)
-        check_scores(scores, len(padded), self.outputs, self.cut)
-        scores = scores[:, : self.outputs]
+        fed = padded if margin is None else extend(padded, margin)
+        seen = resized if margin is None else fed
+        with nullcontext() if norms is None else norms.content((seen.shape[2], seen.shape[3])):
+            scores = self._run(network, fed)
+        check_scores(scores, len(padded), self.meaning)
         if not self._meaning_checked:  # once, as it waits for the device
-            check_meaning(scores.detach(), self.gives_probabilities)
-            self._meaning_checked = True
+            self._meaning_checked = check_meaning(scores, self.meaning)
+            if not self._meaning_checked:
+                self._note(DOUBTFUL)
+        scores = self.meaning.used(scores)
         if size is None or scores.ndim == 2:
             return scores
-        covered = (padded.shape[2], padded.shape[3])
-        if self.preprocessor.section.multiple_of is None:
-            covered = padded_size((scores.shape[2], scores.shape[3]), covered)
-            if covered != tuple(padded.shape[2:]):
-                self._note(
-                    f"the network's output still holds the padding of its input to {covered[0]}x{covered[1]}; it is "
-                    "cut off below and on the right"
-                )
-        return fit_scores(scores, covered, (resized.shape[2], resized.shape[3]), (size[0], size[1]))
+        whole, content, got = ((one.shape[2], one.shape[3]) for one in (padded, resized, scores))
+        scaling = self._scaling_for(got, whole)
+        if scaling is not None and scaling.unpadded:
+            self._note(
+                f"the network's output lacks a margin of {scaling.margin} pixels in all, where the nearest scores are "
+                f"taken: margin = {scaling.margin} under [preprocessing] mirrors images beyond their borders instead"
+            )
+            return place(scores, scaling, whole, content, (size[0], size[1]))
+        reached = covered(got, whole, scaling)
+        if reached != whole:
+            self._note(
+                f"the network's output still holds the padding of its input to {reached[0]}x{reached[1]}; it is "
+                "cut off below and on the right"
+            )
+        return fit_scores(scores, reached, content, (size[0], size[1]))
+
+    def _scaling_for(self, scores: tuple[int, int], network_input: tuple[int, int]) -> Scaling | None:
+        """How output sizes follow from input sizes, where one pair of them leaves that open; None: it does not."""
+        plain = coverage(scores, network_input) == network_input
+        if scores == network_input or (plain and not self.port.traced):
+            return None
+        if not self._probed:
+            self._probed = True
+            self._scaling = self._probe()
+        if self._scaling is None and coverage(scores, network_input) is None:
+            return shared_margin(scores, network_input)
+        return self._scaling
+
+    def _probe(self) -> Scaling | None:
+        """Run a copy of the network, which nothing watches, on two grey images; None where it does not take them."""
+        try:
+            network = copy.deepcopy(self.network)
+            if isinstance(network, nn.Module):
+                network.eval()
+                for module in network.modules():
+                    module._forward_pre_hooks.clear()
+                    module._forward_hooks.clear()
+        except Exception:  # what cannot be copied is no module, and has no hooks
+            network = self.network
+        sizes = []
+        try:
+            for height, width in PROBE_SIZES:
+                grey = torch.full((1, self.preprocessor.section.channels, height, width), 127.0, device=self.device)
+                with torch.no_grad():
+                    scores = self._run(network, self.preprocessor.normalise(grey))
+                sizes.append((scores.shape[2], scores.shape[3]))
+        except (BldaError, IndexError):  # it does not take them, or classifies
+            return None
+        return scaling_of((sizes[0], sizes[1]))
 
     def _logits(self, scores: Tensor) -> Tensor:
-        logits = log_probabilities(scores) if self.gives_probabilities else scores
+        assert self.meaning is not None
+        logits = self.meaning.logits(scores)
         return logits if self.grouping is None else self.grouping(logits)
 
     def _run(self, network: Network, images: Tensor) -> Tensor:
+        """What the network gives, as ``[N, C, h, w]`` or ``[N, C]`` of a plain type."""
         try:
-            if self.port.batch is None:
-                return self.port.read(network(images))
-            # A network of a fixed batch: as many full ones as it takes, the last filled up with black.
-            count = images.shape[0]
-            parts = []
-            for part in images.split(self.port.batch):
-                full = torch.cat([part, part.new_zeros(self.port.batch - part.shape[0], *part.shape[1:])])
-                parts.append(self.port.read(network(full)))
-            return torch.cat(parts)[:count]
+            return self._forward(network, images)
         except BldaError:
             raise
         except (Exception, SystemExit) as error:  # a network may raise anything
@@ -247,15 +304,67 @@ class NetworkSegmenter(Segmenter):
                 raise BldaError(
                     f"the memory does not suffice for an input of shape {list(images.shape)}: {LESS_MEMORY}"
                 ) from error
+            multiple = multiple_that_runs(lambda padded: self._forward(network, padded), images)
+            way = (
+                f"sides that are multiples of {multiple} work: set multiple_of = {multiple} under [preprocessing]"
+                if multiple
+                else "if it takes one size only, give it as size under [preprocessing]; if one number of images only, "
+                "export it for any number"
+            )
             raise BldaError(
-                f"the network fails on an input of shape {list(images.shape)}: {reason(error)} "
-                "(if it takes one size only, give it as size under [preprocessing])"
+                f"the network fails on an input of shape {list(images.shape)}: {reason(error)} ({way})"
             ) from error
+
+    @property
+    def outputs(self) -> int:
+        """How many of the network's channels are used: the first ones."""
+        assert self.meaning is not None
+        return self.meaning.channels
+
+    @property
+    def cut(self) -> bool:
+        """Whether the network may have more channels than those."""
+        assert self.meaning is not None
+        return self.meaning.cut
 
     @property
     def gives_probabilities(self) -> bool:
         """Whether the network gives probabilities, of which the logarithm is taken."""
-        return self.port.probabilities or self.preprocessor.section.output == "probabilities"
+        assert self.meaning is not None
+        return self.meaning.output == "probabilities"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network itself gives one channel of logits or probabilities per class, at its input's place."""
+        assert self.meaning is not None
+        section = self.preprocessor.section
+        as_they_are = section.quantised is None and section.margin is None and not self._turned
+        return as_they_are and self.meaning.output != "sigmoid" and self.meaning.background is None
+
+    def _forward(self, network: Network, images: Tensor) -> Tensor:
+        if self.port.batch is None:
+            return self.read_scores(network(images), images)
+        # A network of a fixed batch: as many full ones as it takes, the last filled up with black.
+        parts = []
+        for part in images.split(self.port.batch):
+            full = torch.cat([part, part.new_zeros(self.port.batch - part.shape[0], *part.shape[1:])])
+            parts.append(self.read_scores(network(full), full))
+        return torch.cat(parts)[: images.shape[0]]
+
+    def read_scores(self, output: Any, images: Tensor) -> Tensor:
+        """The scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returned for its input ``images``.
+
+        Raises:
+            BldaError: there are none, or it cannot be told which they are.
+        """
+        scores = plain_scores(self.port.read(output), self.preprocessor.section.quantised)
+        if scores.ndim == 3:  # one channel whose axis was dropped
+            scores = scores.unsqueeze(1)
+        scores, turned = channels_first(scores, self.meaning, images.shape[2:])
+        if turned:
+            self._turned = True
+            self._note("the network's output is [N, H, W, C]: it is turned round to [N, C, H, W]")
+        return scores
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
@@ -271,7 +380,6 @@ def network_segmenter(
     port: Port | None = None,
     preprocessing: PreprocessingSection | None = None,
     own: ClassSet | None = None,
-    outputs: int | None = None,
     notes: Sequence[str] = (),
     corrected: str | None = None,
 ) -> NetworkSegmenter:
@@ -285,7 +393,6 @@ def network_segmenter(
         port: how it takes images and gives scores.
         preprocessing: in place of the description's, where the kind knows more.
         own: the classes the model itself names, used where the description names none.
-        outputs: number of the network's channels, where the kind knows it.
         notes: remarks for the user.
         corrected: what the model itself says of how its predictions were corrected.
 
@@ -297,7 +404,10 @@ def network_segmenter(
     """
     preprocessing = preprocessing or spec.preprocessing
     _check_bands(network, preprocessing)
-    channels = spec.segmenter.channels
+    port = port or Port()
+    if port.read is find_scores:
+        port = replace(port, read=partial(find_scores, head=spec.segmenter.head))
+    output = "probabilities" if port.probabilities else preprocessing.output or "logits"
     segmenter = NetworkSegmenter(
         classes=ClassSet((), (), ()),
         identity={"kind": spec.segmenter.kind},
@@ -307,20 +417,28 @@ def network_segmenter(
         corrected=spec.segmenter.corrected or corrected,
         network=network,
         preprocessor=Preprocessor(preprocessing, device),
-        outputs=0,
-        cut=channels is not None,
-        port=port or Port(),
+        port=port,
     )
     if spec.classes.names is not None:
         own = class_set(spec.classes.names)
     elif own is None:
-        own = numbered_classes(channels or outputs or _count_channels(segmenter))
+        own = numbered_classes(spec.segmenter.channels or _count_classes(segmenter))
         segmenter.notes.append("the classes have no names: they are numbered; [classes] names gives them names")
     if segmenter.corrected:
         segmenter.notes.append(f"the model is corrected already ({segmenter.corrected})")
-    if channels is not None and channels != len(own):
-        raise BldaError(f"channels = {channels}, but {len(own)} classes are named; make them agree")
-    segmenter.outputs = len(own)
+    own, background = with_background(own, spec.classes.background)
+    segmenter.meaning = OutputMeaning(
+        len(own),
+        output,
+        background,
+        cut=spec.segmenter.channels is not None,
+        quantised=preprocessing.quantised,
+        normalised=not port.probabilities,
+        declared=preprocessing.output is not None,
+    )
+    check_channels(spec, segmenter.meaning)
+    if isinstance(port.read, partial) and not segmenter.meaning.cut:
+        segmenter.port = replace(port, read=partial(port.read, channels=segmenter.meaning.channels))
     segmenter.classes, segmenter.grouping = resolve_classes(spec.classes, own)
     segmenter.identity = {
         **identity,
@@ -328,6 +446,8 @@ def network_segmenter(
         "classes": list(own.names),
         "groups": {name: list(members) for name, members in spec.classes.groups.items()},
         **({"corrected": segmenter.corrected} if segmenter.corrected else {}),
+        **({} if spec.segmenter.head is None else {"head": spec.segmenter.head}),
+        **({} if background is None else {"background": background}),
     }
     return segmenter
 
@@ -371,24 +491,27 @@ def _check_bands(network: Network, section: PreprocessingSection) -> None:
         )
 
 
-def _count_channels(segmenter: NetworkSegmenter) -> int:
-    grey = torch.full((1, segmenter.preprocessor.section.channels, 256, 256), 127.0, device=segmenter.device)
+def _count_classes(segmenter: NetworkSegmenter) -> int:
+    """How many classes the network decides between: as many as its channels, but two where it has one."""
+    section = segmenter.preprocessor.section
+    grey = torch.full((1, section.channels, *(section.size or PROBE_SIZES[0])), 127.0, device=segmenter.device)
     try:
         with torch.no_grad():
             scores = segmenter._run(segmenter.network, segmenter.network_input(grey))
+        check_scores(scores, 1, None)
     except BldaError as error:
         raise BldaError(f"cannot count the classes: {error}; or name them under [classes]") from error
-    check_scores(scores, 1, None, cut=True)
-    return scores.shape[1]
+    return max(2, scores.shape[1])
 
 
 def _as_json(section: PreprocessingSection) -> dict[str, Any]:
     """A preprocessing as it is recorded; what came with later versions only where it is given."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+    values["output"] = section.output or "logits"
     return {key: value for key, value in values.items() if value is not None or key not in _LATER}
 
 
-_LATER = ("bands", "range", "layout")
+_LATER = ("bands", "range", "bits", "layout", "quantised", "margin")
 
 
 def _half(device: torch.device) -> torch.dtype:

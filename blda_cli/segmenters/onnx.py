@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,9 +67,8 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
         network,
         device,
         {"kind": "onnx", "path": path.name, "weights": file_digest(path)},
-        port=Port(batch=batch if isinstance(batch, int) else None),
+        port=Port(batch=batch if isinstance(batch, int) else None, traced=True),
         preprocessing=preprocessing,
-        outputs=network.channels,
         notes=notes,
         corrected=session.get_modelmeta().custom_metadata_map.get(CORRECTION),
     )
@@ -86,25 +86,20 @@ def open_session(model: Path | bytes, device: torch.device) -> Any:
 
 
 class OnnxNetwork:
-    """An onnxruntime session as a function on tensors.
-
-    Of several outputs the one called ``out`` or ``logits`` counts, else the first.
-
-    Attributes:
-        channels: number of the output's channels, None where the file leaves it open.
-    """
+    """An onnxruntime session as a function on tensors."""
 
     def __init__(self, session: Any, device: torch.device) -> None:
         self._session = session
         self._device = device
         self._input = session.get_inputs()[0]
-        outputs = session.get_outputs()
-        self._output = next((one for one in outputs if one.name in ("out", "logits")), outputs[0])
-        shape = self._output.shape
-        self.channels: int | None = shape[1] if len(shape) in (2, 4) and isinstance(shape[1], int) else None
+        self._outputs = [one.name for one in session.get_outputs()]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Run float ``[N, 3, H, W]`` through the network; the output is on the device given."""
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Run float ``[N, 3, H, W]`` through the network; its outputs by name, on the device given."""
         array = images.to("cpu", _INPUT_TYPES[self._input.type]).contiguous().numpy()
-        (output,) = self._session.run([self._output.name], {self._input.name: array})
-        return torch.from_numpy(output).to(self._device)
+        results = self._session.run(self._outputs, {self._input.name: array})
+        return {
+            name: torch.from_numpy(result).to(self._device)
+            for name, result in zip(self._outputs, results, strict=True)
+            if isinstance(result, np.ndarray) and result.dtype.kind in "fiub"
+        }

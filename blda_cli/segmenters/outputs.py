@@ -1,12 +1,13 @@
-"""From a network's output to scores per class: which tensor, what its values mean, its size.
+"""From a network's output to logits of the classes: which tensor, what its values mean, where they lie.
 
-*Scores* are what the network gives per class: logits, or probabilities. Both are resized as they are, and only then
+*Scores* are what the network gives per channel: logits, or probabilities. Both are resized as they are, and only then
 are probabilities turned into logits, as the networks' own code does it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,37 +15,151 @@ from torch import Tensor
 
 from blda_cli.errors import BldaError
 
+Output = Literal["logits", "probabilities", "sigmoid"]
+"""What a network gives: ``[preprocessing] output``."""
+
 # Below 2⁻²⁴ a probability computed in single precision as one minus the others is not known; it is also the smallest
 # one that half precision holds.
 SMALLEST_PROBABILITY = 2.0**-24
 
-_PADDED_TO = (8, 14, 16, 32, 64, 128)
-_OUTPUT_STRIDES = (1, 2, 4, 8, 14, 16, 32)
+_MAIN_NAMES = ("out", "logits")
+"""Names that frameworks give to a network's main output: torchvision's, and those of transformers and exporters."""
+
+_DEEPEST = 4
+"""How deep outputs may be nested in one another."""
+
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The types that everything after the network computes with."""
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The scores among what a network returned.
+def named_outputs(output: object) -> dict[str, Tensor]:
+    """The values that a network returned, by name.
 
     Args:
-        output: a tensor; a mapping (also of the Hugging Face kind), whose ``"out"``, ``"logits"`` or else first
-            entry counts; an object with ``.logits``; a sequence, whose first entry counts.
+        output: a tensor; or mappings, sequences, data classes and named tuples of tensors, in one another.
+
+    Returns:
+        Every tensor under its key, position or field; of nested ones, the names joined by dots (``"out.0"``). A lone
+        tensor is called ``"output"``. What is no tensor is left out.
+    """
+    return {".".join(path) or "output": value for path, value in _walk(output, ())}
+
+
+def _walk(output: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    if isinstance(output, Tensor):
+        yield path, output
+    elif len(path) < _DEEPEST:
+        for name, value in _entries(output):
+            yield from _walk(value, (*path, name))
+
+
+def _entries(output: object) -> list[tuple[str, Any]]:
+    """The entries of a container with their names; none where it is no container."""
+    if isinstance(output, Mapping):
+        return [(str(key), value) for key, value in output.items()]
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return list(zip(output._fields, output, strict=True))
+    if isinstance(output, Sequence) and not isinstance(output, str | bytes):
+        return [(str(place), value) for place, value in enumerate(output)]
+    if is_dataclass(output) and not isinstance(output, type):
+        return [(one.name, getattr(output, one.name)) for one in fields(output)]
+    return [(name, value) for name, value in getattr(output, "__dict__", {}).items() if not name.startswith("_")]
+
+
+def find_scores(output: object, head: str | int | None = None, channels: int | None = None) -> Tensor:
+    """The scores among what a network returned.
+
+    Without ``head``: the one called ``out`` or ``logits``; else, of the outputs that have the channels wanted and are
+    not called auxiliary, the one of the largest size.
+
+    Args:
+        output: what the network returned, as for `named_outputs`.
+        head: name or position of the one that is meant; it may be a container, which is then looked through.
+        channels: how many the scores have; None where that is not known.
 
     Returns:
         The tensor.
 
     Raises:
-        BldaError: there is none.
+        BldaError: there is none, none is called so, or several could be meant; the message lists them.
     """
+    found = named_outputs(output)
+    if not found:
+        raise BldaError(
+            f"the network returns {type(output).__name__}, not a tensor, a dict with one or a tuple of them"
+        )
     if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and output:
-        named = [output[key] for key in ("out", "logits") if key in output]
-        return first_tensor(named[0] if named else next(iter(output.values())))
-    if hasattr(output, "logits"):
-        return first_tensor(output.logits)
-    if isinstance(output, Sequence) and not isinstance(output, str) and output:
-        return first_tensor(output[0])
-    raise BldaError(f"the network returns {type(output).__name__}, not a tensor, a dict with one or a tuple of them")
+        return output  # there is no choice, whatever the head is called where the network has several
+    if head is not None:
+        found = _called(output, found, head)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return _main_output(found, channels)
+
+
+def _called(output: object, found: dict[str, Tensor], head: str | int) -> dict[str, Tensor]:
+    """The outputs under a name, or else at a position."""
+    entries = _entries(output)
+    name = str(head)
+    if not any(key == name or key.startswith(f"{name}.") for key in found):
+        try:
+            name = entries[int(head)][0]
+        except (ValueError, IndexError):
+            name = ""
+    chosen = {key: value for key, value in found.items() if name and (key == name or key.startswith(f"{name}."))}
+    if not chosen:
+        raise BldaError(f"head = {head!r} is none of the network's outputs: {_listing(found)}")
+    return chosen
+
+
+def _main_output(found: dict[str, Tensor], channels: int | None) -> Tensor:
+    """The main output of several, by the frameworks' conventions."""
+    candidates = {name: value for name, value in found.items() if _may_be_scores(value)} or found
+    for convention in _MAIN_NAMES:
+        named = {name: value for name, value in candidates.items() if convention in name.split(".")}
+        if named:
+            candidates = named
+            break
+    else:
+        main = {name: value for name, value in candidates.items() if "aux" not in name.lower()}
+        candidates = main or candidates
+    maps = {name: value for name, value in candidates.items() if value.ndim == 4}
+    candidates = maps or candidates
+    if channels is not None:
+        for wanted in (channels, 1):  # one channel decides between two classes
+            fitting = {name: one for name, one in candidates.items() if wanted in (one.shape[1], one.shape[-1])}
+            if fitting or channels != 2:
+                break
+        candidates = fitting or candidates
+    elif len({value.shape[1] for value in candidates.values() if value.ndim > 1}) > 1:
+        raise _several(candidates)  # how many classes there are would tell
+    sizes = {
+        name: value.numel() // max(1, value.shape[1] if value.ndim > 1 else 1) for name, value in candidates.items()
+    }
+    largest = max(sizes.values())
+    candidates = {name: value for name, value in candidates.items() if sizes[name] == largest}
+    first = next(iter(candidates.values()))
+    if not all(value is first for value in candidates.values()):
+        raise _several(candidates)
+    return first
+
+
+def _may_be_scores(value: Tensor) -> bool:
+    """Whether a tensor can be scores of images by type and dimensions: no loss, no class ids."""
+    return value.ndim >= 2 and (value.is_floating_point() or value.is_quantized or value.is_complex())
+
+
+def _several(found: Mapping[str, Tensor]) -> BldaError:
+    return BldaError(
+        f"the network returns several outputs that could be meant: {_listing(found)}; say which under [segmenter], "
+        f"e.g. head = {next(iter(found))!r}"
+    )
+
+
+def _listing(found: Mapping[str, Tensor]) -> str:
+    """Names and shapes, for a message."""
+    shown = [f"{name} {list(value.shape)}" for name, value in list(found.items())[:12]]
+    return ", ".join(shown) + (f" and {len(found) - 12} more" if len(found) > 12 else "")
 
 
 def mask_class_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -78,77 +193,281 @@ def log_probabilities(scores: Tensor) -> Tensor:
     return (scores / total).clamp_min(SMALLEST_PROBABILITY).log()
 
 
-def check_scores(scores: Tensor, images: int, outputs: int | None, cut: bool) -> None:
-    """Refuse what cannot be scores of the classes, by its type and shape alone.
+def log_odds(probabilities: Tensor) -> Tensor:
+    """Logits from sigmoids, each channel a probability of its own.
+
+    Args:
+        probabilities: in 0..1, of any shape.
+
+    Returns:
+        ``log(p / (1 - p))``, ``p`` clamped to 2⁻²⁴ .. 1 − 2⁻²⁴; float32.
+    """
+    clamped = probabilities.float().clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+    return clamped.log() - torch.log1p(-clamped)
+
+
+@dataclass(frozen=True)
+class OutputMeaning:
+    """What the channels of a network's output stand for.
+
+    Attributes:
+        classes: how many classes there are.
+        output: what the numbers are.
+        background: the class that no channel stands for: it wins where none of the others is above ½. None: every
+            class has a channel, unless there is but one channel, which then decides between two classes.
+        cut: the network may have more channels; the first ones are used.
+        quantised: scale and zero point of scores that are whole numbers.
+        normalised: probabilities sum to 1 over the classes.
+        declared: the user said what the numbers are; else they are taken to be logits.
+    """
+
+    classes: int
+    output: Output = "logits"
+    background: int | None = None
+    cut: bool = False
+    quantised: tuple[float, float] | None = None
+    normalised: bool = True
+    declared: bool = False
+
+    @property
+    def channels(self) -> int:
+        """How many channels of the output are used, unless it has but one."""
+        return self.classes - (self.background is not None)
+
+    def used(self, scores: Tensor) -> Tensor:
+        """The channels that are used, ``[N, channels or 1, *spatial]``."""
+        return scores[:, : self.channels]
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Logits of the classes.
+
+        Args:
+            scores: ``[N, channels, *spatial]``, or one channel for two classes.
+
+        Returns:
+            ``[N, classes, *spatial]``.
+        """
+        if self.output == "probabilities":
+            return log_probabilities(scores)
+        if self.output == "sigmoid":
+            scores = log_odds(scores)
+        place = self.background
+        if place is None and scores.shape[1] < self.classes:
+            place = 0
+        if place is None:
+            return scores
+        # The log-odds of ½: what is not more likely than not to be one of the others is background.
+        return torch.cat([scores[:, :place], torch.zeros_like(scores[:, :1]), scores[:, place:]], dim=1)
+
+
+def plain_scores(scores: Tensor, quantised: tuple[float, float] | None) -> Tensor:
+    """Scores as plain floating-point numbers, those that are quantised with a known scale converted.
 
     Args:
         scores: what the network gave.
-        images: how many it was given.
-        outputs: how many channels there should be; None where that is not known.
-        cut: whether more would do, as the first ``outputs`` are kept.
+        quantised: scale and zero point of scores that are whole numbers: ``scale · (stored − zero point)``.
 
     Raises:
-        BldaError: they are class ids or not plain numbers, or have another number of images, dimensions or channels.
+        BldaError: they are complex, sparse, without values, of an unusual precision, or class ids.
     """
     shape = list(scores.shape)
-    strange = "sparse" if scores.layout is not torch.strided else "quantised" if scores.is_quantized else ""
-    strange = "complex" if scores.is_complex() else "meta" if scores.is_meta else strange
+    if scores.is_quantized:
+        return scores.dequantize()
+    strange = "complex" if scores.is_complex() else "meta" if scores.is_meta else ""
+    strange = "sparse" if scores.layout is not torch.strided else strange
     if strange:
         raise BldaError(f"the model gives a {strange} tensor {shape}: plain floating-point numbers are needed")
-    if not scores.is_floating_point():
+    kind = str(scores.dtype).removeprefix("torch.")
+    if scores.is_floating_point():
+        if scores.dtype not in _COMPUTED:
+            raise BldaError(f"the model gives {kind} values {shape}: return float32, as scores.float() does")
+        return scores
+    if quantised is not None:
+        scale, zero = quantised
+        return (scores.float() - zero) * scale
+    if scores.dtype is torch.bool or scores.ndim < 4 or 1 in (scores.shape[1], scores.shape[3]):
         raise BldaError(
-            f"the model gives {str(scores.dtype).removeprefix('torch.')} values {shape}: class ids, not logits; "
-            "take the argmax out of it"
+            f"the model gives {kind} values {shape}: class ids, not logits; return what its argmax or threshold is "
+            "taken of"
         )
+    raise BldaError(
+        f"the model gives {kind} values {shape}: class ids, not logits, or quantised scores; return floating-point "
+        "scores, or give quantised = [scale, zero point] under [preprocessing]"
+    )
+
+
+def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence[int] | None) -> tuple[Tensor, bool]:
+    """Turn scores round whose channels come last.
+
+    Args:
+        scores: ``[N, C, h, w]`` or ``[N, h, w, C]``; others pass through.
+        meaning: how many channels there should be; None where that is not known.
+        size: (height, width) of the network's input; None where that is not known.
+
+    Returns:
+        ``[N, C, h, w]``, and whether it was turned.
+
+    Raises:
+        BldaError: it could be either.
+    """
+    if scores.ndim != 4:
+        return scores, False
+    first, last = _counts(scores.shape[1], meaning), _counts(scores.shape[3], meaning)
+    if meaning is not None and first != last:
+        maps = (scores.shape[1:3], scores.shape[2:]) if last else (scores.shape[2:], scores.shape[1:3])
+        doubtful = size is not None and not _fits(maps[0], size) and _fits(maps[1], size)
+        if not doubtful:
+            return (scores.permute(0, 3, 1, 2), True) if last else (scores, False)
+    elif meaning is not None and not first:
+        return scores, False
+    if size is None:
+        return scores, False
+    for fits in (_covers, _fits):
+        as_first, as_last = fits(scores.shape[2:], size), fits(scores.shape[1:3], size)
+        if as_first and as_last:
+            break
+        if as_first or as_last:
+            return (scores.permute(0, 3, 1, 2), True) if as_last else (scores, False)
+    else:
+        return scores, False
+    raise BldaError(
+        f"the model gives {list(scores.shape)} for an input of {size[0]}x{size[1]}: [N, C, H, W] or [N, H, W, C]?; "
+        "[N, C, H, W] is needed: run it on images of another shape, or return scores.permute(0, 3, 1, 2) if the "
+        "channels come last"
+    )
+
+
+def _counts(channels: int, meaning: OutputMeaning | None) -> bool:
+    """Whether so many channels are what is wanted."""
+    if meaning is None:
+        return False
+    one = channels == 1 and meaning.classes == 2
+    return channels == meaning.channels or one or (meaning.cut and channels > meaning.channels)
+
+
+def _covers(scores: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether a map has the size of the network's input or a fraction of it, but for rounding and padding."""
+    return coverage((scores[0], scores[1]), (size[0], size[1])) is not None
+
+
+def _fits(scores: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether a map has the shape of the network's input, or lacks an equal margin of it."""
+    (height, width), (h, w) = size, scores
+    return height - h == width - w >= 0 or abs(h * width - w * height) <= max(height, width)
+
+
+def check_scores(scores: Tensor, images: int, meaning: OutputMeaning | None) -> None:
+    """Refuse what cannot be scores of the classes, by its shape alone.
+
+    Args:
+        scores: what the network gave, channels first.
+        images: how many it was given.
+        meaning: what the channels should be; None where that is not known.
+
+    Raises:
+        BldaError: they have another number of images, dimensions or channels.
+    """
+    shape = list(scores.shape)
     if scores.ndim not in (2, 4):
         raise BldaError(
             f"the model gives an output of shape {shape}; [N, C, H, W] is needed, or [N, C] of a classifier"
         )
     if scores.shape[0] != images:
-        raise BldaError(f"the model gives {scores.shape[0]} images for {images}, as an output of shape {shape}")
+        way = "; does it take one number of images only? --batch-size 1 runs them one by one" if images > 1 else ""
+        raise BldaError(f"the model gives {scores.shape[0]} images for {images}, as an output of shape {shape}{way}")
     if 0 in shape:
         raise BldaError(f"the model gives an output of shape {shape}: there is nothing in it")
-    if outputs is not None and scores.ndim == 4 and scores.shape[3] == outputs != scores.shape[1]:
+    if meaning is None or _counts(shape[1], meaning):
+        return
+    if shape[1] == 1:
         raise BldaError(
-            f"the model gives {shape}, channels last ([N, H, W, C]); [N, C, H, W] is needed: scores.permute(0, 3, 1, 2)"
+            f"the model gives one channel, {shape}, but {meaning.classes} classes are named: one channel decides "
+            "between two classes (name both, or the other one as background under [classes]); class ids need their "
+            "argmax taken out of the model"
         )
-    if scores.shape[1] == 1 and outputs != 1:
-        raise BldaError(
-            f"the model gives one channel, {shape}: class ids, or one score of two classes; give it one logit per "
-            "class (for a score x of the second: torch.cat([torch.zeros_like(x), x], dim=1))"
-        )
-    if outputs is not None and (scores.shape[1] < outputs or (scores.shape[1] > outputs and not cut)):
-        way_out = (
-            f"channels = {outputs} keeps the first {outputs}" if scores.shape[1] > outputs else "name its own classes"
-        )
-        raise BldaError(f"the model gives {scores.shape[1]} channels, but {outputs} classes are named: {way_out}")
+    apart = " besides the background" if meaning.background is not None else ""
+    raise BldaError(
+        f"the model gives {shape[1]} channels, but {meaning.channels} classes are named{apart}: name what each of its "
+        "channels stands for, in their order, under [classes]"
+    )
 
 
-def check_meaning(scores: Tensor, probabilities: bool) -> None:
-    """Refuse probabilities where logits are said to be given, and the reverse. Waits for the device.
+def check_meaning(scores: Tensor, meaning: OutputMeaning) -> bool:
+    """Refuse numbers that are something else than they are said to be. Waits for the device.
 
     Args:
-        scores: ``[N, C, *spatial]``.
-        probabilities: what they are said to be.
+        scores: ``[N, C, *spatial]``, all channels.
+        meaning: what they are said to be.
+
+    Returns:
+        Whether that is settled; False where they lie within 0..½, as sigmoids of an image without any of the classes
+        do.
 
     Raises:
-        BldaError: they are the other; the message says what to set.
+        BldaError: they look like probabilities, sigmoids, logits or class ids instead; the message says what to set.
     """
+    scores = scores.detach().float()
     lowest, highest = (float(value) for value in scores.aminmax())
-    if probabilities:
+    whole = bool((scores == scores.round()).all())
+    single = scores.shape[1] == 1
+    within = lowest >= 0 and highest <= 1
+    total = scores.sum(dim=1)
+    # Half precision's and a softmax's own rounding stay well below a hundredth, logits that happen to sum to 1
+    # everywhere do not exist.
+    sums_to_one = not single and bool(((total - 1).abs() < 1e-2).all())
+    a_mask = within and lowest < highest and (single or sums_to_one)
+    if whole and (a_mask or (single and meaning.output != "sigmoid")):
+        raise BldaError(
+            f"the model gives whole numbers, {lowest:.0f} to {highest:.0f}: class ids or a mask, not scores; return "
+            "what its argmax or threshold is taken of"
+        )
+    if meaning.output == "sigmoid":
+        if not within:
+            raise BldaError(
+                f"the model's output is said to be sigmoids but goes from {lowest:.3g} to {highest:.3g}: set output = "
+                '"logits"'
+            )
+        if sums_to_one and meaning.background is None and scores.shape[1] > 1:
+            raise BldaError(
+                "the model's output is said to be sigmoids but sums to 1 over the classes, as a softmax does: set "
+                'output = "probabilities"'
+            )
+    elif meaning.output == "probabilities":
         if lowest < 0:
             raise BldaError(
                 f'the model\'s output is said to be probabilities but goes down to {lowest:.3g}: set output = "logits"'
             )
-        return
-    # Half precision's and a softmax's own rounding stay well below a hundredth, logits that happen to sum to 1
-    # everywhere do not exist.
-    if lowest >= 0 and highest <= 1 and bool(((scores.sum(dim=1, dtype=torch.float32) - 1).abs() < 1e-2).all()):
+        if meaning.normalised and float((total - 1).abs().mean()) > _FAR_FROM_ONE:
+            raise BldaError(
+                f"the model's output is said to be probabilities but sums to {float(total.min()):.3g} to "
+                f'{float(total.max()):.3g} over the classes: set output = "sigmoid" if each channel is a probability '
+                "of its own"
+            )
+    elif sums_to_one and within:
         raise BldaError(
             'the model gives probabilities (they sum to 1), not logits: set output = "probabilities" under '
             "[preprocessing], or better, take its softmax out"
         )
+    elif within and lowest < highest and not meaning.declared and scores.numel() >= _MANY:
+        if highest <= 1 / 2:
+            return False
+        raise BldaError(
+            f"the model gives values from {lowest:.3g} to {highest:.3g}, which look like sigmoids, not logits: set "
+            'output = "sigmoid" under [preprocessing], or "logits" if they are that all the same'
+        )
+    return True
 
+
+DOUBTFUL = (
+    'the model gives values within 0 and one half: if they are sigmoids, set output = "sigmoid" under [preprocessing]'
+)
+"""A remark on values that `check_meaning` leaves open."""
+
+_MANY = 256
+"""Numbers from which on logits do not lie within 0..1 by chance; an image's answer of a classifier may."""
+
+_FAR_FROM_ONE = 0.05
+"""How far the sums of probabilities may lie from 1 on average; what 8 bits round stays below it."""
 
 LARGEST_LOGIT = 2.0**64
 """What is larger is no logit: its square and its sums leave the range of single precision."""
@@ -184,28 +503,41 @@ def check_range(logits: Tensor, names: Sequence[str]) -> float:
     return max(largest)
 
 
-def padded_size(scores: tuple[int, int], network_input: tuple[int, int]) -> tuple[int, int]:
-    """The size of what the scores cover, where a network padded its input and left the padding in its output.
+_PADDED_TO = (2, 4, 8, 14, 16, 32, 64, 128)
+_OUTPUT_STRIDES = (1, 2, 4, 8, 14, 16, 32)
 
-    Padding is taken to be there where the output is not a common fraction (1, ½, ¼, ...) of the input but is one of
-    the input rounded up to a multiple (of 8, 14, 16, 32, 64 or 128); and to be below and on the right, where every
-    common framework puts it.
+
+def coverage(
+    scores: tuple[int, int], network_input: tuple[int, int], stride: float | None = None
+) -> tuple[int, int] | None:
+    """The size of what the scores cover: the network's input, or that with padding which the network added.
+
+    The scores cover the input where their size is a common fraction (1, ½, ¼, ...) of it, rounded either way, or one
+    more than that, as layers with aligned corners give. Padding is taken to be there where the output is such a
+    fraction of the input rounded up to a multiple (of 2, 4, 8, 14, 16, 32, 64 or 128); and to be below and on the
+    right, where every common framework puts it.
 
     Args:
         scores: (height, width) of the output.
         network_input: (height, width) of the input.
+        stride: of the output, where it is known; None: any common one.
 
     Returns:
-        (height, width) of the padded input; ``network_input`` itself where nothing speaks for padding.
+        (height, width) of the input or the padded input; None where the size has neither explanation.
     """
-    for stride in _OUTPUT_STRIDES:
-        if all(got in (size // stride, -(-size // stride)) for got, size in zip(scores, network_input, strict=True)):
+    strides = _OUTPUT_STRIDES if stride is None else [one for one in _OUTPUT_STRIDES if one == stride]
+    for one in strides:
+        if all(got in (size // one, -(-size // one)) for got, size in zip(scores, network_input, strict=True)):
             return network_input
     for multiple in _PADDED_TO:
         height, width = (-(-size // multiple) * multiple for size in network_input)
-        if any(scores == (height // stride, width // stride) for stride in _OUTPUT_STRIDES if multiple % stride == 0):
+        if any(scores == (height // one, width // one) for one in strides if multiple % one == 0):
             return height, width
-    return network_input
+    for one in strides:
+        pairs = zip(scores, network_input, strict=True)
+        if one > 1 and all(size // one <= got <= -(-size // one) + 1 for got, size in pairs):
+            return network_input
+    return None
 
 
 def fit_scores(scores: Tensor, covered: tuple[int, int], content: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -223,11 +555,12 @@ def fit_scores(scores: Tensor, covered: tuple[int, int], content: tuple[int, int
     if scores.ndim == 2:
         return scores
     if covered != content:
-        scores = _resize(scores, covered)[..., : content[0], : content[1]]
-    return _resize(scores, size)
+        scores = resize_scores(scores, covered)[..., : content[0], : content[1]]
+    return resize_scores(scores, size)
 
 
-def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_scores(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize scores ``[N, C, h, w]`` to (height, width), bilinear, ``align_corners=False``."""
     if tuple(scores.shape[-2:]) == size:
         return scores
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)

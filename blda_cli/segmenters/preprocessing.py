@@ -35,6 +35,10 @@ class Preprocessor:
         """
         if self.section.size is not None:
             images = resize_images(images, self.section.size)
+        return self.normalise(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Preprocess images without resizing them."""
         if self.section.color == "bgr":
             images = images.flip(1)
         if self.section.scale is None:

@@ -44,7 +44,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     if spec.segmenter.weights is not None:
         if module is None:
             raise BldaError(f"{factory} returns {type(network).__name__}, no torch.nn.Module: it takes no weights file")
-        load_weights(module, spec.segmenter.weights)
+        load_weights(module, spec.segmenter.weights, spec.segmenter.weights_key)
     identity = {
         "kind": "python",
         "factory": f"{Path(factory.rpartition(':')[0]).name.removesuffix('.py')}:{factory.rpartition(':')[2]}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blda_cli.data.classes import Color
+from blda_cli.data.encodings import check_encoding_name, custom_encoding
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.kinds import KINDS
@@ -34,6 +35,12 @@ class NetworkSection:
     )
     arguments: Mapping[str, Any] = setting({}, "Keyword arguments of the factory.")
     weights: Path | None = setting(None, "`.safetensors`, or `.pth` read with weights_only.")
+    weights_key: str | None = setting(
+        None, "Key or prefix of the network's weights in a file that holds several, e.g. `ema_model`."
+    )
+    head: str | int | None = setting(
+        None, "Name or position of the output that is used, of a network with several.", form="a name or a position"
+    )
     channels: int | None = setting(None, "Keep the first so many outputs.", at_least=1, at_most=1 << 16)
     norm_weight: float | None = setting(
         None,
@@ -83,7 +90,11 @@ class PreprocessingSection:
         at_least=1,
         at_most=1 << 12,
     )
-    output: Literal["logits", "probabilities"] = setting("logits", "What the network gives.")
+    output: Literal["logits", "probabilities", "sigmoid"] | None = setting(
+        None,
+        "What the network gives: logits (the default), probabilities of a softmax, or sigmoids, each channel a "
+        "probability of its own.",
+    )
     bands: tuple[int | str, ...] | None = setting(
         None,
         "In place of `color`: the bands that the network takes, in its order.",
@@ -96,14 +107,37 @@ class PreprocessingSection:
         "integer type.",
         form="[low, high]",
     )
+    bits: int | None = setting(
+        None,
+        "Bits that the stored values use, where these are fewer than the file's type has: 12 of 16.",
+        at_least=1,
+        at_most=32,
+    )
     layout: Literal["hwc", "chw"] | None = setting(
         None, "The axes of images that are .npy or .npz arrays, where their lengths leave it open."
+    )
+    margin: int | None = setting(
+        None,
+        "Pixels that the network's output lacks of its input, in all, as its convolutions are not padded: images are "
+        "mirrored beyond their borders by half of it on each side.",
+        at_least=1,
+        at_most=1 << 12,
+    )
+    quantised: tuple[float, float] | None = setting(
+        None,
+        "Scale and zero point of scores that are whole numbers: scale times (stored minus zero point).",
+        form="[scale, zero point]",
     )
 
     @property
     def pixels(self) -> PixelFormat:
         """Which samples of a file are read, and on which scale."""
-        return PixelFormat(self.bands or (), self.range, self.layout)
+        return PixelFormat(self.bands or (), self.full_range, self.layout)
+
+    @property
+    def full_range(self) -> tuple[float, float] | None:
+        """The stored values that become 0 and 255, where they are said."""
+        return self.range if self.bits is None else (0.0, 2.0**self.bits - 1)
 
     @property
     def channels(self) -> int:
@@ -132,6 +166,11 @@ class ClassesSection:
         "The classes to work in, each made of some of `names`; empty: the classes themselves.",
         form="a list of different class names",
     )
+    background: str | None = setting(
+        None,
+        "A class that no channel stands for: it wins where none of the others is above one half. It stands first, or "
+        "where `names` has it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -143,6 +182,9 @@ class LabelsSection:
         {},
         'Class name of each value found in the label files; a value is an id, or a colour as "R,G,B". What is not '
         "named is ignored.",
+    )
+    orientation: Literal["shown", "stored"] | None = setting(
+        None, "How labels lie of images that EXIF turns: as these are shown, or as they are stored."
     )
 
 
@@ -162,13 +204,14 @@ class SegmenterSpec:
     folder: Path = field(default_factory=Path.cwd)
 
 
-def parse_model(model: str, weights: Path | None = None) -> SegmenterSpec:
-    """Parse ``--model`` and ``--weights``.
+def parse_model(model: str, weights: Path | None = None, weights_key: str | None = None) -> SegmenterSpec:
+    """Parse ``--model``, ``--weights`` and ``--weights-key``.
 
     Args:
         model: a TOML file or a short form: ``hf:NAME`` or ``hf:FOLDER``, a folder with ``config.json``, ``net.pt2``,
             ``net.ts``, ``net.onnx``, ``module:factory``, ``logits:DIR``.
-        weights: replaces the TOML's ``weights``.
+        weights: replaces the TOML's ``weights`` and ``weights_key``.
+        weights_key: replaces the TOML's ``weights_key``.
 
     Returns:
         The description, its paths resolved.
@@ -181,7 +224,11 @@ def parse_model(model: str, weights: Path | None = None) -> SegmenterSpec:
     if weights is not None:
         if "weights" not in KINDS[spec.segmenter.kind].optional:
             raise BldaError(f"--weights: {spec.segmenter.kind} models hold their weights themselves; leave it out")
-        spec = replace(spec, segmenter=replace(spec.segmenter, weights=weights))
+        spec = replace(spec, segmenter=replace(spec.segmenter, weights=weights, weights_key=None))
+    if weights_key is not None:
+        if spec.segmenter.weights is None:
+            raise BldaError("--weights-key chooses among the networks of a weights file: give --weights too")
+        spec = replace(spec, segmenter=replace(spec.segmenter, weights_key=weights_key))
     return spec
 
 
@@ -289,9 +336,17 @@ def _short_form(model: str) -> NetworkSection:
 def _read_spec(file: Path) -> SegmenterSpec:
     table = read_toml(file)
     spec = read(SegmenterSpec, table, file)
+    try:
+        check_encoding_name(spec.labels.encoding)
+        if spec.labels.mapping:
+            custom_encoding(spec.labels.mapping)
+    except BldaError as error:
+        raise BldaError(f"{file}: {error}") from error
     own = spec.preprocessing
     if own.bands is not None and "color" in table["preprocessing"]:
         raise BldaError(f"{file}: preprocessing.bands says the order of the channels: remove color")
+    if own.range is not None and own.bits is not None:
+        raise BldaError(f"{file}: preprocessing.bits = {own.bits} says the range, too: remove one of the two")
     if own.range is not None and own.range[0] >= own.range[1]:
         raise BldaError(f"{file}: preprocessing.range = {list(own.range)} should be [low, high], low below high")
     for name, values in (("mean", own.mean), ("std", own.std)):
@@ -313,12 +368,14 @@ def _in_folder(network: NetworkSection, file: Path) -> NetworkSection:
         BldaError: its kind needs a key that is missing, or does not take one that is there.
     """
     kind, folder = KINDS[network.kind], file.parent
-    for key in ("factory", "path", "arguments", "weights"):
+    for key in ("factory", "path", "arguments", "weights", "weights_key"):
         given = bool(getattr(network, key))
         if key == kind.required and not given:
             raise BldaError(f"{file}: segmenter.{key} is missing: kind {network.kind} needs it")
-        if given and key != kind.required and key not in kind.optional:
+        if given and key != kind.required and key.removesuffix("_key") not in kind.optional:
             raise BldaError(f"{file}: segmenter.{key} means nothing for kind {network.kind}; remove it")
+    if network.weights_key is not None and network.weights is None:
+        raise BldaError(f"{file}: segmenter.weights_key chooses among the networks of weights: give weights too")
     path = network.path
     # A hub name looks like a relative path: it is one where there is no such folder.
     if path is not None and (network.kind != "huggingface" or (folder / path).is_dir()):

@@ -7,7 +7,7 @@ import torch
 
 from blda_cli.errors import BldaError
 from blda_cli.files import file_digest
-from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
+from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
 
@@ -38,4 +38,4 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     except Exception as error:  # a damaged archive fails in many ways
         raise BldaError(f"{path}: not a file of torch.jit.save: {reason(error)}") from error
     identity = {"kind": "torchscript", "path": path.name, "weights": file_digest(path)}
-    return network_segmenter(spec, network, device, identity)
+    return network_segmenter(spec, network, device, identity, port=Port(traced=True))

@@ -39,6 +39,7 @@ class Provenance:
         norm_distance: how far the images' averages lie from the network's own, see
             :attr:`blda_cli.segmenters.norms.ObservedNorms.distance`; of a sum the mean over its images.
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
+        bits: how many bits the images' values use of 16, where the model's description does not say it.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
         doubts: what a look at the model before the run found, a sentence by finding (``weights``, ``description``).
@@ -56,6 +57,7 @@ class Provenance:
     skipped: Mapping[str, str] = field(default_factory=dict)
     merged: tuple["Provenance", ...] = ()
     doubts: Mapping[str, str] = field(default_factory=dict)
+    bits: int | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -200,3 +200,23 @@ def test_training_draws_from_a_new_kind(run: Run, scene: Scene, stacked: Path, t
     assert json.loads(result.stdout)["output"] == str(tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert f"{stacked}#{scene.keys[0]}" in record["data"]
+
+
+def test_bits_that_nothing_says_are_named_and_recorded(run: Run, scene: Scene, tmp_path: Path) -> None:
+    from blda_cli.store.statistics import read_statistics
+
+    folder = tmp_path / "twelve"
+    folder.mkdir()
+    for name in ("a", "b"):
+        values = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{name}.png")
+    options = ["--images", folder, "--device", "cpu", "--output", tmp_path / "s.h5", "--overwrite"]
+    told = run("collect-stats", "--model", scene.model, *options)
+    assert "values use 12 of 16 bits, so that they look dark: bits = 12 under [preprocessing]" in told.stderr
+    assert read_statistics(tmp_path / "s.h5").provenance.bits == 12
+    said = scene.describe("bits.toml", more="\n[preprocessing]\nbits = 12\n")
+    told = run("collect-stats", "--model", said, *options)
+    assert "of 16 bits" not in told.stderr
+    held = read_statistics(tmp_path / "s.h5")
+    assert held.provenance.bits is None
+    assert held.model["preprocessing"]["bits"] == 12

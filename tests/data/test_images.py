@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blda_cli.data.images import find_images
+from blda_cli.data.images import find_images, unsaid_bits
 from blda_cli.data.pillow_images import image_size, read_image
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 
 
@@ -177,3 +178,62 @@ class TestReading:
         assert len(images) == 62
         assert read_image(images[0].path).flags.writeable  # torch warns where not
         assert read_image(images[0].path).shape == (*image_size(images[0].path), 3) == (360, 480, 3)
+
+
+@pytest.mark.parametrize(
+    "suffix", [".jfif", ".jpe", ".mpo", ".jp2", ".j2k", ".avif", ".gif", ".tga", ".dib", ".pbm", ".pnm", ".qoi", ".pcx"]
+)
+def test_every_picture_format_of_pillow_is_found_and_read(tmp_path: Path, suffix: str) -> None:
+    picture = Image.fromarray(gradient().repeat(4, axis=0).repeat(4, axis=1))
+    if suffix == ".pbm":
+        picture = picture.convert("1")
+    kind = {".mpo": "MPO", ".jfif": "JPEG", ".jpe": "JPEG", ".pnm": "PPM"}.get(suffix)
+    try:
+        picture.save(tmp_path / f"a{suffix}", format=kind)
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"this Pillow writes no {suffix}")
+    (image,) = find_images(tmp_path)
+    assert image.read().shape == (48, 80, 3)
+    assert image.size() == (48, 80)
+    assert image.read().std() > 10
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".eps", ".h5", ".fits", ".wmf", ".flc", ".grib"])
+def test_documents_films_and_data_are_no_images(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(b"x")
+    save(tmp_path / "b.png", gradient())
+    assert [image.key for image in find_images(tmp_path)] == ["b"]
+
+
+def test_a_listed_name_may_begin_with_a_hash(tmp_path: Path) -> None:
+    save(tmp_path / "#1.png")
+    save(tmp_path / "2.png")
+    (tmp_path / "list.txt").write_text("# two\n#1.png\n#3.png\n2.png\n")
+    assert [image.key for image in find_images(tmp_path / "list.txt")] == ["#1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits"), [(255, 8), (1000, 10), (4095, 12), (16383, 14), (40000, None), (65535, None)]
+)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_bits_that_16_bit_files_use_are_told(tmp_path: Path, largest: int, bits: int | None, suffix: str) -> None:
+    values = np.linspace(0, largest, 60).astype(np.uint16).reshape(6, 10)
+    save(tmp_path / f"a{suffix}", values)
+    save(tmp_path / f"b{suffix}", values // 2)
+    assert unsaid_bits(find_images(tmp_path)) == bits
+    said = PixelFormat(range=(0, 4095))
+    assert unsaid_bits(find_images(tmp_path, said)) is None
+
+
+def test_bits_make_the_largest_value_white(tmp_path: Path) -> None:
+    values = np.array([[0, 2048, 4095]], np.uint16)
+    save(tmp_path / "a.png", values)
+    (image,) = find_images(tmp_path, PixelFormat(range=(0, 4095)))
+    np.testing.assert_allclose(image.read()[0, :, 0], [0, 2048 * 255 / 4095, 255])
+
+
+def test_a_picture_beyond_pillows_limit_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", gradient())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BldaError, match=r"a\.png has more pixels than Pillow reads .* --slide"):
+        read_image(tmp_path / "a.png")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from blda_cli.core import IGNORE_INDEX as NONE
 from blda_cli.data.classes import ClassSet, class_set, grouped, preset
@@ -199,7 +199,7 @@ class TestOtherDataSets:
     def test_ade20k_by_content_asks_where_it_cannot_tell(self, folders: Folders) -> None:
         ade = class_set("ade20k")
         folders.add("a.jpg", "a.png", np.array([[0, 1, 149]], np.uint8))
-        with pytest.raises(BldaError, match="could be ids or ade20k"):
+        with pytest.raises(BldaError, match=r"could be ids or ade20k"):
             folders.reader(ade)
         folders.add("a.jpg", "a.png", np.array([[0, 1, 150]], np.uint8))
         np.testing.assert_array_equal(folders.read(ade), [[NONE, 0, 149]])
@@ -239,7 +239,7 @@ class TestIdsAndMappings:
 
     def test_an_ignored_value_within_the_classes(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[0, 2, 255]], np.uint8))
-        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), ignore=0), [[NONE, 2, NONE]])
+        np.testing.assert_array_equal(folders.read(class_set(["a", "b", "c"]), "ids", ignore=0), [[NONE, 2, NONE]])
 
     def test_a_mapping_of_values_ignores_the_rest(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[7, 8, 9, 77]], np.uint16) * 100)
@@ -290,7 +290,9 @@ class TestIdsAndMappings:
 
     def test_an_unknown_encoding_lists_the_known(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", LABEL_IDS)
-        with pytest.raises(BldaError, match=r"no label encoding 'citiscapes': one of auto, ids, .*cityscapes"):
+        with pytest.raises(
+            BldaError, match=r"no label encoding 'citiscapes'; do you mean cityscapes\? \(one of auto, "
+        ):
             folders.reader(encoding="citiscapes")
 
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -317,6 +319,188 @@ class TestIdsAndMappings:
         assert label_reader(images, table, classes)(images[0]) == 255
         table.write_text("a,65535\n")
         assert label_reader(images, table, classes)(images[0]) == NONE
+
+
+THREE = class_set(["red", "green", "blue"])
+
+
+class TestWhatFitsByAccident:
+    """Values that could be read in more than one way are asked about."""
+
+    @pytest.mark.parametrize("classes", [class_set(["background", "crack"]), THREE])
+    def test_masks_of_0_and_255(self, folders: Folders, classes: ClassSet) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 255, 255]], np.uint8))
+        with pytest.raises(BldaError, match=r"hold 0 and 255 alone: give the label encoding mask if 255 .* or ids"):
+            folders.reader(classes)
+        np.testing.assert_array_equal(folders.read(classes, "ids"), [[0, NONE, NONE]])
+        if len(classes) == 2:
+            np.testing.assert_array_equal(folders.read(classes, "mask"), [[0, 1, 1]])
+        else:
+            with pytest.raises(BldaError, match="mask is of two classes, the model has 3"):
+                folders.read(classes, "mask")
+
+    def test_a_mask_of_one_bit_is_of_ids(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", Image.fromarray(np.array([[False, True]])))
+        np.testing.assert_array_equal(folders.read(class_set(["background", "crack"])), [[0, 1]])
+
+    def test_ids_from_1(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 1, 2, 3]], np.uint8))
+        with pytest.raises(BldaError, match=r"ids-from-1 if they count from 1 and 0 has no class, or --ignore-label 3"):
+            folders.reader(THREE)
+        np.testing.assert_array_equal(folders.read(THREE, "ids-from-1"), [[NONE, 0, 1, 2]])
+        np.testing.assert_array_equal(folders.read(THREE, ignore=0), [[NONE, 0, 1, 2]])
+        np.testing.assert_array_equal(folders.read(THREE, ignore=3), [[0, 1, 2, NONE]])
+
+    def test_ids_from_1_of_which_the_last_is_absent(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 1, 2]], np.uint8))
+        with pytest.raises(
+            BldaError, match=r"--ignore-label 0 leaves no label of class 0, 'red': .* ids-from-1 .* ids"
+        ):
+            folders.reader(THREE, ignore=0)
+        np.testing.assert_array_equal(folders.read(THREE, "ids-from-1"), [[NONE, 0, 1]])
+
+    def test_many_ids_from_1(self, folders: Folders) -> None:
+        classes = class_set([f"thing {index}" for index in range(300)])
+        folders.add("a.png", "a.png", np.array([[0, 1, 255, 300, 65535]], np.uint16))
+        np.testing.assert_array_equal(folders.read(classes, "ids-from-1"), [[NONE, 0, 254, 299, NONE]])
+
+    def test_label_ids_that_are_train_ids_too(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[7, 8, 11, 17]], np.uint8))
+        with pytest.raises(BldaError, match=r"could be .*cityscapes-train-ids.* or cityscapes-ids"):
+            folders.reader()
+        np.testing.assert_array_equal(folders.read(encoding="cityscapes-ids"), [[0, 1, 2, 5]])
+
+    def test_a_folder_called_after_a_data_set(self, tmp_path: Path) -> None:
+        (tmp_path / "CamVid").mkdir()
+        folders = Folders(tmp_path / "CamVid")
+        folders.add("a.png", "a.png", np.array([[0, 3, 8]], np.uint8))
+        with pytest.raises(BldaError, match=r"called after a data set .* camvid or ids"):
+            folders.reader()
+        np.testing.assert_array_equal(folders.read(encoding="cityscapes-train-ids"), [[0, 3, 8]])
+        np.testing.assert_array_equal(folders.read(CAMVID), [[0, 3, 8]])
+
+    def test_palettes_that_differ_are_no_ids(self, folders: Folders) -> None:
+        red, green = (255, 0, 0), (0, 255, 0)
+        folders.add("a.png", "a.png", with_palette(np.array([[0, 1]], np.uint8), {0: red, 1: green}))
+        folders.add("b.png", "b.png", with_palette(np.array([[0, 1]], np.uint8), {0: green, 1: red}))
+        with pytest.raises(
+            BldaError, match=r"value 0 is of the colour 255,0,0 in .* 0,255,0 in .*own palette, not ids"
+        ):
+            folders.reader(THREE)
+        np.testing.assert_array_equal(folders.read(THREE, "ids"), [[0, 1]])
+        mapping = custom_encoding({"255,0,0": "red", "0,255,0": "green"})
+        reader = folders.reader(THREE, mapping)
+        second = find_images(folders.images)[1]
+        np.testing.assert_array_equal(reader(second), [[1, 0]])
+
+    def test_a_palette_of_the_classes_colours_in_another_order(self, folders: Folders) -> None:
+        colors = dict(enumerate([CITYSCAPES.palette[13], CITYSCAPES.palette[0]]))
+        folders.add("a.png", "a.png", with_palette(np.array([[0, 1]], np.uint8), colors))
+        with pytest.raises(BldaError, match=r"value 0 in .* has the colour of 'car' in its palette"):
+            folders.reader()
+        np.testing.assert_array_equal(folders.read(encoding="colors"), [[13, 0]])
+
+    def test_a_mapping_with_a_slip_is_not_matched_by_its_order(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 1, 2]], np.uint8))
+        mapping = custom_encoding({"0": "red", "1": "gren", "2": "blue"})
+        with pytest.raises(BldaError, match=r"names 'gren'.*nearest is 'green'.*they are red, green, blue"):
+            folders.reader(THREE, mapping)
+
+    def test_colours_that_are_mostly_unknown_are_refused(self, folders: Folders) -> None:
+        classes = class_set(["road", "rest"], [(255, 0, 255), (255, 0, 0)])
+        colors = np.full((2, 3, 3), (0, 0, 9), np.uint8)
+        colors[0, 0] = (255, 0, 0)
+        folders.add("a.png", "a.png", colors)
+        with pytest.raises(BldaError, match=r"most pixels .* colours .* colors does not have, as 0,0,9"):
+            folders.reader(classes, "colors")
+        colors[:, 1:] = (255, 0, 255)
+        folders.add("a.png", "a.png", colors)
+        np.testing.assert_array_equal(folders.read(classes, "colors"), [[1, 0, 0], [NONE, 0, 0]])
+
+    def test_grey_pictures_of_three_channels(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 5, 10]], np.uint8)[..., None].repeat(3, axis=-1))
+        np.testing.assert_array_equal(folders.read(CAMVID, "camvid"), [[0, 5, 10]])
+        folders.add("a.png", "a.png", np.array([[0, 128, 128]], np.uint8)[..., None].repeat(3, axis=-1))
+        np.testing.assert_array_equal(folders.read(CAMVID, "camvid"), [[NONE, 0, 0]])
+
+    def test_ids_that_are_in_alpha_alone(self, folders: Folders) -> None:
+        ids = np.array([[0, 1, 2]], np.uint8)
+        for color in (np.zeros((1, 3, 3), np.uint8), np.full((1, 3, 3), 200, np.uint8)):
+            folders.add("a.png", "a.png", np.concatenate([color, ids[..., None]], axis=-1))
+            np.testing.assert_array_equal(folders.read(THREE), ids)
+        folders.add("a.png", "a.png", np.stack([ids * 0, ids], axis=-1))
+        np.testing.assert_array_equal(folders.read(THREE), ids)
+        folders.add("a.png", "a.png", np.stack([ids, ids, ids, 255 - 100 * ids], axis=-1))
+        np.testing.assert_array_equal(folders.read(THREE), ids)
+
+    def test_a_value_to_ignore_is_counted_and_no_colour(self, folders: Folders) -> None:
+        folders.add("a.png", "a.png", np.array([[0, 1, 2, 2, 255]], np.uint8))
+        reader = folders.reader(THREE, ignore=2)
+        reader(find_images(folders.images)[0])
+        assert reader.left_out_share == 2 / 5
+        assert reader.ignored_share == 3 / 5
+        folders.add("a.png", "a.png", painted(np.array([[0, 1]]), THREE))
+        with pytest.raises(BldaError, match="--ignore-label 2 is a pixel value, but the label encoding colors"):
+            folders.reader(THREE, "colors", ignore=2)
+
+
+class TestImagesThatExifTurns:
+    SCENE = np.arange(6, dtype=np.uint8).reshape(2, 3)
+
+    def pair(self, root: Path, number: int, stored: np.ndarray, label: np.ndarray) -> Callable[..., np.ndarray]:
+        (root / "images").mkdir(exist_ok=True)
+        (root / "labels").mkdir(exist_ok=True)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = number
+        Image.fromarray(np.stack([stored * 40] * 3, axis=-1)).save(root / "images" / "a.png", exif=exif)
+        Image.fromarray(label).save(root / "labels" / "a.png")
+        images = find_images(root / "images")
+        classes = class_set([f"thing {index}" for index in range(6)])
+
+        def read(orientation: str | None = None) -> np.ndarray:
+            reader = label_reader(images, root / "labels", classes, orientation=orientation)  # type: ignore[arg-type]
+            labels = reader(images[0])
+            shown = images[0].read()[..., 0] // 40
+            if orientation != "as it is":
+                np.testing.assert_array_equal(labels, shown)
+            return labels
+
+        return read
+
+    @pytest.mark.parametrize("number", range(1, 9))
+    def test_labels_as_stored_are_turned_with_their_image(self, tmp_path: Path, number: int) -> None:
+        read = self.pair(tmp_path, number, self.SCENE, self.SCENE)
+        if number in (2, 3, 4):
+            with pytest.raises(BldaError, match=rf"orientation {number}\).* orientation = \"shown\" or \"stored\""):
+                read()
+        else:
+            read()  # the sizes tell
+        read("stored")
+
+    @pytest.mark.parametrize("number", range(2, 9))
+    def test_labels_as_shown_stay(self, tmp_path: Path, number: int) -> None:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = number
+        Image.fromarray(self.SCENE).save(tmp_path / "turned.png", exif=exif)
+        with Image.open(tmp_path / "turned.png") as image:
+            shown = np.asarray(ImageOps.exif_transpose(image))
+        read = self.pair(tmp_path, number, self.SCENE, shown)
+        if number not in (2, 3, 4):
+            read()
+        read("shown")
+
+    @pytest.mark.parametrize("number", [3, 6])
+    def test_square_images_are_asked_about(self, tmp_path: Path, number: int) -> None:
+        square = self.SCENE[:, :2].copy()
+        with pytest.raises(BldaError, match="nothing says whether its label"):
+            self.pair(tmp_path, number, square, square)()
+
+    def test_a_label_that_says_itself_how_it_is_turned(self, tmp_path: Path) -> None:
+        read = self.pair(tmp_path, 3, self.SCENE, self.SCENE)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        Image.fromarray(self.SCENE).save(tmp_path / "labels" / "a.png", exif=exif)
+        read()
 
 
 class TestGroups:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from blda_cli.exporting.correct import of_channels
 from blda_cli.exporting.folding import find_fold, fold_offsets
 from blda_cli.segmenters.grouping import Grouping
-from blda_cli.segmenters.outputs import first_tensor
+from blda_cli.segmenters.outputs import find_scores
 
 OFFSETS = torch.tensor([0.7, -1.3, 0.0, 2.5, -0.4])
 Networks = Callable[[str], nn.Module]
@@ -16,7 +16,7 @@ Networks = Callable[[str], nn.Module]
 
 def moved(network: nn.Module, before: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return first_tensor(network(images)) - first_tensor(before(images))
+        return find_scores(network(images)) - find_scores(before(images))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 import blda_cli
 from blda_cli.core.norms import MixedNorms, Norms
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.outputs import first_tensor, log_probabilities
+from blda_cli.segmenters.outputs import find_scores, log_probabilities
 from blda_cli.store.statistics import read_statistics, write_statistics
 from tests.export.networks import NETWORKS, make
 
@@ -56,7 +56,7 @@ def runner(folder: Path, name: str) -> Callable[[Tensor], Tensor]:
     if name == "state-dict":
         network = make(json.loads((folder / "export.json").read_text())["model"]["arguments"]["name"], seed=4)
         network.load_state_dict(torch.load(folder / "network.pth"))
-        return lambda images: first_tensor(network(images))
+        return lambda images: find_scores(network(images))
     if name == "torchscript":
         return torch.jit.load(folder / "network.ts")  # type: ignore[no-any-return]
     if name == "pt2":
@@ -82,7 +82,7 @@ def assert_same(run: Callable[[Tensor], Tensor], name: str, probabilities: bool 
     shown = images()
     for batch in (torch.cat(shown[:2]), shown[2]):
         with torch.no_grad():
-            scores = resized(first_tensor(network(batch)), batch)
+            scores = resized(find_scores(network(batch)), batch)
             found = resized(run(batch), batch).argmax(dim=1)
         logits = log_probabilities(scores) if probabilities else scores
         equal.append((found == alignment.predict(logits)).flatten())
@@ -185,7 +185,7 @@ def test_class_ids(folder: Path, name: str) -> None:
         ids = runner(folder / "exported", name)(image)
         assert ids.dtype == torch.int64
         with torch.no_grad():
-            assert torch.equal(ids, alignment.predict(resized(first_tensor(network(image)), image)))
+            assert torch.equal(ids, alignment.predict(resized(find_scores(network(image)), image)))
 
 
 @pytest.mark.parametrize("name", ["state-dict", "torchscript", *SLOW])

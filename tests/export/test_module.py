@@ -20,7 +20,7 @@ from blda_cli.core.corrections import (
     SpatialCorrection,
 )
 from blda_cli.core.norms import MixedNorms, Norms
-from blda_cli.segmenters.outputs import first_tensor, log_probabilities
+from blda_cli.segmenters.outputs import find_scores, log_probabilities
 from tests.export.networks import Pooled, randomised
 
 Networks = Callable[[str], nn.Module]
@@ -45,7 +45,7 @@ def alignment(correction: Correction, norms: Norms | MixedNorms | None = None) -
 
 
 def predictions(scores: Any) -> Tensor:
-    return first_tensor(scores).argmax(dim=1)
+    return find_scores(scores).argmax(dim=1)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_offset_per_class_costs_no_module(networks: Networks, name: str) -> N
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     with torch.no_grad():
         output, found = network(images), corrected(images)
-    expected = alignment(OFFSETS).predict(first_tensor(output))
+    expected = alignment(OFFSETS).predict(find_scores(output))
     assert torch.equal(predictions(found), expected)
     assert not torch.equal(predictions(output), expected)
     if name == "two heads":
@@ -112,7 +112,7 @@ def test_what_a_network_returns_keeps_its_form(headed: Callable[..., nn.Module])
 
     wrapped: dict[Any, Callable[[Tensor], Any]] = {
         tuple: lambda scores: (scores.tanh(), "more"),
-        list: lambda scores: [scores.tanh(), scores],
+        list: lambda scores: [scores.tanh(), scores[..., ::2, ::2]],
         dict: lambda scores: {"aux": scores, "out": [scores.tanh()]},
         transformers.modeling_outputs.SemanticSegmenterOutput: semantic,
     }
@@ -122,7 +122,7 @@ def test_what_a_network_returns_keeps_its_form(headed: Callable[..., nn.Module])
         corrected: Any = alignment(OFFSETS).module(network)(images)
         assert type(corrected) is form
         assert len(corrected) == len(output)
-        difference = first_tensor(corrected) - first_tensor(output)
+        difference = find_scores(corrected) - find_scores(output)
         torch.testing.assert_close(
             difference, OFFSETS.offsets.view(1, 5, 1, 1).expand_as(difference), atol=1e-6, rtol=0
         )

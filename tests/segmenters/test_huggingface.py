@@ -287,3 +287,75 @@ def test_a_hub_name_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BldaError, match="someone/some-model is no folder here and cannot be had") as caught:
         load("hf:someone/some-model")
     assert "\n" not in str(caught.value)
+
+
+def configured(tmp_path: Path, **change: Any) -> Path:
+    """A saved model of three classes whose configuration says something else about them."""
+    folder = tmp_path / "model"
+    segformer().save_pretrained(folder)
+    hf.SegformerImageProcessor().save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return folder
+
+
+@pytest.mark.parametrize(("id2label", "names"), [
+    ({"1": "road", "2": "side walk", "3": "sky"}, ("road", "side walk", "sky")),
+    ({"2": "sky", "0": "road", "1": "wall"}, ("road", "wall", "sky")),
+    ({"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, ("class 0", "class 1", "class 2")),
+    ({"0": "LABEL_0", "1": "road", "2": "sky"}, ("LABEL_0", "road", "sky")),
+])  # fmt: skip
+def test_names_go_by_their_ids(tmp_path: Path, id2label: dict[str, str], names: tuple[str, ...]) -> None:
+    folder = configured(tmp_path, id2label=id2label, label2id={name: int(one) for one, name in id2label.items()})
+    assert load_segmenter(parse_model(str(folder)), CPU).classes.names == names
+
+
+@pytest.mark.parametrize(("id2label", "message"), [
+    ({"0": "road", "2": "wall", "5": "sky"}, "id2label in config.json has the ids 0, 2, 5 for 3 channels"),
+    ({"2": "road", "3": "wall", "4": "sky"}, "has the ids 2, 3, 4 for 3 channels"),
+    ({"0": "other", "1": "road", "2": "other"}, "calls the ids 0, 2 all 'other'"),
+    ({"0": "", "1": "road", "2": "sky"}, "no name for the id 0"),
+    ({"0": "a", "1": "b", "2": "c", "3": "d"}, r"names 4 classes in id2label, but the weights .* \[3"),
+    ({"0": "a", "1": "b"}, r"names 2 classes in id2label, but the weights .* \[3"),
+])  # fmt: skip
+def test_names_that_do_not_fit_the_head_are_refused_unless_the_description_has_its_own(
+    tmp_path: Path, id2label: dict[str, str], message: str
+) -> None:
+    folder = configured(tmp_path, id2label=id2label, label2id={name: int(one) for one, name in id2label.items()})
+    with pytest.raises(BldaError, match=message) as caught:
+        load_segmenter(parse_model(str(folder)), CPU)
+    assert "\n" not in str(caught.value)
+    toml = tmp_path / "model.toml"
+    toml.write_text('[segmenter]\nkind = "huggingface"\npath = "model"\n[classes]\nnames = ["a", "b", "c"]')
+    segmenter = load_segmenter(parse_model(str(toml)), CPU)
+    assert isinstance(segmenter, NetworkSegmenter)
+    assert segmenter.logits(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 3, 64, 64)
+
+
+def test_a_processor_that_flips_the_colours_makes_them_bgr(tmp_path: Path) -> None:
+    folder = configured(tmp_path)
+    path = folder / "preprocessor_config.json"
+    said = {**json.loads(path.read_text()), "image_processor_type": "MobileViTImageProcessor"}
+    for flips, color in ((True, "bgr"), (False, "rgb")):
+        path.write_text(json.dumps({**said, "do_flip_channel_order": flips}))
+        segmenter = load_segmenter(parse_model(str(folder)), CPU)
+        assert isinstance(segmenter, NetworkSegmenter)
+        assert segmenter.preprocessor.section.color == color
+
+
+def test_a_processor_that_reduces_labels_says_that_they_count_from_1(tmp_path: Path) -> None:
+    folder = configured(tmp_path)
+    assert load_segmenter(parse_model(str(folder)), CPU).label_encoding is None
+    hf.SegformerImageProcessor(do_reduce_labels=True).save_pretrained(folder)
+    assert load_segmenter(parse_model(str(folder)), CPU).label_encoding == "ids-from-1"
+
+
+def test_a_model_without_a_processor_needs_mean_and_std(tmp_path: Path) -> None:
+    folder = configured(tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(BldaError, match=r"has no image processor .* give mean and std under"):
+        load_segmenter(parse_model(str(folder)), CPU)
+    toml = tmp_path / "model.toml"
+    numbers = "[preprocessing]\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]"
+    toml.write_text(f'[segmenter]\nkind = "huggingface"\npath = "model"\n{numbers}')
+    assert load_segmenter(parse_model(str(toml)), CPU).classes.names == tuple(NAMES)

@@ -129,9 +129,10 @@ def test_identity_does_not_depend_on_the_images(tmp_path: Path, arrays: dict[str
 @pytest.mark.parametrize(("array", "message"), [
     (np.array([{"a": 1}], dtype=object), "is pickled"),
     (np.zeros((5, 50, 70), dtype=np.int64), "class ids, not logits"),
-    (np.zeros((50, 70), dtype=np.uint8), "is of shape"),
+    (np.zeros((50, 70), dtype=np.uint8), "class ids, not logits"),
+    (np.zeros((2, 5, 50, 70), dtype=np.float32), "is of shape"),
     (np.full((5, 50, 70), "x"), "holds <U1 values"),
-    (np.zeros((50, 70, 5), dtype=np.float32), "channels last"),
+    (np.zeros((50, 70, 6), dtype=np.float32), "50 channels, but 5 classes are named"),
     (np.full((5, 50, 70), 0.2, dtype=np.float32), 'output = "probabilities"'),
     (np.full((5, 50, 70), np.nan, dtype=np.float32), "not finite"),
     (np.zeros((6, 50, 70), dtype=np.float32), "6 channels, but 5 classes are named"),

@@ -88,7 +88,7 @@ def test_a_segmenter_with_them_is_the_network_with_them_loaded_by_hand(
     by_hand.load_state_dict(norms.averages, strict=False)
     with torch.no_grad():
         scores = by_hand(pixels.permute(0, 3, 1, 2).float() / 255)
-    expected = nn.functional.interpolate(scores, (50, 70), mode="bilinear", align_corners=False)
+    expected = nn.functional.pad(scores, (1, 1, 1, 1), mode="replicate")  # its convolution is not padded
     torch.testing.assert_close(segmenter.logits(pixels), expected)
     assert segmenter.identity["norms"] == norms.identity
     assert norms.identity["images"] == 3

@@ -23,6 +23,8 @@ kind = "python"
 factory = "espnet:espnet"
 arguments = {p = 2, name = "x", nested = {deep = [1.5, true]}}
 weights = "espnet.pth"
+weights_key = "ema_model"
+head = 1
 channels = 19
 
 [preprocessing]
@@ -32,10 +34,14 @@ std = [45.32, 46.15, 44.91]
 scale = 255.0
 size = [512, 1024]
 multiple_of = 32
-output = "probabilities"
+bits = 12
+margin = 8
+output = "sigmoid"
+quantised = [0.5, 128]
 
 [classes]
 names = "cityscapes"
+background = "void"
 palette = [[0, 0, 0], [1, 2, 255]]
 [classes.groups]
 sky = ["sky"]
@@ -43,9 +49,10 @@ sky = ["sky"]
 
 [labels]
 encoding = "cityscapes"
+orientation = "stored"
 [labels.mapping]
 7 = "road"
-"128,64,128" = "road"
+8 = "road"
 """
 
 
@@ -63,13 +70,29 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             factory="espnet:espnet",
             arguments={"p": 2, "name": "x", "nested": {"deep": [1.5, True]}},
             weights=tmp_path / "espnet.pth",
+            weights_key="ema_model",
+            head=1,
             channels=19,
         ),
         PreprocessingSection(
-            "bgr", (72.39, 82.91, 73.0), (45.32, 46.15, 44.91), 255.0, (512, 1024), 32, "probabilities"
+            "bgr",
+            (72.39, 82.91, 73.0),
+            (45.32, 46.15, 44.91),
+            255.0,
+            (512, 1024),
+            32,
+            "sigmoid",
+            bits=12,
+            margin=8,
+            quantised=(0.5, 128.0),
         ),
-        ClassesSection("cityscapes", ((0, 0, 0), (1, 2, 255)), {"sky": ("sky",), "any thing": ("building", "wall")}),
-        LabelsSection("cityscapes", {"7": "road", "128,64,128": "road"}),
+        ClassesSection(
+            "cityscapes",
+            ((0, 0, 0), (1, 2, 255)),
+            {"sky": ("sky",), "any thing": ("building", "wall")},
+            background="void",
+        ),
+        LabelsSection("cityscapes", {"7": "road", "8": "road"}, "stored"),
         tmp_path,
     )
 
@@ -77,6 +100,19 @@ def test_every_key_is_read(tmp_path: Path) -> None:
 def test_weights_given_beside_replace_those_in_the_file(tmp_path: Path) -> None:
     spec = parse_model(write(tmp_path, FULL), Path("other.safetensors"))
     assert spec.segmenter.weights == Path("other.safetensors")
+    assert spec.segmenter.weights_key is None
+    assert parse_model(write(tmp_path, FULL), None, "teacher").segmenter.weights_key == "teacher"
+    assert parse_model(write(tmp_path, FULL), Path("o.pth"), "teacher").segmenter.weights_key == "teacher"
+
+
+def test_a_key_of_no_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BldaError, match=r"segmenter\.weights_key chooses among the networks of weights"):
+        parse_model(write(tmp_path, FULL.replace('weights = "espnet.pth"', "")))
+    with pytest.raises(BldaError, match="--weights-key chooses among the networks of a weights file"):
+        parse_model("a:b", None, "teacher")
+    onnx = '[segmenter]\nkind = "onnx"\npath = "a.onnx"\nweights_key = "x"'
+    with pytest.raises(BldaError, match="means nothing for kind onnx"):
+        parse_model(write(tmp_path, onnx))
 
 
 def test_written_and_read_again_in_another_folder(tmp_path: Path) -> None:
@@ -246,3 +282,19 @@ def test_keys_are_set_without_a_file(tmp_path: Path) -> None:
 def test_keys_that_cannot_be_set(change: str, message: str) -> None:
     with pytest.raises(BldaError, match=message):
         with_changes(parse_model("net:make"), [change])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (('encoding = "cityscapes"', 'encoding = "citiscapes"'), "no label encoding 'citiscapes'; do you mean cityscapes"),
+    (('8 = "road"', '"1,2" = "road"'), "neither a pixel value"),
+    (("bits = 12", "bits = 12\nrange = [0, 1]"), "bits = 12 says the range, too"),
+])  # fmt: skip
+def test_slips_are_refused_before_anything_is_loaded(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(BldaError, match=message):
+        parse_model(write(tmp_path, FULL.replace(*change)))
+
+
+def test_bits_are_a_range() -> None:
+    assert PreprocessingSection(bits=12).pixels.range == (0, 4095)
+    assert PreprocessingSection(range=(1, 2)).pixels.range == (1, 2)
+    assert PreprocessingSection().pixels.range is None

@@ -102,3 +102,56 @@ def test_a_checkpoint_written_on_a_gpu_is_read(shared_data: Path) -> None:
     path = shared_data / "weights" / "espnet_cityscapes_p2_q8.pth"
     with pytest.raises(BldaError, match=r"missing: 0\.weight.*; unexpected: .* and \d+ more"):
         load_weights(fresh(), path)
+
+
+def twice() -> tuple[dict[str, Any], dict[str, Any]]:
+    torch.manual_seed(4)
+    return dict(fresh().state_dict()), dict(fresh().state_dict())
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda a, b: {"student": a, "teacher": b},
+    lambda a, b: {"model": a, "ema_model": b, "epoch": 3},
+    lambda a, b: {"state_dict": {**prefixed(a, "student."), **prefixed(b, "teacher.")}},
+    lambda a, b: {**prefixed(a, "model."), **prefixed(b, "ema_model.module.")},
+    lambda a, b: {**a, "ema": b},
+])  # fmt: skip
+def test_two_networks_in_a_file_are_asked_about(
+    tmp_path: Path, wrap: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+) -> None:
+    torch.save(wrap(*twice()), tmp_path / "w.pth")
+    with pytest.raises(BldaError, match=r"several networks that fit: .*weights_key = '\S+'") as caught:
+        load_weights(fresh(), tmp_path / "w.pth")
+    named = str(caught.value).partition("that fit: ")[2].partition(";")[0].split(", ")
+    assert len(named) == 2
+    for key, state in zip(named, twice(), strict=True):
+        network, expected = fresh(), fresh()
+        load_weights(network, tmp_path / "w.pth", key)
+        expected.load_state_dict(state)
+        assert state_digest(network) == state_digest(expected)
+
+
+def test_two_equal_networks_are_one(tmp_path: Path) -> None:
+    state, _ = twice()
+    torch.save({"model": state, "ema": {key: value.clone() for key, value in state.items()}}, tmp_path / "w.pth")
+    network = fresh()
+    load_weights(network, tmp_path / "w.pth")
+    assert torch.equal(network.state_dict()["0.weight"], state["0.weight"])
+
+
+def test_a_prefix_among_other_weights_is_found(tmp_path: Path) -> None:
+    state, _ = twice()
+    torch.save({**prefixed(state, "net.backbone."), "criterion.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    network = fresh()
+    load_weights(network, tmp_path / "w.pth")
+    assert torch.equal(network.state_dict()["0.weight"], state["0.weight"])
+
+
+def test_a_key_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    first, second = twice()
+    torch.save({"student": first, "teacher": second}, tmp_path / "w.pth")
+    with pytest.raises(BldaError, match=r"weights_key = 'techer' is none of its keys or prefixes: student, teacher"):
+        load_weights(fresh(), tmp_path / "w.pth", "techer")
+    network = nn.ModuleDict({"head": nn.Linear(2, 7)})
+    with pytest.raises(BldaError, match=r"missing: head.*; unexpected.*; it holds student, teacher.*weights_key"):
+        load_weights(network, tmp_path / "w.pth")

@@ -77,9 +77,16 @@ def find_labelled(
     """
     files = find_images(images, spec.preprocessing.pixels)
     mapping = spec.labels.mapping if encoding == "auto" else {}
-    named = spec.labels.encoding or encoding if encoding == "auto" else encoding
+    named = (spec.labels.encoding or segmenter.label_encoding or encoding) if encoding == "auto" else encoding
     chosen: str | LabelEncoding = custom_encoding(mapping) if mapping else named
-    reader = label_reader(files, labels, segmenter.classes, encoding=chosen, groups=spec.classes.groups or None)
+    reader = label_reader(
+        files,
+        labels,
+        segmenter.classes,
+        encoding=chosen,
+        groups=spec.classes.groups or None,
+        orientation=spec.labels.orientation,
+    )
     refuse_among(output, images, (file.path for file in files))
     refuse_among(output, labels, reader.paths.values())
     meaning = json.dumps([mapping or named, spec.classes.groups], sort_keys=True, default=dict)

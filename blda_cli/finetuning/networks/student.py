@@ -281,7 +281,7 @@ def _trace(segmenter: NetworkSegmenter, network: nn.Module, crop: tuple[int, int
 
     def run(images: Tensor) -> Any:
         output = network(images)
-        trace.classes = segmenter.port.read(output).shape[1]
+        trace.classes = segmenter.read_scores(output, images).shape[1]
         return output
 
     try:

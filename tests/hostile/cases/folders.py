@@ -49,6 +49,12 @@ def another_image_on_resumed_align(world: World) -> list[str]:
     return command
 
 
+def other_statistics_on_resumed_align(world: World) -> list[str]:
+    assert invoke(world.collect("--bins", 64, output="other.h5")).exit_code == 0
+    _stopped(world, world.align("--tau", 1))
+    return world.align("--tau", 1, stats="other.h5")
+
+
 def another_array_on_resume(world: World) -> list[str]:
     command = world.collect(model=f"logits:{world.logits}")
     _stopped(world, command, world.logits / "west" / "2.npy")
@@ -206,6 +212,9 @@ CASES: list[Case] = [
     case("another image on resume", another_image_on_resume, "1.png", "--overwrite starts anew"),
     case("another label on resume", another_label_on_resume, "1.png", "--overwrite starts anew"),
     case("another image on resumed align", another_image_on_resumed_align, "1.png", "--overwrite starts anew"),
+    case(
+        "other statistics on resumed align", other_statistics_on_resumed_align, "statistics", "--overwrite starts anew"
+    ),
     case("another array on resume", another_array_on_resume, "1.png", "--overwrite starts anew"),
     case("overwriting predictions fails", overwriting_that_fails, "1.png"),
     case("overwriting statistics fails", overwriting_statistics_that_fails, "1.png"),

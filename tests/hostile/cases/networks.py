@@ -20,6 +20,26 @@ def odd(code: str, *options: str) -> Callable[[World], list[str]]:
     return act
 
 
+def _classifier(labels: str) -> Callable[[World], list[str]]:
+    """A network that gives one answer an image, and labels."""
+
+    def act(world: World) -> list[str]:
+        model = world.describe(factory="odd", arguments='code = "scores.mean(dim=(2, 3))"')
+        return world.collect("--labels", world.root / labels, model=model)
+
+    return act
+
+
+def _table(world: World) -> list[str]:
+    keys = [path.relative_to(world.images).with_suffix("") for path in sorted(world.images.rglob("*.png"))]
+    (world.root / "table.csv").write_text("".join(f"{key},0\n" for key in keys))
+    return world.collect("--labels", world.root / "table.csv")
+
+
+def _weights_key(key: str) -> Callable[[World], list[str]]:
+    return lambda world: [*weights(TWO)(world), "--weights-key", key]
+
+
 def described(**change: Any) -> Callable[[World], list[str]]:
     return lambda world: world.collect(model=world.describe(**change))
 
@@ -53,6 +73,16 @@ def _hugging_face(**processor: Any) -> Callable[[World], list[str]]:
         kind = {"image_processor_type": "SegformerImageProcessor"}
         (world.root / "hf" / "preprocessor_config.json").write_text(json.dumps({**kind, **processor}))
         return world.collect(model=str(world.root / "hf"))
+
+    return act
+
+
+def _hugging_face_names(id2label: dict[str, str]) -> Callable[[World], list[str]]:
+    def act(world: World) -> list[str]:
+        command = _hugging_face()(world)
+        path = world.root / "hf" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": id2label}))
+        return command
 
     return act
 
@@ -104,6 +134,12 @@ def _called(model: str) -> Callable[[World], list[str]]:
     return lambda world: world.collect(model=model)
 
 
+TWO = {
+    name: {"head.weight": torch.full((3, 3, 1, 1), value), "head.bias": torch.zeros(3)}
+    for name, value in (("student", 0.5), ("teacher", 1.0))
+}
+
+
 def _named_pth(world: World) -> list[str]:
     save_file({"head.weight": WEIGHT, "head.bias": BIAS}, world.root / "w.pth")
     return world.collect("--weights", world.root / "w.pth")
@@ -139,9 +175,23 @@ CASES: list[Case] = [
     case("a tensor that wants gradients", odd("scores.clone().requires_grad_()"), "4 images", code=0),
     case("a parameter", odd("nn.Parameter(scores)"), "4 images", code=0),
     case("complex scores", odd("scores + 0j"), "complex"),
-    case("quantised scores", odd("torch.quantize_per_tensor(scores, 0.1, 0, torch.qint8)"), "the model gives"),
+    case("scores of 8 bits", odd("scores.to(torch.float8_e4m3fn)"), "float8_e4m3fn values"),
+    case("quantised scores", odd("torch.quantize_per_tensor(scores, 0.1, 0, torch.qint8)"), "4 images", code=0),
+    case("whole numbers for scores", odd("scores.to(torch.uint8)"), "quantised ="),
     case("double scores", odd("scores.double()"), "4 images", code=0),
-    case("channels last", odd("scores.permute(0, 2, 3, 1)"), "[N, H, W, C]", "permute(0, 3, 1, 2)"),
+    case("channels last", odd("scores.permute(0, 2, 3, 1)"), "4 images", code=0),
+    case("two outputs of one size", odd("[scores, scores + 1]"), "head =", "[1, 3, 16, 20]"),
+    case("sigmoids", odd("scores.sigmoid()"), "sigmoid"),
+    case("one channel of three classes", odd("scores[:, :1]"), "one channel", "3 classes"),
+    case(
+        "a classifier with pictures for labels", _classifier("labels"), "1.png", "answer for a whole image", "key,class"
+    ),
+    case("a segmenter with a table for labels", _table, "1.png", "answer for each pixel", "label pictures"),
+    case("a key of weights of 5000 letters", _weights_key("k" * 5000), "w.pth", "weights_key"),
+    case("a key of no weights", lambda w: w.collect("--weights-key", "ema"), "--weights-key", "--weights too"),
+    case("weights of two networks", weights(TWO), "w.pth", "student, teacher", "weights_key"),
+    case("a mask", odd("(scores > 0)"), "class ids"),
+    case("half of the image", odd("scores[..., :10]"), "16x10", "16x20"),
     case("one value everywhere", _constant, "report.html", code=0),
     case("a tensor of inference mode", odd("torch.inference_mode()(self.head)(images)", "--flip"), code=0),
     case("an archive far larger than its image", _stored(_archive(3, 200, 200)), "1.npz", "[3, 200, 200]"),
@@ -199,6 +249,7 @@ CASES: list[Case] = [
     case("a program cut short", file("net.pt2", b"PK\x03\x04" + bytes(100)), "net.pt2"),
     case("a program of noise", file("net.ts", bytes(range(256)) * 4), "net.ts"),
     case("a graph of noise", file("net.onnx", bytes(range(256)) * 4), "net.onnx"),
+    case("class names by ids with a gap", _hugging_face_names({"0": "a", "2": "b", "5": "c"}), "hf", "ids 0, 2, 5"),
     case("an image_mean of text", _hugging_face(image_mean="grey"), "hf", "image_mean"),
     case("an image_mean of two", _hugging_face(image_mean=[0.5, 0.5]), "hf", "image_mean"),
     case("an image_std of zero", _hugging_face(image_std=[0, 0, 0]), "hf", "image_std"),

@@ -25,6 +25,7 @@ def _csv(world: World, lines: str) -> list[str]:
 
 
 HUGE = "1" + "0" * 400
+DIGITS = "1" + "0" * 5000
 
 CASES: list[Case] = [
     case("no images at all", lambda w: [*w.collect(), "--images", ""], "--images is empty", code=2),
@@ -34,12 +35,21 @@ CASES: list[Case] = [
     aligning("--tau", -1, says="--tau"),
     aligning("--tau", "1e300", says="--tau"),
     aligning("--tau", "1e400", says="--tau"),
-    aligning("--shift", "balanced", "--method", "logit-adjust", says="--shift is a form of --method blda"),
+    aligning("--shift", "balanced", "--method", "logit-adjust", says="--shift does nothing with --method logit-adjust"),
     aligning("--label-source", "soft", "--method", "class-confidence", says="--label-source does nothing"),
     aligning("--tau", 1, "--method", "none", says="--tau does nothing"),
     collecting("--label-encoding", "ids", says="--label-encoding does nothing without --labels"),
     collecting("--ignore-label", 3, says="--ignore-label does nothing without --labels"),
     case("encoding of no labels", lambda w: w.report("--label-encoding", "ids"), "does nothing without", code=2),
+    aligning("--tau", DIGITS, says="--tau"),
+    aligning("--method", DIGITS, says="is not one of 'blda'"),
+    aligning("--shift", DIGITS, says="is not one of 'negative'"),
+    collecting("--bins", DIGITS, says="--bins"),
+    collecting("--labels", "labels", "--ignore-label", DIGITS, says="--ignore-label"),
+    collecting("--labels", "labels", "--label-encoding", DIGITS, says="no label encoding", code=1),
+    collecting("--labels", "labels", "--label-encoding", "citiscapes", says="do you mean cityscapes?", code=1),
+    collecting("--norms", DIGITS, says="1000", code=1),
+    case("a class of 5000 digits", lambda w: _csv(w, f"east/1,{DIGITS}\n"), "east/1", "none of the 3 classes"),
     collecting("--batch-size", "1" + "0" * 20, says="--batch-size"),
     collecting("--batch-size", HUGE, says="--batch-size"),
     collecting("--workers", 10**9, says="--workers"),

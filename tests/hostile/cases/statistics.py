@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from tests.hostile.world import Case, World, case
+from tests.hostile.world import Case, World, case, invoke
 
 Edit = Callable[[h5py.File], Any]
 
@@ -218,6 +218,32 @@ def _outside(world: World) -> list[str]:
     return world.report("--labels", world.labels)
 
 
+def _without_favour(world: World) -> list[str]:
+    path: Path = world.aligned / "run.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["favour"]
+    path.write_text(json.dumps(content))
+    return world.report()
+
+
+MAPPING = 'mapping = { "1" = "road", "2" = "tree", "3" = "car" }'
+
+
+def _described_labels(said: str) -> Callable[[World], list[str]]:
+    """Labels that count from 1, read as the description of the model says that predicted."""
+    from PIL import Image
+
+    def act(world: World) -> list[str]:
+        world.describe(arguments="bias = 0.0", more=f"\n[labels]\n{said}\n")
+        for path in world.labels.rglob("*.png"):
+            Image.fromarray(np.array(Image.open(path)) + 1).save(path)
+        for command in (world.collect(output="own.h5"), world.align("--tau", 0, stats="own.h5", output="own")):
+            assert invoke(command).exit_code == 0
+        return world.report("--labels", world.labels, stats="own.h5", aligned="own")
+
+    return act
+
+
 CASES: list[Case] = [
     *(
         case(name, edited(edit, ("report", "align", "merge")[place % 3]), "stats.h5", says)
@@ -232,5 +258,8 @@ CASES: list[Case] = [
     case("a prediction of another size", _prediction(np.zeros((3, 3), np.uint8)), "predictions", "3x3"),
     case("a prediction of no class", _prediction(np.full((16, 20), 9, np.uint8)), "predictions"),
     case("a prediction in colour", _prediction(np.full((16, 20, 3), (9, 8, 7), np.uint8)), "predictions"),
+    case("a record of before it held what is favoured", _without_favour, "report.html", code=0),
+    case("labels as the description says", _described_labels('encoding = "ids-from-1"'), "report.html", code=0),
+    case("labels as its mapping says", _described_labels(MAPPING), "report.html", code=0),
     case("a name that leads out", _outside, "leads out"),
 ]

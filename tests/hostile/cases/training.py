@@ -144,6 +144,12 @@ LINES = (
     + b"[" * 9999
 )
 
+
+def _blur(world: World) -> list[str]:
+    (world.root / "config.toml").write_text("[host]\nblur_sigma = [1.15, 0.15]\n")
+    return world.finetune("--config", world.root / "config.toml")
+
+
 CASES: list[Case] = [
     case("a step beyond", resumed(put("trainer/step", 10**30)), "checkpoint.pth", "trainer.step"),
     case("a step below nothing", resumed(put("trainer/step", -1)), "checkpoint.pth", "trainer.step"),
@@ -192,12 +198,13 @@ CASES: list[Case] = [
     case("a network that is detached", _net("scores.detach()"), "no gradient"),
     case("a network that is detached, with DACS", _net("scores.detach()", "--method", "dacs"), "no gradient"),
     case("a network in inference mode", _net("torch.inference_mode()(self.head)(images)"), "no gradient"),
-    case("a network of NaN", _net("scores * float('nan')"), "loss is nan"),
+    case("a network of NaN", _net("scores * float('nan')"), "not finite"),
     case("a network that leaves", _net("sys.exit(3)"), "sys.exit"),
     case("a network that is frozen", _frozen, "nothing to train"),
     case("labels of no class", _void, "labels", "--source-encoding"),
     case("an image cut short", _cut_image, "1.png"),
-    case("validation without labels", lambda w: w.finetune("--val-images", w.images), "--val-labels"),
+    case("validation without labels", lambda w: w.finetune("--val-images", w.images), "--val-labels", code=2),
     case("a model that cannot be trained", lambda w: w.finetune("--model", f"logits:{w.logits}"), "logits"),
+    case("a range of blur that is reversed", _blur, "blur_sigma", "smallest"),
     case("settings that are a folder", lambda w: w.finetune("--config", w.images), "images"),
 ]
