@@ -321,14 +321,14 @@ class _OnCuda(Tensor):
 
 
 def test_triton_is_chosen_on_cuda_once_it_has_run_there(selection: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
+    tried: list[torch.device] = []
     module = ModuleType("triton_kernels")
     module.argmax = lambda logits: tried.append(logits)  # type: ignore[attr-defined]
     selection.setattr(kernels, "import_module", lambda name: module)
     selection.setattr(torch, "zeros", lambda *shape, device: device)
     for _ in range(2):
         assert kernels._choose("argmax", drawn(3, 10).as_subclass(_OnCuda)) is module.argmax
-    assert tried == ["cuda"]
+    assert tried == [torch.device("cuda")]
 
 
 def test_where_triton_cannot_compile_torch_does_it_unless_triton_is_asked_for(selection: pytest.MonkeyPatch) -> None:

@@ -136,24 +136,24 @@ def wanted() -> str | None:
 
 def _choose(kernel: str, logits: Tensor) -> Callable[..., Any]:
     """The fastest implementation of a kernel for these logits."""
-    fast = _fast(logits.device.type, wanted())
+    fast = _fast(logits.device, wanted())
     chosen: Callable[..., Any] = getattr(fast, kernel, None) or getattr(torch_kernels, kernel)
     return chosen
 
 
 @cache
-def _fast(device: str, wanted: str | None) -> ModuleType | None:
-    """The compiled kernels for a type of device; None where torch's are to be used.
+def _fast(device: torch.device, wanted: str | None) -> ModuleType | None:
+    """The compiled kernels for a device; None where torch's are to be used.
 
     numba may not be installed, or find no folder to keep compiled code in. Triton comes with torch, but needs a C
     compiler and a card that it supports, which only running a kernel tells.
     """
-    name = _FAST.get(device)
+    name = _FAST.get(device.type)
     if name is None or wanted == "torch":
         return None
     try:
         module = import_module(f"{__name__}.{name}")
-        if device == "cuda":
+        if device.type == "cuda":
             module.argmax(torch.zeros(1, 1, 1, device=device))
     except Exception:  # whatever the compiler raises
         if name == f"{wanted}_kernels":
