@@ -61,7 +61,7 @@ class ExportRecord:
         layer: the layer that took the offsets; None where none did.
         behind: kinds of modules that the scores go through behind the network.
         norms: identity of the norm statistics that were put in; None: the network's own.
-        output: ``logits``, ``probabilities`` or ``classes`` (class ids).
+        output_kind: ``logits``, ``probabilities`` or ``classes`` (class ids).
         classes: names of the output's channels or ids.
         dtype: ``float32`` or ``float16``.
         agreement: how predictions agreed with those of ``blda align``.
@@ -77,7 +77,7 @@ class ExportRecord:
     layer: str | None
     behind: list[str]
     norms: dict[str, Any] | None
-    output: str
+    output_kind: str
     classes: list[str]
     dtype: str
     agreement: Agreement
@@ -154,7 +154,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
                 layer=content.parts.layer,
                 behind=[type(stage).__name__ for stage in content.tail().stages],
                 norms=segmenter.identity.get("norms"),
-                output="classes" if content.argmax else "logits" if content.gives_logits else "probabilities",
+                output_kind="classes" if content.argmax else "logits" if content.gives_logits else "probabilities",
                 classes=list(content.outputs.names),
                 dtype=request.dtype,
                 agreement=agreement,
@@ -323,7 +323,7 @@ def _check_fits(format: str, content: Content, correction: Correction) -> None:
     else:
         why = "moving no layer's bias moves the network's output by the same amount everywhere"
     raise BldaError(
-        f"--format {format} holds weights alone, and they cannot hold the correction: {why}; "
+        f"--format {format} holds weights alone, which do not suffice: {why}; "
         f"{_others(segmenter.identity['kind'], code=True)} can"
     )
 
@@ -414,7 +414,7 @@ def summary(record: ExportRecord, folder: Path) -> str:
         folder: where it is.
     """
     main = next(name for name in record.files if name != MODEL and name.startswith(("network.", "model.")))
-    parts = [f"{folder}: {main}, loaded by {_BY[record.format]}, gives {_OUTPUTS[record.output]}"]
+    parts = [f"{folder}: {main}, loaded by {_BY[record.format]}, gives {_OUTPUTS[record.output_kind]}"]
     parts[0] += f" of {len(record.classes)} classes{' in float16' if record.dtype == 'float16' else ''}."
     if record.correction is None:
         parts.append("Nothing is corrected.")

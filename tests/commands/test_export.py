@@ -112,7 +112,10 @@ def test_other_forms_go_behind_the_network(scene: Scene, run: Run, stats: Path, 
 
 
 def test_half_precision(scene: Scene, run: Run, stats: Path) -> None:
-    folder = export(run, scene, "--stats", stats, "--dtype", "float16")
+    folder = scene.root / "exported"
+    told = run("export", *options(scene, *TAU, "--stats", stats, "--dtype", "float16", "--json", "--output", folder))
+    shown = json.loads(told.stdout)
+    assert (shown["output"], shown["output_kind"], shown["dtype"]) == (str(folder), "logits", "float16")
     assert torch.load(folder / "network.pth")["head.weight"].dtype == torch.float16
     assert json.loads((folder / "export.json").read_text())["dtype"] == "float16"
 

@@ -126,7 +126,7 @@ def test_offsets_behind_the_network(folder: Path, name: str, network: str) -> No
         return
     record = export(model, name)
     assert record.behind == ["Factors" if network == "probabilities" else "Offsets"]
-    assert record.output == ("probabilities" if network == "probabilities" else "logits")
+    assert record.output_kind == ("probabilities" if network == "probabilities" else "logits")
     assert_same(runner(folder / "exported", name), network, network == "probabilities")
 
 
@@ -179,7 +179,7 @@ def test_groups_are_outputs_only_if_asked(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["torchscript", *SLOW])
 def test_class_ids(folder: Path, name: str) -> None:
-    assert export(describe("two heads"), name, argmax=True).output == "classes"
+    assert export(describe("two heads"), name, argmax=True).output_kind == "classes"
     alignment, network = blda_cli.Alignment.from_file("exported.h5", tau=1.0), make("two heads")
     for image in images():
         ids = runner(folder / "exported", name)(image)

@@ -116,7 +116,7 @@ def test_masks_are_corrected_by_their_scores_or_refused() -> None:
         export(method="logit-adjust", label_source="soft")  # its argmax is one class: other shares are nothing
     record = export(format="torchscript", method="logit-adjust", label_source="soft", stats="exported.h5")
     assert record.behind == ["Factors"]
-    assert record.output == "probabilities"
+    assert record.output_kind == "probabilities"
     plain = export(method="none", tau=None, output="plain")
     assert plain.format == "huggingface"
     assert plain.layer is None
