@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from rivals import rivals, scores_with  # type: ignore[import-not-found]  # beside this script
 from scipy.stats import spearmanr
 
 from blda_cli.commands import cli
@@ -32,6 +34,9 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.encodings import VOID
 from blda_cli.pipelines.requests import LabelRequest, SubjectRequest
 from blda_cli.pipelines.subject import load_subject, read_labels
+from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
+from blda_cli.segmenters.norms import enough_for_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.predictions import PREDICTIONS, RECORD, read_record
 from blda_cli.store.statistics import read_statistics
@@ -255,6 +260,34 @@ def whole_table(domain: Domain, work: Path) -> dict[str, Any]:
     }
 
 
+def rival_table(
+    model: str, weights: Path | None, images: str, labels: str, device: str, limit: int | None, layer: str | None
+) -> dict[str, tuple[float, float, float]]:
+    """Mixed norms and their rivals at test time: mIoU, mean accuracy and pixel accuracy, in %."""
+    subject = load_subject(SubjectRequest(model=model, weights=weights, images=images), device)
+    files, segmenter = subject.images, subject.segmenter
+    if limit is not None and limit < len(files):
+        files = [files[index] for index in np.linspace(0, len(files) - 1, limit).round().astype(int)]
+    assert isinstance(segmenter, NetworkSegmenter)
+    reader = read_labels(replace(subject, share=files), LabelRequest(labels=labels))
+    assert reader is not None
+    chosen = choose_weight(segmenter, enough_for_norms(files, CHOICE_IMAGES), InferenceOptions())
+    say(f"auto: {chosen}")
+    ways = {**rivals(segmenter, layer), f"auto ({chosen.weight:g})": partial(scores_with, segmenter, chosen.weight)}
+    matrices = {name: ConfusionMatrix(len(segmenter.classes)) for name in ways}
+    for file in files:
+        pixels = torch.from_numpy(segmenter.read(file))[None].to(segmenter.device)
+        truth = torch.from_numpy(np.asarray(reader(file))).long()
+        for name, scores in ways.items():
+            matrices[name].update(truth, scores(pixels).argmax(dim=1)[0].cpu())
+    found = {}
+    for name, matrix in matrices.items():
+        right = float(matrix.counts.diagonal().sum() / matrix.counts.sum())
+        found[name] = (100 * matrix.mean_iou(), 100 * matrix.mean_accuracy(), 100 * right)
+        click.echo(f"| {name} | {' / '.join(f'{value:.1f}' for value in found[name])} |")
+    return found
+
+
 def rank_correlation(estimate: torch.Tensor, true: torch.Tensor) -> float:
     """Spearman's, over the classes that both know."""
     known = ~(estimate.isnan() | true.isnan())
@@ -386,6 +419,8 @@ def say(line: str) -> None:
 @click.option("--draws", default=3, show_default=True, help="How many draws of them, seeded 0, 1, ...")
 @click.option("--limit", type=int, help="Take so many images of each folder only.")
 @click.option("--device", default="auto", show_default=True, help="Where the network runs.")
+@click.option("--rivals", "only_rivals", is_flag=True, help="Mixed norms against DIGA and InTEnt, and nothing else.")
+@click.option("--feature-layer", help="The network's classifier layer, for DIGA's prototypes; left out without.")
 @click.option("--output", type=click.Path(path_type=Path), help="Keep logits and statistics here and use them again.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
 def main(
@@ -399,10 +434,15 @@ def main(
     draws: int,
     limit: int | None,
     device: str,
+    only_rivals: bool,
+    feature_layer: str | None,
     output: Path | None,
     json_file: Path | None,
 ) -> None:
     """Compare all methods on images with labels."""
+    if only_rivals:
+        rival_table(model, weights, images, labels, device, limit, feature_layer)
+        return
     if (home_images is None) != (home_labels is None):
         raise click.UsageError("--home-images and --home-labels go together")
     start = time.monotonic()
