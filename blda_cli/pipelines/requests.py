@@ -24,12 +24,9 @@ T = TypeVar("T")
 STRONG = InferenceOptions(scales=(0.75, 1.0, 1.5), flip=True)
 """The views of ``--preset strong``: six, with 7.6 times the pixels of one. See ``tests/benchmarks/README.md``."""
 
-STRONG_TAU = 0.3
-"""The strength of ``--preset strong``: averaged probabilities are soft, for which the one found is often too large."""
-
 REQUEST_PRESETS: dict[str, dict[type, Any]] = {
     **{name: {AlignmentSettings: settings} for name, settings in PRESETS.items()},
-    "strong": {InferenceOptions: STRONG, AlignmentSettings: AlignmentSettings(tau=STRONG_TAU)},
+    "strong": {InferenceOptions: STRONG},
 }
 """What the sections of a request begin with under each preset."""
 
@@ -308,7 +305,7 @@ class AlignRequest:
     preset: Literal["published", "strong"] | None = setting(
         None,
         "published: the alignment exactly as published (quantile form, mixtures, clamped tails, tau 0.2). strong: all "
-        "that helps without training: norms, three scales and flip averaged, tau 0.3; eight times slower. Single "
+        "that helps without training: norms, three scales and flip averaged; eight times slower. Single "
         "options override.",
     )
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
