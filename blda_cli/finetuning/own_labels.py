@@ -19,7 +19,7 @@ from blda_cli.finetuning.streaming import stream_share
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import STRONG, STRONG_TAU
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
@@ -70,7 +70,7 @@ def label_target(
         labels=None,
         norms=NormSource.AUTO,
     )
-    settings = AlignmentSettings(tau=STRONG_TAU)
+    settings = AlignmentSettings()
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), float64_device(device))

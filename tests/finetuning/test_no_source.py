@@ -25,7 +25,7 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.methods import METHODS
-from blda_cli.pipelines.requests import STRONG, STRONG_TAU
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -47,7 +47,7 @@ def started(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path) -> None:
     """As the Python interface aligns the averaged views: the pictures hold the first 60 % of every predicted class."""
     segmenter = project.segmenter()
-    alignment = blda_cli.Alignment.from_file(started / "start.h5", tau=STRONG_TAU)
+    alignment = blda_cli.Alignment.from_file(started / "start.h5")
     found, confidence, predicted = [], [], []
     for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), STRONG):
         scores = alignment.scores(batch.logits)[0]
