@@ -17,6 +17,7 @@ from blda_cli.core.fitting import Evidence, fit_correction
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings, chosen_settings
 from blda_cli.errors import BldaError
 from blda_cli.store.provenance import Provenance
+from blda_cli.store.statistics import StatisticsFile
 
 C = 4
 
@@ -189,6 +190,7 @@ def test_commands_from_python(tmp_path: Path) -> None:
         np.save(drawn / f"{image}.npy", made.numpy())
     options: dict[str, Any] = {"model": f"logits:{drawn}", "images": str(drawn / "*.png")}
     content = blda_cli.collect_stats(**options, output=tmp_path / "s.h5")
+    assert isinstance(content, StatisticsFile)
     assert content.statistics.images == 2
     record = blda_cli.align(**options, stats=tmp_path / "s.h5", tau=0.5, output=tmp_path / "aligned")
     assert record.alignment.tau == 0.5

@@ -287,14 +287,13 @@ class OutputsRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignRequest:
-    """``blda align``: correct a segmenter's predictions.
+class CorrectionRequest:
+    """A correction: fitted to statistics, for a segmenter run over images.
 
     Attributes:
         subject: the segmenter and the images.
         files: what the correction is fitted to.
         alignment: which correction.
-        outputs: what is written beside the predictions.
         inference: how images are run.
         given: names of the options that were given, so that those without effect are refused.
     """
@@ -305,11 +304,9 @@ class AlignRequest:
     preset: Literal["published", "strong"] | None = setting(
         None,
         "published: the alignment exactly as published (quantile form, mixtures, clamped tails, tau 0.2). strong: all "
-        "that helps without training: norms, three scales and flip averaged; eight times slower. Single "
-        "options override.",
+        "that helps without training: norms, three scales and flip averaged; eight times slower, and not for "
+        "export, as no format holds its views. Single options override.",
     )
-    ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
-    outputs: OutputsRequest = OutputsRequest()
     force: bool = setting(
         False,
         "Use statistics of another model or preprocessing, or of a model in doubt, all the same, and correct a "
@@ -324,50 +321,39 @@ class AlignRequest:
         refuse_unused(self.alignment, self.given)
         if self.norms.given and self.files.stats:
             raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
-        if self.subject.shard and self.files.stats is None:
-            raise OptionError("--shard needs --stats of all images: shards with their own would differ")
         if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
             raise OptionError("--label-source ground_truth needs --stats collected with --labels")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRequest:
-    """``blda export``: write a corrected network that runs without blda.
+class AlignRequest(CorrectionRequest):
+    """``blda align``: correct a segmenter's predictions.
 
     Attributes:
-        subject: the segmenter, and images to fit the correction to and to verify the export on.
-        files: what the correction is fitted to.
-        alignment: which correction.
-        inference: how images are run.
-        given: names of the options that were given, so that those without effect are refused.
+        outputs: what is written beside the predictions.
     """
 
-    subject: SubjectRequest
-    files: FilesRequest
-    alignment: AlignmentSettings
-    preset: Literal["published", "strong"] | None = setting(
-        None,
-        "published: quantile form, mixtures, clamped tails, tau 0.2; single options override. strong is refused, as no "
-        "format holds its views.",
-    )
+    ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
+    outputs: OutputsRequest = OutputsRequest()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subject.shard and self.files.stats is None:
+            raise OptionError("--shard needs --stats of all images: shards with their own would differ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(CorrectionRequest):
+    """``blda export``: write a corrected network that runs without blda. The images verify the export."""
+
     format: str = setting(
         SAME, "What to write: the kind of model that came in, or one of the others.", choices=(SAME, *FORMATS)
     )
     groups: bool = setting(False, "Make the description's groups of classes the outputs, not the network's classes.")
     argmax: bool = setting(False, "End in class ids at the size of the network's input (onnx, pt2, torchscript).")
     dtype: Literal["float32", "float16"] = setting("float32", "Type of the weights and of the computation.")
-    force: bool = setting(
-        False,
-        "Use statistics of another model or preprocessing, or of a model in doubt, all the same, and correct a "
-        "corrected model again.",
-    )
-    check: bool = setting(True, CHECK_HELP)
-    norms: NormsRequest = NormsRequest()
-    inference: InferenceOptions = InferenceOptions()  # noqa: RUF009  # frozen
-    given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        refuse_unused(self.alignment, self.given)
         for option in ("slide", "stride", "scales", "flip"):
             if option in self.given:
                 raise OptionError(
@@ -383,10 +369,7 @@ class ExportRequest:
             raise OptionError("--calibrator: no format holds a calibrator: leave it out")
         if self.subject.shard:
             raise OptionError("--shard does nothing for one network: leave it out")
-        if self.norms.given and self.files.stats:
-            raise OptionError("--norms is for statistics that are collected first: --stats brings its own")
-        if self.files.stats is None and self.alignment.label_source is LabelSource.GROUND_TRUTH:
-            raise OptionError("--label-source ground_truth needs --stats collected with --labels")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,6 +256,8 @@ def with_changes(spec: SegmenterSpec, changes: Sequence[str], classes: str | Non
         if not equals or not section:
             raise BldaError(f"--set {change}: give SECTION.KEY=VALUE, e.g. --set preprocessing.color=bgr")
         spec = read(SegmenterSpec, {section: {key: _toml_value(text.strip())}}, "--set", spec)
+    if changes:
+        _check(spec, "--set")
     if classes is not None:
         names: Any = classes
         if Path(classes).is_file():
@@ -336,29 +338,39 @@ def _short_form(model: str) -> NetworkSection:
 def _read_spec(file: Path) -> SegmenterSpec:
     table = read_toml(file)
     spec = read(SegmenterSpec, table, file)
+    _check(spec, file)
+    if spec.preprocessing.bands is not None and "color" in table["preprocessing"]:
+        raise BldaError(f"{file}: preprocessing.bands says the order of the channels: remove color")
+    return replace(spec, segmenter=_in_folder(spec.segmenter, file), folder=file.parent)
+
+
+def _check(spec: SegmenterSpec, origin: object) -> None:
+    """Raise unless the keys of a description go together.
+
+    Args:
+        spec: the description.
+        origin: where it comes from, for messages.
+    """
     try:
         check_encoding_name(spec.labels.encoding)
         if spec.labels.mapping:
             custom_encoding(spec.labels.mapping)
     except BldaError as error:
-        raise BldaError(f"{file}: {error}") from error
+        raise BldaError(f"{origin}: {error}") from error
     own = spec.preprocessing
-    if own.bands is not None and "color" in table["preprocessing"]:
-        raise BldaError(f"{file}: preprocessing.bands says the order of the channels: remove color")
     if own.range is not None and own.bits is not None:
-        raise BldaError(f"{file}: preprocessing.bits = {own.bits} says the range, too: remove one of the two")
+        raise BldaError(f"{origin}: preprocessing.bits = {own.bits} says the range, too: remove one of the two")
     if own.range is not None and own.range[0] >= own.range[1]:
-        raise BldaError(f"{file}: preprocessing.range = {list(own.range)} should be [low, high], low below high")
+        raise BldaError(f"{origin}: preprocessing.range = {list(own.range)} should be [low, high], low below high")
     for name, values in (("mean", own.mean), ("std", own.std)):
         if values is not None and len(values) != own.channels:
             of = f"the {own.channels} bands" if own.bands else "the three colour channels"
-            raise BldaError(f"{file}: preprocessing.{name} has {len(values)} numbers: give one for each of {of}")
+            raise BldaError(f"{origin}: preprocessing.{name} has {len(values)} numbers: give one for each of {of}")
     if own.scale is None and own.mean is not None and max(own.mean) > 1:
         raise BldaError(
-            f"{file}: preprocessing.mean = {list(own.mean)} is for pixels in 0..255, but without a scale they are in "
+            f"{origin}: preprocessing.mean = {list(own.mean)} is for pixels in 0..255, but without a scale they are in "
             "0..1: add scale = 1.0"
         )
-    return replace(spec, segmenter=_in_folder(spec.segmenter, file), folder=file.parent)
 
 
 def _in_folder(network: NetworkSection, file: Path) -> NetworkSection:

@@ -277,6 +277,9 @@ def test_keys_are_set_without_a_file(tmp_path: Path) -> None:
         ("preprocessing.colour=bgr", "the nearest known one is preprocessing.color"),
         ("preprocessing.color=green", "should be one of rgb, bgr"),
         ("labels.mapping=3", "should be a table"),
+        ("mean=[1, 2.5, 3]", "add scale = 1.0"),
+        ("std=[1, 2]", "one for each of the three"),
+        ("labels.encoding=cityscape", "--set: "),
     ],
 )
 def test_keys_that_cannot_be_set(change: str, message: str) -> None:
