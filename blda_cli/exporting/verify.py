@@ -11,6 +11,7 @@ from blda_cli.core.corrections import Correction
 from blda_cli.core.kernels import argmax
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.outputs import named_outputs
 from blda_cli.segmenters.preprocessing import resize_images
 
 IMAGES = 4
@@ -100,7 +101,9 @@ def verify(
 
 
 def _ids(exported: NetworkSegmenter, arrays: Tensor) -> Tensor:
-    """Class ids of an export that gives them, at the size of the images."""
-    images = arrays.to(exported.device).permute(0, 3, 1, 2).float()
-    ids = exported.network_scores(exported.network_input(images))
-    return ids[:, : arrays.shape[1], : arrays.shape[2]] if ids.ndim == 3 else ids
+    """Class ids of an export that gives them, of one image at its size."""
+    images = exported.network_input(arrays.to(exported.device).permute(0, 3, 1, 2).float())
+    with torch.no_grad():  # not by way of `network_scores`, which refuses ids
+        output = exported.network(images.expand(exported.port.batch or 1, -1, -1, -1))
+    (ids,) = named_outputs(output).values()
+    return ids[:1, : arrays.shape[1], : arrays.shape[2]] if ids.ndim == 3 else ids[:1]
