@@ -116,7 +116,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         )
     if settings.finds_strength:
         reference = None if evidence.reference is None else evidence.reference.sample
-        gap = domain_gap(evidence.statistics.sample, evidence.norms_shifted, reference)
+        gap = domain_gap(evidence.statistics.sample, evidence.norms_shifted, reference, evidence.norms_adapted)
         say(found_gap(gap, target.statistics.images))
         if gap.distance > 0 and not target.norms_shifted:
             command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]

@@ -164,6 +164,7 @@ class AlignmentInputs:
             self.labelled.content.statistics if self.labelled else None,
             self._priors(target) if self.spatial_priors else None,
             norms_shifted=target.norms_shifted and not (reference and reference.norms_shifted),
+            norms_adapted=target.norms_adapted,
             reference=reference.statistics if reference else None,
         )
 

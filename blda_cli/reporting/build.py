@@ -97,7 +97,7 @@ def _gap(content: StatisticsFile, reference: StatisticsFile | None) -> DomainGap
     if not len(sample):
         return None
     shifted = content.norms_shifted and not (reference and reference.norms_shifted)
-    return domain_gap(sample, shifted, usual if usual is not None and len(usual) else None)
+    return domain_gap(sample, shifted, usual if usual is not None and len(usual) else None, content.norms_adapted)
 
 
 def _beside(statistics: LogitStatistics, file: str, reference: StatisticsFile) -> Reference:

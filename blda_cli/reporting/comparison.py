@@ -37,6 +37,7 @@ def compare_methods(content: StatisticsFile, reference: StatisticsFile | None = 
         statistics,
         cells,
         norms_shifted=content.norms_shifted and not (reference and reference.norms_shifted),
+        norms_adapted=content.norms_adapted,
         reference=reference.statistics if reference else None,
     )
     settings = [replace(choice, tau=resolve_strength(choice, evidence)) for choice in compared(source)]

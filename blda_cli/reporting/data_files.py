@@ -6,9 +6,9 @@
   encoding and the share of pixels without a class.
 - ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
   the ``sample`` of pixels or the cells of a label source.
-- ``domain_gap``: ``{"contested", "chance", "disagreement", "classes", "norms_shifted", "crowding", "distance",
-  "support", "reference"}``, how far out of domain the images are, distance 0 to 1; null where no pixels were sampled.
-  ``reference``: null, or the comparison ``{"confidence", "reference_confidence", "fall", "levels", "images"}``.
+- ``domain_gap``: ``{"contested", "chance", "disagreement", "classes", "norms_shifted", "norms_adapted", "crowding",
+  "distance", "support", "reference"}``, how far out of domain the images are, distance 0 to 1; null where no pixels
+  were sampled. ``reference``: null, or ``{"confidence", "reference_confidence", "fall", "levels", "images"}``.
 - ``summary``: sentences. ``next_steps``: ``{"text", "command"}`` each. ``remarks``: sentences.
 - ``classes``: a list of ``{"name", "color", "estimate": {"bias", "low", "high", "frequency", "verdict"},
   "before": VALUES, "runs": {NAME: VALUES}, "reference"}``, in the order of the channels. VALUES: ``share`` of the

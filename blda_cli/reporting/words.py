@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blda_cli.core.fitting.strength import FEWEST_IMAGES, IN_DOMAIN, DomainGap
+from blda_cli.core.fitting.strength import ADAPTED_IN_DOMAIN, FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.core.shifts import MINIMUM_PIXELS
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
 from blda_cli.store.provenance import Provenance
@@ -214,12 +214,13 @@ def _evidence(gap: DomainGap) -> str:
             f"{'clearly lower' if found.fall else 'not clearly lower'}; the channels' levels differ from the "
             f"reference's by {percent(found.levels)} of their spread"
         )
-        return f"{text}; {norms}" if gap.norms_shifted else text
+        return f"{text}; {norms}" if gap.norms_shifted and not gap.norms_adapted else text
     text = (
         f"{percent(gap.contested)} of the pixels are contested, {gap.aim:.1f} times what chance would give: crowding "
-        f"{percent(gap.crowding)}, in domain mostly up to {percent(IN_DOMAIN)}"
+        f"{percent(gap.crowding)}, in domain mostly up to "
+        f"{percent(ADAPTED_IN_DOMAIN if gap.norms_adapted else IN_DOMAIN)}"
     )
-    return f"{text}; {norms}" if gap.norms_shifted else text
+    return f"{text}; {norms}" if gap.norms_shifted and not gap.norms_adapted else text
 
 
 def _found(report: Report) -> str:

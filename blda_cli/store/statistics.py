@@ -77,6 +77,13 @@ class StatisticsFile:
         mixed = isinstance(self.norms, MixedNorms) and self.norms.weight < 1
         return not mixed and (self.provenance.norm_distance or 0.0) >= SHIFTED
 
+    @property
+    def norms_adapted(self) -> bool:
+        """Whether the network's batch norms held statistics of these images, or of each of them, when it was run."""
+        if isinstance(self.norms, MixedNorms):
+            return self.norms.weight < 1
+        return self.norms is not None
+
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
     """Write statistics; the file appears under its name only when it is complete.

@@ -23,6 +23,7 @@ class Evidence:
         priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
         norms_shifted: the batch norm statistics of the images differ from the network's, see
             :mod:`blda_cli.core.norms`: they are out of domain, whatever the logits say.
+        norms_adapted: the network's batch norms held statistics of these images: most of the shift is gone already.
         reference: statistics of images of the training domain, without labels: the label-free strength follows from
             what differs between the two, and is 0 where nothing does.
     """
@@ -32,6 +33,7 @@ class Evidence:
     labelled: LogitStatistics | None = None
     priors: Tensor | None = None
     norms_shifted: bool = False
+    norms_adapted: bool = False
     reference: LogitStatistics | None = None
 
     def cells(self, source: LabelSource) -> LogitHistogram:

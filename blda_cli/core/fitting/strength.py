@@ -21,6 +21,12 @@ from blda_cli.core.shifts import MINIMUM_PIXELS, additive_fit
 IN_DOMAIN, OUT_OF_DOMAIN = 0.03, 0.05
 """Crowding up to which nothing is corrected, and from which the full moderate strength holds."""
 
+ADAPTED_IN_DOMAIN, ADAPTED_OUT_OF_DOMAIN = 0.05, 0.2
+"""The same where the batch norms are adapted to the images, which leaves less to correct."""
+
+_ADAPTED = 0.7
+"""Share of the strength that holds then."""
+
 FEWEST_IMAGES = 4
 """Fewer images say little: single frames in domain exceed the crowding that all of them have."""
 
@@ -82,6 +88,7 @@ class DomainGap:
         disagreement: see :class:`blda_cli.core.shifts.AdditiveFit`.
         classes: those predicted often enough for cells of their own.
         norms_shifted: see :class:`Evidence`.
+        norms_adapted: see :class:`Evidence`.
         reference: the comparison with images of the training domain, where there are some.
     """
 
@@ -90,6 +97,7 @@ class DomainGap:
     disagreement: float
     classes: int
     norms_shifted: bool = False
+    norms_adapted: bool = False
     reference: ReferenceComparison | None = None
 
     @property
@@ -108,16 +116,19 @@ class DomainGap:
 
         With a reference, what differs from it decides, and levels that point at no crowded borders (an aim below 1)
         count for less. Without one, the logarithm of the crowding between :data:`IN_DOMAIN` and :data:`OUT_OF_DOMAIN`
-        does. Where the batch norm statistics of the images differ from the network's, neither confidence nor crowding
-        is needed: a network may be sure of what is wrong.
+        does, and between :data:`ADAPTED_IN_DOMAIN` and :data:`ADAPTED_OUT_OF_DOMAIN` where the batch norms are adapted.
+        Where the statistics of the images differ from the network's and it kept its own, neither confidence nor
+        crowding is needed: a network may be sure of what is wrong.
         """
+        shifted = self.norms_shifted and not self.norms_adapted
         if self.reference is not None:
-            return self.reference.distance(self.norms_shifted) * min(self.aim, 1.0)
-        if self.norms_shifted:
+            return self.reference.distance(shifted) * min(self.aim, 1.0)
+        if shifted:
             return 1.0
-        if self.crowding <= IN_DOMAIN:
+        low, high = (ADAPTED_IN_DOMAIN, ADAPTED_OUT_OF_DOMAIN) if self.norms_adapted else (IN_DOMAIN, OUT_OF_DOMAIN)
+        if self.crowding <= low:
             return 0.0
-        return min(math.log(self.crowding / IN_DOMAIN) / math.log(OUT_OF_DOMAIN / IN_DOMAIN), 1.0)
+        return min(math.log(self.crowding / low) / math.log(high / low), 1.0)
 
     @property
     def support(self) -> float:
@@ -125,13 +136,19 @@ class DomainGap:
         return min(max(self.classes - 2, 0) / (_ENOUGH_CLASSES - 2), 1.0)
 
 
-def domain_gap(sample: PixelSample, norms_shifted: bool = False, reference: PixelSample | None = None) -> DomainGap:
+def domain_gap(
+    sample: PixelSample,
+    norms_shifted: bool = False,
+    reference: PixelSample | None = None,
+    norms_adapted: bool = False,
+) -> DomainGap:
     """Tell in domain from out of domain.
 
     Args:
         sample: random pixels of the images to be corrected, not none.
         norms_shifted: see :class:`Evidence`; false where nothing is known of batch norms.
         reference: random pixels of images of the training domain, through the same network; not none.
+        norms_adapted: see :class:`Evidence`.
 
     Returns:
         The gap; contested 0 where fewer than three classes are predicted often enough.
@@ -148,6 +165,7 @@ def domain_gap(sample: PixelSample, norms_shifted: bool = False, reference: Pixe
         disagreement=fitted.disagreement,
         classes=int(kept.sum()),
         norms_shifted=norms_shifted,
+        norms_adapted=norms_adapted,
         reference=None if reference is None else compared(sample, reference),
     )
 
@@ -224,6 +242,7 @@ def label_free_strength(settings: AlignmentSettings, evidence: Evidence) -> floa
         raise ValueError(
             "the reference holds no sampled pixels to compare with: collect it anew, or give --tau a number"
         )
-    gap = domain_gap(sample, evidence.norms_shifted, reference)
+    gap = domain_gap(sample, evidence.norms_shifted, reference, evidence.norms_adapted)
     moderate: float = pkgutil.resolve_name(moderate_strength)(settings, gap)
-    return round(moderate * _FAVOURED[settings.favour] * gap.distance, 3)
+    left = _ADAPTED if evidence.norms_adapted else 1.0
+    return round(moderate * left * _FAVOURED[settings.favour] * gap.distance, 3)
