@@ -333,6 +333,11 @@ def check(**options: Any) -> Check:
     Raises:
         BldaError: the model, an image or a label cannot be read, the network cannot be run, or a file cannot be
             written.
+
+    Example:
+        >>> import blda_cli
+        >>> for remark in blda_cli.check(model="net.toml", images="frames").remarks:  # doctest: +SKIP
+        ...     print(remark)
     """
     return pipeline_of_check.check(request(CheckRequest, options), SilentMonitor())
 
