@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blda_cli.data.images import find_images
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
+from blda_cli.segmenters import descriptions
 from blda_cli.segmenters.descriptions import (
     Description,
     common_descriptions,
@@ -102,6 +103,19 @@ def test_the_distance_is_nearly_zero_where_the_norms_are_of_this_input(blobs: li
         wrong = try_description(segmenter, section, images, copies=False)
         assert wrong.agreement is None
         assert wrong.farther(right) > 3
+
+
+def test_norms_are_mixed_with_each_images_own(blobs: list[ImageSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = segmenter_of(trained_on(torch.randn(2, 3, 40, 40)))
+    images = pictures(segmenter, blobs)
+    wrong = PreprocessingSection(scale=1.0)
+    mixed = try_description(segmenter, wrong, images, copies=False)
+    monkeypatch.setattr(descriptions, "NORM_WEIGHT", 1.0)
+    own = try_description(segmenter, wrong, images, copies=False)
+    # The second norm sees what the first one lets through: nearer to what it knows where that one gives way.
+    assert mixed.distance is not None
+    assert own.distance is not None
+    assert mixed.distance < own.distance - 0.01
 
 
 def test_trying_leaves_the_network_as_it_was(blobs: list[ImageSource]) -> None:
