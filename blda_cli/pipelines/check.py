@@ -117,9 +117,8 @@ def _check_outputs(request: CheckRequest) -> None:
 def _write_model(path: Path, spec: SegmenterSpec, found: Check) -> None:
     if found.comparison is None:
         raise BldaError(f"--write-model: a model of kind {found.kind} has no input to describe: leave it out")
-    best = (
-        spec if found.comparison.norms == 0 else replace(spec, preprocessing=found.comparison.best.description.section)
-    )
+    chosen = found.comparison.chosen
+    best = spec if chosen is found.comparison.own else replace(spec, preprocessing=chosen.description.section)
     with replacing(path) as temporary:
         temporary.write_text(to_toml(best, path.parent), encoding="utf-8")
 

@@ -46,7 +46,7 @@ def loaded_lines(check: Check) -> list[tuple[str, str]]:
 
 def described(comparison: Comparison) -> list[str]:
     """What the comparison of descriptions says, in sentences."""
-    best, given = comparison.best, comparison.given
+    best = comparison.best
     if comparison.norms == 0:
         return [
             "Whether the description is right cannot be told from this network: it has no batch norms that can be "
@@ -60,7 +60,6 @@ def described(comparison: Comparison) -> list[str]:
             f"Weak evidence: the batch norms come after {comparison.late:.0%} of the parameters, as in a decoder, and "
             "see little of the input."
         )
-    same = best.description.same_normalisation(given)
     name = best.description.name
     if comparison.told:
         rival = comparison.rival
@@ -87,7 +86,7 @@ def described(comparison: Comparison) -> list[str]:
         sentences.append(f"Colour order: {order}; swapped it fits {comparison.colour:.1f} times worse.")
     else:
         sentences.append(f"Colour order: unknown; {order} fits hardly better than swapped.")
-    if same and (best.description.section.color == given.section.color or not comparison.colour_told):
+    if comparison.chosen is comparison.own:
         sentences.append("The model's description fits.")
     return sentences
 

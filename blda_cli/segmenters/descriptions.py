@@ -320,6 +320,13 @@ class Comparison:
         return next(entry for entry in self.tried if entry.description.section == self.given.section)
 
     @property
+    def chosen(self) -> Tried:
+        """The one to take: the given one where it fits as well as the best, or nothing is told; else the best."""
+        own = self.own
+        as_good = self.norms == 0 or (not own.screened and times(own.fit, self.best.fit) <= TIED)
+        return own if as_good else self.best
+
+    @property
     def rival(self) -> Tried | None:
         """The best one of another normalisation; None where the screening ruled all of them out."""
         best = self.best.description

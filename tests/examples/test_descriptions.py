@@ -60,3 +60,16 @@ def test_a_quick_look_doubts_wrong_normalisations_alone(start: str, domain: Doma
     if found is not None:
         assert found.best.fit.distance is not None
         assert found.best.fit.distance < 0.12
+
+
+def test_a_description_that_fits_as_well_as_the_best_is_kept(tmp_path: Path) -> None:
+    files = scenes(DUSK, tmp_path)
+    comparison = compare_descriptions(streets(RIGHT), files)
+    assert comparison.chosen is comparison.own
+    # Cityscapes' numbers fit the dusk as well as ImageNet's, so they are kept too.
+    cityscapes = next(one for one in common_descriptions(RIGHT) if one.name == "Cityscapes mean and deviation")
+    comparison = compare_descriptions(streets(cityscapes.section), files)
+    assert cityscapes == comparison.given
+    assert comparison.chosen is comparison.own
+    comparison = compare_descriptions(streets(STARTS["-1..1"]), files)
+    assert comparison.chosen is comparison.best
