@@ -95,7 +95,7 @@ range = [0, 65535]
 """
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_bands_of_a_raster_are_what_the_png_holds(
     run: Run, scene: Scene, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]
 ) -> None:

@@ -53,7 +53,7 @@ def read(path: Path, *bands: int | str, **said: object) -> np.ndarray:
     return values
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 @pytest.mark.parametrize("save", [save_tiff, save_npy, save_chw])
 def test_bands_and_range(tmp_path: Path, save: Callable[[Path, np.ndarray], Path]) -> None:
     path = save(tmp_path / "x.tif", SAMPLES)
@@ -65,7 +65,7 @@ def test_bands_and_range(tmp_path: Path, save: Callable[[Path, np.ndarray], Path
     assert read(path, 1, range=(1000, 2000)).min() < -60  # values beyond the range are kept
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 @pytest.mark.parametrize("save", [save_tiff, save_npy, save_chw, save_png])
 def test_a_grey_image_of_12_bits(tmp_path: Path, save: Callable[[Path, np.ndarray], Path]) -> None:
     path = save(tmp_path / "x.tif", SAMPLES[..., :1])
@@ -74,7 +74,7 @@ def test_a_grey_image_of_12_bits(tmp_path: Path, save: Callable[[Path, np.ndarra
     np.testing.assert_array_equal(read(path, range=(0, 4095)), grey.repeat(3, axis=2))  # for a network of RGB
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_eight_bits_are_the_same_pixels_in_every_container(tmp_path: Path) -> None:
     rgb = (SAMPLES[..., :3] >> 4).astype(np.uint8)
     Image.fromarray(rgb).save(tmp_path / "x.png")
@@ -86,7 +86,7 @@ def test_eight_bits_are_the_same_pixels_in_every_container(tmp_path: Path) -> No
     np.testing.assert_array_equal(read(paths[0], "Blue"), rgb[..., 2:].astype(np.float32))
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_bands_by_name(tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "x.tif", SAMPLES, ("B1", "B2", "Red", "NIR", "B5", "B5"))
     np.testing.assert_array_equal(read(path, "nir", "red"), read(path, 4, 3))
@@ -152,7 +152,7 @@ def test_it_is_asked_which_axis_holds_the_bands(tmp_path: Path, shape: tuple[int
         find_images(tmp_path)[0].size()
 
 
-@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_what_cannot_be_told_is_asked(tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "x.tif", SAMPLES)
     with pytest.raises(BldaError, match=r"x.tif has 6 bands of uint16 values: say which the network takes"):
