@@ -1,5 +1,6 @@
 """Images in the formats that Pillow reads."""
 
+import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,7 +156,9 @@ def unreadable(path: Path, error: Exception) -> BldaError:
     if isinstance(error, FileNotFoundError):
         return BldaError(f"{path} does not exist")
     if isinstance(error, UnidentifiedImageError):
-        return BldaError(f"{path} is not an image, or of a format that Pillow cannot read")
+        more = path.suffix.lower() in (".tif", ".tiff") and importlib.util.find_spec("rasterio") is None
+        way = ": pip install 'blda-cli[geo]' for what reads any TIFF" if more else ""
+        return BldaError(f"{path} is not an image, or of a format that Pillow cannot read{way}")
     if isinstance(error, Image.DecompressionBombError):
         return BldaError(
             f"{path} has more pixels than Pillow reads ({Image.MAX_IMAGE_PIXELS or 0:,} twice): as a TIFF it is run in "

@@ -125,7 +125,8 @@ class Segmenter(ABC):
         if any(file.core for file in files):
             if options.flip or options.scales != (1.0,):
                 raise BldaError("--scales and --flip are not for maps, which are run by windows: leave them out")
-            options = options if options.slide else replace(options, slide=MAP_WINDOW)
+            # A part of a map is large, and its network takes far longer than its reading: one ahead is enough.
+            options = replace(options, workers=1, batch_size=1, slide=options.slide or MAP_WINDOW)
             assert options.slide is not None
             assert options.stride is not None
             files = [file.with_context(options.slide, options.stride) for file in files]

@@ -64,7 +64,7 @@ def main() -> None:
 def peak(command: list[object]) -> None:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "blda_cli", *map(str, command)], check=True)
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
     print(f"{command[0]}: {largest:.2f} GB at most so far, {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -1,5 +1,6 @@
 """A new kind of image takes one module and one line, and nothing that uses images has to know it."""
 
+import importlib.util
 import sys
 import types
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import images
+from blda_cli.data.annotations import Shape
 from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images, image_at
 from blda_cli.data.labels import label_reader
 from blda_cli.data.logit_arrays import LogitArray
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.pixels import PixelFormat
+from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
@@ -116,3 +119,18 @@ def test_arrays_beside_other_images_are_left_out(tmp_path: Path) -> None:
     assert [file.key for file in find_images(tmp_path)] == ["a"]
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     assert find_images(tmp_path) == [PillowImage(tmp_path / "a.png", "a")]
+
+
+def test_what_an_extra_reads_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("av", "pycocotools", "rasterio"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(RasterImage, "suffixes", frozenset())
+    (tmp_path / "x.mp4").write_bytes(b"video")
+    with pytest.raises(BldaError, match=r"x.mp4 is a video: pip install 'blda-cli\[video\]'"):
+        find_images(tmp_path)
+    (tmp_path / "x.tif").write_bytes(b"II*\0 of another kind")
+    with pytest.raises(BldaError, match=r"pip install 'blda-cli\[geo\]' for what reads any TIFF"):
+        find_images(tmp_path / "x.tif")[0].read()
+    with pytest.raises(BldaError, match=r"pip install 'blda-cli\[coco\]'"):
+        Shape("road", "coco", [[0, 0, 5, 0, 5, 5]], None).mask((9, 9))
