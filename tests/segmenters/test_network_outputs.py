@@ -93,7 +93,7 @@ def test_the_head_asked_for_is_taken(output: Any, head: str | int) -> None:
     assert find_scores(output, head, 5) is MAIN
 
 
-@pytest.mark.parametrize("head", ["mian", 2, "-3", "lo"])
+@pytest.mark.parametrize("head", ["mian", 2, "-3", "lo"])  # codespell:ignore
 def test_a_head_that_is_not_there_is_an_error_that_lists_them(head: str | int) -> None:
     with pytest.raises(BldaError, match=r"none of the network's outputs: logits \[1, 5, 8, 8\], main"):
         find_scores({"logits": OTHER, "main": MAIN}, head, 5)

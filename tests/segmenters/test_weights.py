@@ -151,7 +151,7 @@ def test_a_key_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) ->
     first, second = twice()
     torch.save({"student": first, "teacher": second}, tmp_path / "w.pth")
     with pytest.raises(BldaError, match=r"weights_key = 'techer' is none of its keys or prefixes: student, teacher"):
-        load_weights(fresh(), tmp_path / "w.pth", "techer")
+        load_weights(fresh(), tmp_path / "w.pth", "techer")  # codespell:ignore
     network = nn.ModuleDict({"head": nn.Linear(2, 7)})
     with pytest.raises(BldaError, match=r"missing: head.*; unexpected.*; it holds student, teacher.*weights_key"):
         load_weights(network, tmp_path / "w.pth")
