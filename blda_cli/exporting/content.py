@@ -90,7 +90,11 @@ class Content:
             network: where it is.
         """
         section = self.segmenter.preprocessor.section
-        section = replace(section, output="logits" if self.gives_logits else "probabilities")
+        section = replace(
+            section,
+            output="logits" if self.gives_logits else "probabilities",
+            normalised=None if self.gives_logits else False,
+        )
         return SegmenterSpec(self._marked(network), section, self._classes(), self.spec.labels, self.spec.folder)
 
     def weights_described(self, network: NetworkSection) -> SegmenterSpec:

@@ -433,7 +433,7 @@ def network_segmenter(
         background,
         cut=spec.segmenter.channels is not None,
         quantised=preprocessing.quantised,
-        normalised=not port.probabilities,
+        normalised=not port.probabilities and preprocessing.normalised is not False,
         declared=preprocessing.output is not None,
     )
     check_channels(spec, segmenter.meaning)
@@ -511,7 +511,7 @@ def _as_json(section: PreprocessingSection) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None or key not in _LATER}
 
 
-_LATER = ("bands", "range", "bits", "layout", "quantised", "margin")
+_LATER = ("bands", "range", "bits", "layout", "quantised", "margin", "normalised")
 
 
 def _half(device: torch.device) -> torch.dtype:

@@ -128,6 +128,11 @@ class PreprocessingSection:
         "Scale and zero point of scores that are whole numbers: scale times (stored minus zero point).",
         form="[scale, zero point]",
     )
+    normalised: bool | None = setting(
+        None,
+        "Whether probabilities sum to 1 over the classes (the default); those of mask-classification networks, and "
+        "corrected ones, do not.",
+    )
 
     @property
     def pixels(self) -> PixelFormat:

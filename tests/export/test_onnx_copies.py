@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of images to work in."""
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
-    for index, size in enumerate([(48, 64), (36, 52)]):
+    for index, size in enumerate([(48, 64), (36, 52), *[(24, 32)] * 10]):
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"images/{index}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -56,7 +56,7 @@ def write(network: nn.Module, opset: int = 17, outputs: list[str] | None = None)
 
 def export(**options: Any) -> Any:
     given: dict[str, Any] = {"model": "net.onnx", "images": "images", "output": "exported", "device": "cpu"}
-    return blda_cli.export(**given, **{"method": "logit-adjust", "tau": 0.5, **options})
+    return blda_cli.export(**{**given, "method": "logit-adjust", "label_source": "soft", "tau": 0.5, **options})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,9 @@ def test_offsets_in_the_last_node(name: str, node: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [11, 17, 20])
 @pytest.mark.parametrize(
-    "options", [{"method": "blda", "shift": "location", "tau": 1.0}, {"argmax": True}], ids=["location", "ids"]
+    "options",
+    [{"method": "blda", "shift": "location", "label_source": "pseudo", "tau": 1.0}, {"argmax": True}],
+    ids=["location", "ids"],
 )
 def test_more_goes_behind_it(options: dict[str, Any], opset: int) -> None:
     write(FirstOutput(make("upsampled")), opset)
@@ -100,7 +102,7 @@ def test_more_goes_behind_it(options: dict[str, Any], opset: int) -> None:
     assert [one.name for one in model.graph.output] == ["classes" if "argmax" in options else "logits"]
 
 
-def test_several_outputs_are_refused(refused_export: Callable[[str], None]) -> None:
+def test_several_outputs_are_refused(refused_export: Callable[..., None]) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,7 +113,9 @@ def test_several_outputs_are_refused(refused_export: Callable[[str], None]) -> N
             return scores, scores.relu()
 
     write(Two(), outputs=["scores", "more"])
-    refused_export(r"net.onnx has 2 outputs \(scores, more\), and export corrects one")
+    refused_export("several outputs that could be meant: scores .*, more ")
+    Path("net.toml").write_text('[segmenter]\nkind = "onnx"\npath = "net.onnx"\nhead = "scores"\n')
+    refused_export(r"net.onnx has 2 outputs \(scores, more\), and export corrects one", model="net.toml")
 
 
 def test_quantised_files_are_refused(refused_export: Callable[[str], None]) -> None:
