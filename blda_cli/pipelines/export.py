@@ -257,11 +257,6 @@ def _content(
         from blda_cli.exporting.onnx import OnnxCopy, into_nodes
 
         assert isinstance(network, OnnxCopy)
-        if len(network.model.graph.output) > 1:
-            raise BldaError(
-                f"{spec.segmenter.path} has {len(network.model.graph.output)} outputs, and the correction is for one: "
-                "export the network with that one alone"
-            )
         fold = into_nodes(network, segmenter, images)
     else:
         fold = into_layers(network, images.cpu(), segmenter.port.read)

@@ -58,7 +58,9 @@ class StoredSegmenter(Segmenter):
             if turned:
                 self._note("the arrays are [H, W, C]: they are turned round to [C, H, W]")
             check_scores(scores, 1, self.meaning)
-            check_meaning(scores, self.meaning)
+            remark = check_meaning(scores, self.meaning)
+            if remark is not None:
+                self._note(remark)
             scores = self.meaning.used(scores).float()
             if scores.ndim == 4 and size is not None:
                 scores = self._fit(scores, size)

@@ -232,9 +232,10 @@ class NetworkSegmenter(Segmenter):
             scores = self._run(network, fed)
         check_scores(scores, len(padded), self.meaning)
         if not self._meaning_checked:  # once, as it waits for the device
-            self._meaning_checked = check_meaning(scores, self.meaning)
-            if not self._meaning_checked:
-                self._note(DOUBTFUL)
+            remark = check_meaning(scores, self.meaning)
+            self._meaning_checked = remark != DOUBTFUL
+            if remark is not None and not self.corrected:  # a correction moves probabilities
+                self._note(remark)
         scores = self.meaning.used(scores)
         if size is None or scores.ndim == 2:
             return scores

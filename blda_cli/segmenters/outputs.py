@@ -392,7 +392,7 @@ def check_scores(scores: Tensor, images: int, meaning: OutputMeaning | None) -> 
     )
 
 
-def check_meaning(scores: Tensor, meaning: OutputMeaning) -> bool:
+def check_meaning(scores: Tensor, meaning: OutputMeaning) -> str | None:
     """Refuse numbers that are something else than they are said to be. Waits for the device.
 
     Args:
@@ -400,8 +400,7 @@ def check_meaning(scores: Tensor, meaning: OutputMeaning) -> bool:
         meaning: what they are said to be.
 
     Returns:
-        Whether that is settled; False where they lie within 0..½, as sigmoids of an image without any of the classes
-        do.
+        A remark on what is odd all the same, `DOUBTFUL` or `UNNORMALISED`; None where nothing is.
 
     Raises:
         BldaError: they look like probabilities, sigmoids, logits or class ids instead; the message says what to set.
@@ -438,11 +437,7 @@ def check_meaning(scores: Tensor, meaning: OutputMeaning) -> bool:
                 f'the model\'s output is said to be probabilities but goes down to {lowest:.3g}: set output = "logits"'
             )
         if meaning.normalised and float((total - 1).abs().mean()) > _FAR_FROM_ONE:
-            raise BldaError(
-                f"the model's output is said to be probabilities but sums to {float(total.min()):.3g} to "
-                f'{float(total.max()):.3g} over the classes: set output = "sigmoid" if each channel is a probability '
-                "of its own"
-            )
+            return UNNORMALISED
     elif sums_to_one and within:
         raise BldaError(
             'the model gives probabilities (they sum to 1), not logits: set output = "probabilities" under '
@@ -450,18 +445,24 @@ def check_meaning(scores: Tensor, meaning: OutputMeaning) -> bool:
         )
     elif within and lowest < highest and not meaning.declared and scores.numel() >= _MANY:
         if highest <= 1 / 2:
-            return False
+            return DOUBTFUL
         raise BldaError(
             f"the model gives values from {lowest:.3g} to {highest:.3g}, which look like sigmoids, not logits: set "
             'output = "sigmoid" under [preprocessing], or "logits" if they are that all the same'
         )
-    return True
+    return None
 
 
 DOUBTFUL = (
     'the model gives values within 0 and one half: if they are sigmoids, set output = "sigmoid" under [preprocessing]'
 )
-"""A remark on values that `check_meaning` leaves open."""
+"""A remark on values that `check_meaning` leaves open, as of an image without any of the classes."""
+
+UNNORMALISED = (
+    "the model's probabilities do not sum to 1 over the classes, and are divided by their sum: set output = "
+    '"sigmoid" under [preprocessing] if each channel is a probability of its own'
+)
+"""A remark on probabilities whose sums lie far from 1."""
 
 _MANY = 256
 """Numbers from which on logits do not lie within 0..1 by chance; an image's answer of a classifier may."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.outputs import (
+    DOUBTFUL,
+    UNNORMALISED,
     OutputMeaning,
     channels_first,
     check_meaning,
@@ -214,12 +216,14 @@ def test_probabilities_sigmoids_and_logits_are_told_apart(dtype: torch.dtype) ->
     check_meaning(logits.log_softmax(1).to(dtype), said["logits"])
     check_meaning(probabilities, said["probabilities"])
     check_meaning(sigmoids, said["sigmoid"])
+    assert check_meaning(sigmoids, said["probabilities"]) == UNNORMALISED
+    assert check_meaning(probabilities, said["probabilities"]) is None
+    assert check_meaning(sigmoids / 2, said["logits"]) == DOUBTFUL
     check_meaning(sigmoids, OutputMeaning(19, "logits", declared=True))
     for values, meaning, message in (
         (probabilities, "logits", 'output = "probabilities"'),
         (sigmoids, "logits", 'look like sigmoids, not logits: set output = "sigmoid"'),
         (logits.to(dtype), "probabilities", 'output = "logits"'),
-        (sigmoids, "probabilities", 'output = "sigmoid"'),
         (logits.to(dtype), "sigmoid", 'output = "logits"'),
         (probabilities, "sigmoid", 'output = "probabilities"'),
     ):
