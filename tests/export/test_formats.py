@@ -1,6 +1,7 @@
 """Every format of networks of every ending, loaded by its own runtime and compared with an alignment by hand."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,8 @@ def test_offsets_behind_the_network(folder: Path, name: str, network: str) -> No
     record = export(model, name)
     assert record.behind == ["Factors" if network == "probabilities" else "Offsets"]
     assert record.output_kind == ("probabilities" if network == "probabilities" else "logits")
+    described = tomllib.loads((folder / "exported/model.toml").read_text())["preprocessing"]
+    assert described["output"] == record.output_kind
     assert_same(runner(folder / "exported", name), network, network == "probabilities")
 
 
