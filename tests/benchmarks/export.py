@@ -60,7 +60,7 @@ def compared(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor],
 def main(model: Path, weights: Path | None, images: Path, shape: tuple[int, int], rounds: int) -> None:
     """Print a line per format and correction."""
     torch.manual_seed(0)
-    numbers = torch.randn(1, 3, *shape)
+    numbers = torch.randn(1, 3, *(parse_model(str(model)).preprocessing.size or shape))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given: dict[str, Any] = {"model": str(model), "weights": weights, "images": str(images), "device": "cpu"}
