@@ -289,7 +289,7 @@ def test_half_of_the_source_crops_are_mined(project: Any, batches: Callable[...,
 def test_what_a_round_prefers_is_drawn(project: Any, tmp_path: Path) -> None:
     students = []
     for share in (0.0, 1.0):
-        values = rounds("cbst", rounds__mined_share=share, training__crop=(8, 8))
+        values = rounds("cbst", rounds__mined_share=share, training__crop=(12, 12))
         project.run(tmp_path / str(share), **values)
         students.append(checkpoint(tmp_path / str(share))["trainer"]["student"])
     assert not same(*students)
