@@ -1,5 +1,6 @@
 """Collectives between the processes of ``torchrun``: join, wait, sum, maximum."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,6 +41,9 @@ def process_group(device: torch.device | None = None) -> Iterator[None]:
         yield
         wait_for_all(current_shard())
     finally:
+        # DistributedDataParallel holds the group, within a cycle. A group that is left to the interpreter's exit ends
+        # the process with SIGABRT now and then.
+        gc.collect()
         dist.destroy_process_group()
 
 
