@@ -79,7 +79,11 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
         Interrupted: the user asked to stop.
     """
     _check_outputs(request)
-    subject = load_subject(SubjectRequest(**vars(request.model)), request.device)
+    asked = SubjectRequest(**vars(request.model))
+    subject = load_subject(asked, request.device)
+    bits = subject.bits
+    if bits is not None:  # all else is judged with the depth that the values have
+        subject = load_subject(replace(asked, set=(*asked.set, f"preprocessing.bits={bits}")), request.device)
     subject = replace(subject, share=spread(subject.images, IMAGES))
 
     def labels(encoding: str | None) -> LabelReader:
@@ -97,6 +101,12 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
         labels if request.labelled.labels else None,
         monitor,
     )
+    if bits is not None:
+        text = (
+            f"the images' values use {bits} of 16 bits, and nothing says so: put bits = {bits} under [preprocessing], "
+            "as it is taken here"
+        )
+        found = replace(found, remarks=(Remark("bits", grave=True, text=text), *found.remarks))
     if request.write_model is not None:
         _write_model(request.write_model, subject.spec, found)
     if request.output is not None:

@@ -224,6 +224,20 @@ def test_a_factory_and_weights_alone_lead_to_a_description_that_fits(
     assert second["descriptions"]["best"] == second["descriptions"]["given"] == "ImageNet mean and deviation, RGB"
 
 
+def test_images_of_twelve_bits_are_taken_as_such_and_the_description_says_it(world: Path, model: Write) -> None:
+    (world / "deep").mkdir()
+    for index in range(4):
+        grey = np.array(Image.open(world / "images" / f"{index}.png").convert("L")).astype(np.uint16)
+        Image.fromarray(grey * 16 + 15).save(world / "deep" / f"{index}.png")
+    options = ["check", "--images", world / "deep", "--json"]
+    first = json.loads(run(*options, "--model", model(RIGHT), "--write-model", world / "deep.toml").stdout)
+    assert "bits" in graves(first)
+    assert parse_model(str(world / "deep.toml")).preprocessing.bits == 12
+    second = json.loads(run(*options, "--model", world / "deep.toml").stdout)
+    assert "bits" not in graves(second)
+    assert second["input"] == first["input"]
+
+
 def folded(world: Path, factory: str) -> str:
     """A network without norms; returns its description's path."""
     (world / "plain.py").write_text(
