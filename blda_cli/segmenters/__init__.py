@@ -15,7 +15,7 @@ __all__ = ["KINDS", "load_segmenter"]
 
 
 def load_segmenter(spec: "SegmenterSpec", device: "torch.device") -> "Segmenter":
-    """Load a segmenter as it is described. Kinds ``python`` and ``torchscript`` run code from the model.
+    """Load the segmenter that a description names. Kinds ``python`` and ``torchscript`` run code from the model.
 
     Args:
         spec: made by ``parse_model``.

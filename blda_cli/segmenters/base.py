@@ -41,7 +41,7 @@ class LogitBatch:
             (``[N]`` for a classifier); None where no labels are read.
         valid: bool ``[N, H, W]`` on the same device, where there is data; None: everywhere.
         largest: the largest absolute logit, as float32; None where it is not known.
-        aside: work on the batch within it does not wait for the network, which runs on the next batch.
+        aside: context manager; work on the batch within it does not wait for the network, which runs on the next batch.
     """
 
     files: list[ImageSource]
@@ -58,13 +58,13 @@ class Segmenter(ABC):
 
     Attributes:
         classes: the classes of the logits it gives, after grouping.
-        identity: what makes its logits what they are, as JSON: kind, path or factory, digest of the weights,
-            preprocessing, classes' groups. Two segmenters with equal identities give the same logits.
+        identity: all that determines its logits, as JSON: kind, path or factory, digest of the weights, preprocessing,
+            classes' groups. Two segmenters with equal identities give the same logits.
         device: where its logits live.
         notes: one-line remarks for the user (a fixed input size is handled by resizing, ...).
-        adapted_norms: batch norms hold averages of the target images already.
+        adapted_norms: the batch norms hold norm statistics of the target images already.
         corrected: how its predictions were corrected already, in a few words; None: they were not.
-        label_encoding: what label files hold by what the model itself says; None where it says nothing.
+        label_encoding: the label encoding that the model's own files name; None where they name none.
     """
 
     classes: ClassSet
@@ -111,15 +111,15 @@ class Segmenter(ABC):
             options: how to run them.
             labels: reads each image's label where given.
             skipped: files passed over under ``options.on_error == "skip"`` are appended here.
-            ahead: on CUDA, start the network on the next batch before a batch is given; two more batches take memory.
-                What works on a batch does so within its ``aside``. Elsewhere nothing changes.
+            ahead: on CUDA, start the network on the next batch before a batch is yielded; two more batches take memory.
+                The consumer works on a batch within its ``aside``. No effect on other devices.
 
         Yields:
             Batches in the order of ``files``; memory is bounded by one batch and what is read ahead.
 
         Raises:
-            BldaError: an image or label cannot be read, or the logits are not what they should be
-                (wrong number of channels, non-finite, probabilities, class ids).
+            BldaError: an image or label cannot be read, or the network's output is not valid logits (wrong number of
+                channels, non-finite, probabilities, class ids).
         """
         self.check(files, options)
         if any(file.core for file in files):
@@ -178,7 +178,7 @@ class Segmenter(ABC):
         return self.read(file)
 
     def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
-        """See `logits`; what goes wrong is said to be of the image ``name``."""
+        """See `logits`; error messages name the image ``name``."""
         try:
             return self.logits(arrays, options)
         except BldaError as error:
@@ -190,7 +190,7 @@ class Segmenter(ABC):
 
     @abstractmethod
     def read(self, file: ImageSource) -> np.ndarray:
-        """What :meth:`logits` takes of an image; called from several threads.
+        """Read the array of an image that :meth:`logits` takes; called from several threads.
 
         Raises:
             BldaError: it cannot be read.
@@ -201,25 +201,25 @@ class Segmenter(ABC):
         """Logits of the classes at the images' own size, without gradients.
 
         Args:
-            arrays: what :meth:`read` gave of N images of one size, ``[N, ...]`` on the segmenter's device.
+            arrays: those of :meth:`read` for N images of one size, ``[N, ...]`` on the segmenter's device.
             options: how to run them.
 
         Returns:
             ``[N, C, H, W]``, or ``[N, C]`` of a classifier.
 
         Raises:
-            BldaError: they cannot be had, or are no logits of the classes.
+            BldaError: they cannot be computed, or are no logits of the classes.
         """
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: B027  # most serve all
-        """Refuse images or options that this segmenter cannot serve, before any is read.
+        """Refuse images or options that this segmenter does not support, before any image is read.
 
         Raises:
             BldaError: there are some.
         """
 
     def origin(self, file: ImageSource) -> ImageSource:
-        """What an image's logits are made from: the image itself, or ready-made ones.
+        """The file that an image's logits come from: the image itself, or stored logits.
 
         Raises:
             BldaError: there is none.
@@ -257,10 +257,10 @@ def _valid(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
 
 
 _LARGE = 1 << 24
-"""Pixels from which on it is looked whether an image fits."""
+"""From this many pixels on, whether an image fits into memory is checked."""
 
 _FEATURES = 64
-"""Channels at full resolution that a network is taken to hold while it runs on a whole image."""
+"""Channels at full resolution that a network is assumed to hold in memory while it runs on a whole image."""
 
 
 def _refuse_too_large(location: str, size: tuple[int, int], classes: int, options: InferenceOptions) -> None:

@@ -1,4 +1,4 @@
-"""A segmenter whose logits go through a calibrator that fiducio fitted and saved."""
+"""A segmenter whose logits pass through a calibrator that fiducio fitted and saved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Try common preprocessing descriptions on a network, and tell how well each fits; see `core.description`."""
+"""Try common preprocessing descriptions on a network and measure how well each fits; see `core.description`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,8 @@ from blda_cli.segmenters.spec import PreprocessingSection
 
 NORM_WEIGHT = 0.9
 """Weight of the running statistics in the mixed norms under which descriptions are compared. With the network's own
-norms the agreement tells nothing, and the distances of a wrong and the right description lie 10 to 15 % closer."""
+norms the agreement carries no information, and the distances of a wrong and the right description lie 10 to 15 %
+closer."""
 
 _SMALLER = 0.75
 """The smaller copy's sides over the image's."""
@@ -32,23 +33,23 @@ _MULTIPLE = 32
 """Sides of crops and of smaller copies are multiples of this, which nearly every network takes."""
 
 SCREENING = (2, 82_000)
-"""Images and pixels of each that rule out what is far off."""
+"""Images, and pixels of each, of the screening, which rules out descriptions that are far off."""
 
 FINAL = (4, 345_000)
-"""Images and pixels of each that the rest is compared on: with a quarter of the pixels the colour order of one network
-in four was told wrongly."""
+"""Images, and pixels of each, that the remaining descriptions are compared on: with a quarter of the pixels the colour
+order was wrong for one network in four."""
 
 LATE = 0.5
-"""Where batch norms come after a larger share of the parameters, as in decoders of transformers, they say little."""
+"""Batch norms behind a larger share of the parameters, as in decoders of transformers, say little about the input."""
 
 _RULED_OUT = 2.5
-"""A description whose norm distance is so many times the smallest at the screening is not compared further."""
+"""A description is dropped at the screening when its norm distance is this many times the smallest."""
 
 _FINALISTS = 3
 """Descriptions beside the given one that are compared further."""
 
 _SUSPICIOUS = 1.5
-"""From this ratio of distances at the screening on, a quick look looks closer."""
+"""`glance` measures on larger cut-outs only from this ratio of norm distances at the screening on."""
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CAFFE = (123.68, 116.78, 103.94)
@@ -77,7 +78,7 @@ class Description:
 
     Attributes:
         name: of the normalisation, for people.
-        section: what a model's TOML would say.
+        section: its ``[preprocessing]`` section.
     """
 
     name: str
@@ -102,7 +103,7 @@ class Description:
 
     @property
     def toml(self) -> str:
-        """The lines of ``[preprocessing]`` that say it, apart from size and output, in one line."""
+        """Its lines of ``[preprocessing]``, apart from size and output, joined into one line."""
         section = self.section
         parts = ["[preprocessing]", f'color = "{section.color}"']
         parts += [
@@ -149,7 +150,7 @@ def described_network(segmenter: Segmenter) -> NetworkSegmenter | None:
 
 
 def reachable_network(segmenter: NetworkSegmenter) -> nn.Module | None:
-    """The network where its layers can be looked at; None for TorchScript, ONNX and exported files."""
+    """The network where its layers can be reached; None for TorchScript, ONNX and exported files."""
     try:
         return segmenter.module
     except BldaError:
@@ -157,7 +158,7 @@ def reachable_network(segmenter: NetworkSegmenter) -> nn.Module | None:
 
 
 def pictures(segmenter: NetworkSegmenter, files: Sequence[ImageSource], pixels: int | None = None) -> list[Tensor]:
-    """Images at the size that they are fed at.
+    """Read images at the size at which the network gets them.
 
     Args:
         segmenter: reads them.
@@ -188,7 +189,7 @@ def try_description(
     Args:
         segmenter: its network is run, and left as it was.
         section: how its input is made; its size is that of the images already.
-        images: what `pictures` gave.
+        images: from `pictures`.
         copies: also run a smaller and a mirrored copy of each image, for the agreement.
 
     Returns:
@@ -223,9 +224,9 @@ def try_description(
 
 
 def untrained_norms(network: nn.Module) -> tuple[int, int]:
-    """How many of a network's norm layers hold the values that they are made with, and how many there are.
+    """How many of a network's norm layers still hold their initial values, and how many there are.
 
-    A batch norm is made with mean 0 and variance 1, every norm with weight 1 and bias 0; training changes them.
+    A batch norm is initialised with mean 0 and variance 1, every norm with weight 1 and bias 0; training changes them.
     """
     fresh = total = 0
     for layer in network.modules():
@@ -321,7 +322,7 @@ class Comparison:
 
     @property
     def chosen(self) -> Tried:
-        """The one to take: the given one where it fits as well as the best, or nothing is told; else the best."""
+        """The one to use: the given one where it fits as well as the best or nothing can be decided; else the best."""
         own = self.own
         as_good = self.norms == 0 or (not own.screened and times(own.fit, self.best.fit) <= TIED)
         return own if as_good else self.best
@@ -336,7 +337,7 @@ class Comparison:
 
     @property
     def told(self) -> bool:
-        """Whether the best normalisation is told from every other one: another is `CLEAR`ly farther."""
+        """Whether the best normalisation can be told apart from the others: another is `CLEAR`ly farther."""
         return self.norms > 0 and (self.rival is None or self.rival.fit.farther(self.best.fit) >= CLEAR)
 
     @property
@@ -358,7 +359,7 @@ class Comparison:
 
     @property
     def colour_told(self) -> bool:
-        """Whether the colour order is told."""
+        """Whether the colour order can be decided."""
         return self.norms > 0 and self.colour is not None and self.colour >= COLOUR
 
     @property
@@ -406,7 +407,7 @@ def compare_descriptions(segmenter: NetworkSegmenter, files: Sequence[ImageSourc
 
 
 def glance(segmenter: NetworkSegmenter, files: Sequence[ImageSource]) -> Comparison | None:
-    """A quick look for a description that fits clearly better than the given one, on cut-outs of two images.
+    """A quick check whether another description fits clearly better than the given one, on cut-outs of two images.
 
     Args:
         segmenter: its network is run, and left as it was.
@@ -454,7 +455,7 @@ def spread(files: Sequence[ImageSource], count: int) -> list[ImageSource]:
 
 
 def tells(segmenter: NetworkSegmenter) -> bool:
-    """Whether the network has batch norms that see enough of the input to tell how it is to be described."""
+    """Whether the network's batch norms lie early enough for the norm distance to tell descriptions apart."""
     norms, late = _norms_of(segmenter)
     return norms > 0 and late <= LATE
 

@@ -18,7 +18,7 @@ from blda_cli.segmenters.spec import SegmenterSpec
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
-    """Load an exported program and learn from it which inputs it takes.
+    """Load an exported program and find out which inputs it takes.
 
     A size that was not exported as dynamic is handled by resizing, a batch size by running so many images at a time;
     sides that must be multiples are padded, and a device written into the program is changed. Notes say so.
@@ -98,7 +98,7 @@ def _image_input(program: ExportedProgram, path: Path, bands: int) -> torch.Tens
 
 
 def _divisor(side: int | torch.SymInt) -> int:
-    """What a side must be a multiple of: 8 where the program was exported with ``8 * Dim("h")``."""
+    """The number that a side must be a multiple of: 8 where the program was exported with ``8 * Dim("h")``."""
     if isinstance(side, int):
         return 1
     factor = side.node.expr.as_coeff_Mul()[0]

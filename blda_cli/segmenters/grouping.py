@@ -1,4 +1,4 @@
-"""Which classes the outputs stand for, and working in groups of them."""
+"""The classes that the outputs stand for, and groups of classes."""
 
 import torch
 from torch import Tensor
@@ -39,11 +39,11 @@ def resolve_classes(section: ClassesSection, own: ClassSet) -> tuple[ClassSet, G
     """The classes to work in.
 
     Args:
-        section: what the TOML file says.
+        section: ``[classes]`` of the TOML file.
         own: the classes of the outputs that are kept.
 
     Returns:
-        ``own`` and None, or the groups as classes and what makes their logits.
+        ``own`` and None, or the groups as classes and the :class:`Grouping` that makes their logits.
 
     Raises:
         BldaError: the groups or the palette do not fit the classes.

@@ -1,4 +1,4 @@
-"""Look at a network while it runs: what it returns, which output is used, which layer classifies, what it is fed."""
+"""Inspect a network while it runs: its outputs, the one that is used, its classifier layer, the range of its input."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ class Output:
     Attributes:
         name: what ``[segmenter] head`` calls it.
         shape: its shape.
-        used: whether it is the one that is taken as the scores.
+        used: whether it is used as the scores.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one image's way through a network shows.
+    """Facts about a network, recorded while it ran on one image.
 
     Attributes:
         network: name of the network's class.
@@ -57,7 +57,7 @@ class Inspection:
 
 
 def inspect(segmenter: NetworkSegmenter, image: Tensor) -> Inspection:
-    """Run one image through a network and look.
+    """Run one image through a network and record its outputs and layers.
 
     Args:
         segmenter: its network is left as it was.

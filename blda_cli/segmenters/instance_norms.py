@@ -26,14 +26,14 @@ Moments = tuple[Tensor, Tensor]
 """Means and variances, float32 ``[N, C]``."""
 
 Recorded = list[Moments | None]
-"""What each call of a layer saw in a forward pass, in their order; None where there were too few positions."""
+"""The moments of each call of a layer in a forward pass, in order; None where there were too few positions."""
 
 
 BUFFERS = ("running_mean", "running_var")
 
 
 def norm_layers(network: nn.Module) -> dict[str, Any]:
-    """The layers that normalise by kept averages, by name: batch norms, frozen ones among them, and their like."""
+    """The layers that normalise by running statistics, by name: batch norms, frozen ones and subclasses included."""
     return {
         name: layer
         for name, layer in network.named_modules()
@@ -58,8 +58,8 @@ class InstanceNorms:
     """Within ``with``, every batch norm normalises by ``weight · running + (1 − weight) · the image's own`` statistics.
 
     Mean and variance are mixed alike, for each image by itself, in float32. A layer in training mode, or that sees
-    fewer than 64 positions of an image, works as ever. Weights, fused activations and running statistics stay as they
-    are. With a weight of 1 the network is untouched.
+    fewer than 64 positions of an image, is left unchanged. Weights, fused activations and running statistics stay as
+    they are. With a weight of 1 the network is untouched.
 
     Example:
         >>> import torch
@@ -109,7 +109,7 @@ class InstanceNorms:
 
     @contextmanager
     def content(self, size: tuple[int, int] | None = None, mask: Tensor | None = None) -> Iterator[None]:
-        """Say which part of the inputs within ``with`` is image; the rest does not count.
+        """Mark which part of the inputs within ``with`` is image; the rest does not count.
 
         Args:
             size: (height, width) of the image at the upper left of the input, the rest being padding.
@@ -124,7 +124,7 @@ class InstanceNorms:
 
     @contextmanager
     def recorded(self) -> Iterator[list[Recorded]]:
-        """Keep the images' own statistics that forward passes within ``with`` see, for `held`: a list a pass."""
+        """Record the images' own statistics in forward passes within ``with``, for `held`: one list per pass."""
         self._passes = []
         try:
             yield self._passes
@@ -133,11 +133,11 @@ class InstanceNorms:
 
     @contextmanager
     def held(self, passes: Sequence[Recorded]) -> Iterator[None]:
-        """Take recorded statistics for the images' own within ``with``: windows are normalised by their whole image's.
+        """Use recorded statistics within ``with``: windows are normalised by those of their whole image.
 
         Args:
-            passes: of one pass over whole images; of several, over parts of equal size of one image, the statistics
-                of all parts together are taken.
+            passes: of one pass over whole images; of several passes, over parts of equal size of one image, the pooled
+                statistics are used.
         """
         self._held = [_pooled(calls) for calls in zip(*passes, strict=True)]
         try:
@@ -201,7 +201,7 @@ class InstanceNorms:
 
 
 def _pooled(parts: Sequence[Moments | None]) -> Moments | None:
-    """Statistics of parts of equal size together: the law of total variance."""
+    """Pool the statistics of parts of equal size, by the law of total variance."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind needs to be described.
+    """The keys of a kind's description.
 
     Attributes:
         module: module of this package whose ``load(spec, device)`` makes the segmenter.

@@ -114,14 +114,14 @@ class StoredSegmenter(Segmenter):
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:
-    """Find the arrays and look at one of them.
+    """Find the arrays and read one of them to count its channels.
 
     The identity holds no digest of the arrays: statistics from one folder are meant for the logits of other images by
     the same model, and nothing in the files says which model that is.
 
     Args:
         spec: a description with ``path``, the folder.
-        device: where the logits are to be.
+        device: where to put the logits.
 
     Returns:
         The segmenter.

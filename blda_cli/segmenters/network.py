@@ -55,10 +55,10 @@ CORRECTION = "blda_correction"
 
 @dataclass(frozen=True)
 class Port:
-    """How a network takes images and gives scores, beyond what the user says.
+    """How a network takes images and gives scores, as found out when it was loaded.
 
     Attributes:
-        read: makes the scores ``[N, C, h, w]`` or ``[N, C]`` of what the network returns.
+        read: extracts the scores ``[N, C, h, w]`` or ``[N, C]`` from the network's return value.
         probabilities: the scores are probabilities, whatever ``[preprocessing] output`` says.
         batch: the network takes exactly so many images at a time.
         traced: the network may be a recording of one run, with sizes of that run in it.
@@ -76,7 +76,7 @@ class NetworkSegmenter(Segmenter):
 
     Attributes:
         network: takes float ``[N, 3, h, w]`` on ``device``. An ``nn.Module`` for the kinds that can be trained.
-        preprocessor: makes its input.
+        preprocessor: makes the network's input from the images.
         port: how it takes images and gives scores.
         meaning: what its channels stand for; None until that is known.
         norm_weight: λ of :class:`blda_cli.segmenters.instance_norms.InstanceNorms`; 1: the network's own norms.
@@ -121,13 +121,13 @@ class NetworkSegmenter(Segmenter):
             size: (height, width) to resize the scores to; None leaves them as the network gives them (with what
                 padding it leaves in).
             network: runs in place of ``self.network``: a copy of it, or a wrapper around it.
-            norms: that network's, where they are at work: they leave padding out.
+            norms: that network's instance norms, where they are active: they leave padding out.
 
         Returns:
             ``[N, C, h, w]``, or ``[N, C]`` of a classifier.
 
         Raises:
-            BldaError: what the network returns cannot be scores of the classes.
+            BldaError: the network's output cannot be scores of the classes.
         """
         return self._logits(self._scores(images, size, network or self.network, norms))
 
@@ -176,12 +176,12 @@ class NetworkSegmenter(Segmenter):
             return self._logits(scores).detach()
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
-        """See `Segmenter.check`; here there is but a remark."""
+        """See `Segmenter.check`; it refuses nothing, but may add a remark."""
         if options.amp and not isinstance(self.network, nn.Module):
             self._note("--amp makes no difference: the network is not run by PyTorch")
 
     def network_input(self, images: Tensor) -> Tensor:
-        """What the network is given of images, float ``[N, 3, H, W]`` RGB in 0..255: ``[N, 3, h, w]``."""
+        """The network's input ``[N, 3, h, w]`` for images, float ``[N, 3, H, W]`` RGB in 0..255."""
         return self._padded(self.preprocessor(images))
 
     def network_scores(self, images: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class NetworkSegmenter(Segmenter):
         return pad_to_multiple(images, self.preprocessor.section.multiple_of or 1)
 
     def _whole_statistics(self, view: Tensor, window: tuple[int, int], norms: InstanceNorms) -> list[Recorded]:
-        """What its batch norms see of whole images, for the windows of these."""
+        """Norm statistics of whole images, to normalise their windows by."""
         height, width = window
         if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
             height, width = view.shape[2], view.shape[3]
@@ -220,7 +220,7 @@ class NetworkSegmenter(Segmenter):
             images: see `forward_logits`.
             size: (height, width), or None.
             network: runs on them.
-            norms: those of the network that are at work, which are told what is padding.
+            norms: the active instance norms of the network; padding is marked for them.
         """
         assert self.meaning is not None
         margin = self.preprocessor.section.margin
@@ -256,7 +256,7 @@ class NetworkSegmenter(Segmenter):
         return fit_scores(scores, reached, content, (size[0], size[1]))
 
     def _scaling_for(self, scores: tuple[int, int], network_input: tuple[int, int]) -> Scaling | None:
-        """How output sizes follow from input sizes, where one pair of them leaves that open; None: it does not."""
+        """How output sizes follow from input sizes, where one pair of sizes is ambiguous; None where it is not."""
         plain = coverage(scores, network_input) == network_input
         if scores == network_input or (plain and not self.port.traced):
             return None
@@ -268,7 +268,7 @@ class NetworkSegmenter(Segmenter):
         return self._scaling
 
     def _probe(self) -> Scaling | None:
-        """Run a copy of the network, which nothing watches, on two grey images; None where it does not take them."""
+        """Run a copy of the network without hooks on two grey images; None where it fails on them."""
         try:
             network = copy.deepcopy(self.network)
             if isinstance(network, nn.Module):
@@ -295,7 +295,7 @@ class NetworkSegmenter(Segmenter):
         return logits if self.grouping is None else self.grouping(logits)
 
     def _run(self, network: Network, images: Tensor) -> Tensor:
-        """What the network gives, as ``[N, C, h, w]`` or ``[N, C]`` of a plain type."""
+        """Run the network; its scores ``[N, C, h, w]`` or ``[N, C]`` in a plain dtype."""
         try:
             return self._forward(network, images)
         except BldaError:
@@ -356,7 +356,7 @@ class NetworkSegmenter(Segmenter):
         """The scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returned for its input ``images``.
 
         Raises:
-            BldaError: there are none, or it cannot be told which they are.
+            BldaError: there are none, or several outputs could be meant.
         """
         scores = plain_scores(self.port.read(output), self.preprocessor.section.quantised)
         if scores.ndim == 3:  # one channel whose axis was dropped
@@ -390,15 +390,15 @@ def network_segmenter(
         spec: the description.
         network: the network, on ``device``.
         device: where it is.
-        identity: what tells its weights from others'; preprocessing, classes and groups are added here.
+        identity: identifies its weights, e.g. by their digest; preprocessing, classes and groups are added here.
         port: how it takes images and gives scores.
-        preprocessing: in place of the description's, where the kind knows more.
+        preprocessing: replaces the description's, where the model's own files have it.
         own: the classes the model itself names, used where the description names none.
         notes: remarks for the user.
-        corrected: what the model itself says of how its predictions were corrected.
+        corrected: how its predictions were corrected, according to the model's own files.
 
     Returns:
-        The segmenter. Where nobody names the classes, the network is run on a grey image to count its channels.
+        The segmenter. Where neither names the classes, the network is run on a grey image to count its channels.
 
     Raises:
         BldaError: the classes do not fit, or the network cannot be run.
@@ -459,10 +459,10 @@ def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) ->
     Args:
         section: the preprocessing.
         size: (height, width).
-        why: what wants it, to begin a sentence with.
+        why: the reason, which begins the sentence of the note.
 
     Returns:
-        The preprocessing, and a note that says so.
+        The preprocessing, and a note for the user.
 
     Raises:
         BldaError: the user asks for another size.
@@ -506,7 +506,7 @@ def _count_classes(segmenter: NetworkSegmenter) -> int:
 
 
 def _as_json(section: PreprocessingSection) -> dict[str, Any]:
-    """A preprocessing as it is recorded; what came with later versions only where it is given."""
+    """A preprocessing as it is recorded; keys of later versions are included only where they are set."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
     values["output"] = section.output or "logits"
     return {key: value for key, value in values.items() if value is not None or key not in _LATER}

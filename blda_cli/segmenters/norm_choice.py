@@ -25,8 +25,9 @@ _SMALLER = 0.75
 """The scale of the copy whose prediction is compared with the image's."""
 
 _COST = 0.05
-"""What a weight must bring, in nats of mutual information, a unit below 1. On 21 pairs of a network and images the
-weight so chosen was never worse than 1, and at most 2.2 mIoU below the best; see ``tests/benchmarks/README.md``."""
+"""The gain that a weight needs to be chosen, in nats of mutual information per unit below 1. On 21 pairs of a network
+and images the weight so chosen was never worse than 1, and at most 2.2 mIoU below the best; see
+``tests/benchmarks/README.md``."""
 
 
 def choose_weight(
@@ -41,14 +42,14 @@ def choose_weight(
 
     For every weight each image is run at its size and at three quarters of it. The weight whose two predictions share
     most information (`blda_cli.core.agreement.mutual_information`, over the pixels of all images) is chosen, but the
-    network's own statistics are left only for a clear gain: 0.05 nats a unit of the weight.
+    weight goes below 1 only for a clear gain: 0.05 nats per unit of the weight.
 
     Args:
         segmenter: can mix its norms; it is as before afterwards.
         files: the images; `blda_cli.segmenters.norms.enough_for_norms` chooses some of many.
         options: how images are run; single views are compared, whatever views are averaged later.
         advance: called after every image.
-        observed: watches the network as it was trained.
+        observed: records the norm statistics of the images at weight 1.
 
     Raises:
         BldaError: an image cannot be read.

@@ -1,4 +1,4 @@
-"""Batch norms with averages of the target images (Li et al., "Adaptive Batch Normalization", Pattern Recognition 2018).
+"""Norm statistics of the target images (Li et al., "Adaptive Batch Normalization", Pattern Recognition 2018).
 
 Nothing is trained: only the means and variances that the layers normalise by are replaced.
 """
@@ -20,17 +20,17 @@ from blda_cli.segmenters.instance_norms import BUFFERS, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 
 IMAGES = 32
-"""Images that averages are taken over, spread evenly; eight did as well."""
+"""Images that norm statistics are measured on, spread evenly; eight did as well."""
 
 FEW_IMAGES = 8
-"""Images that tell how far the target's averages lie from the network's own."""
+"""Images that the norm distance is measured on."""
 
 _ROWS = 16
-"""Of a feature map with more rows at least so many are looked at, and fewer than twice as many."""
+"""Of a feature map with more rows, at least this many are read, and fewer than twice as many."""
 
 
 def has_norms(segmenter: Segmenter) -> bool:
-    """Whether averages can be taken for a segmenter at all."""
+    """Whether a segmenter has norms whose statistics can be replaced."""
     try:
         return bool(norm_layers(segmenter.module))
     except BldaError:
@@ -38,7 +38,7 @@ def has_norms(segmenter: Segmenter) -> bool:
 
 
 def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
-    """``count`` images spread evenly, as many as averages need; of these those without missing data, if any."""
+    """``count`` images spread evenly, enough for norm statistics; of these those without missing data, if any."""
     chosen = files[:: -(-len(files) // count)]
     return [file for file in chosen if file.valid() is None] or chosen
 
@@ -50,14 +50,14 @@ def take_norms(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Norms | None:
-    """Take averages for a network's batch norms from images, and blend them with the network's own.
+    """Measure norm statistics on images and blend them with the network's own.
 
-    Those count as as many images as there are, and as eight where there are fewer: mixed evenly, scores rose furthest
-    and fell least, of networks from elsewhere and of those that training leaves alike.
+    The network's own count as as many images as are given, or as eight where there are fewer: of all weights, an even
+    mix raised scores most out of domain and lowered them least in domain.
 
-    The images go through one by one, as they will be run later. While they do, every norm normalises by the image's
-    own averages, so that those behind it see what they will see once all are replaced. A norm that the images
-    do not reach, or that sees one value alone, keeps its own.
+    The images are run one by one, as in later passes. Meanwhile every norm normalises by the image's own statistics, so
+    that the norms behind it get the input that they will get once all are replaced. A norm that the images do not
+    reach, or that gets a single value, keeps its own statistics.
 
     Args:
         segmenter: its network is as before afterwards.
@@ -66,7 +66,7 @@ def take_norms(
         advance: called after every image.
 
     Returns:
-        The averages; None where the network has no batch norms.
+        The norm statistics; None where the network has no batch norms.
 
     Raises:
         BldaError: the network's norms cannot be changed, or an image cannot be read.
@@ -91,7 +91,7 @@ def take_norms(
 
 
 class ObservedNorms:
-    """Watches what a network's batch norms see within ``with``, and changes nothing.
+    """Records the statistics of the input of a network's batch norms within ``with``, without changing the network.
 
     It costs little: some twenty rows of each feature map are read.
 
@@ -128,12 +128,13 @@ class ObservedNorms:
             hook.remove()
 
     def _see(self, name: str, values: Tensor) -> None:
-        # Rows next to each other tell much the same. Not from the border, where padding shows.
+        # Neighbouring rows are nearly redundant. Not from the border, which padding affects.
         step = max(1, values.shape[2] // _ROWS) if values.ndim == 4 else 1
         self._moments[name].update(values[:, :, step // 2 :: step] if step > 1 else values)
 
     def averages(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-        """Means and variances, float64 ``[channels]``, the network's own and those seen, of every norm that saw any."""
+        """Means and variances, float64 ``[channels]``, the network's own and the measured ones, of every norm that
+        ran."""
         return {
             name: (
                 (self._own[name][0].cpu().double(), self._own[name][1].cpu().double()),
@@ -151,7 +152,7 @@ class ObservedNorms:
 
     @property
     def distance(self) -> float:
-        """The norm distance: how far the statistics seen lie from the network's own; 0 where none were seen.
+        """The norm distance: how far the measured statistics lie from the network's own; 0 where no norm ran.
 
         The mean of :func:`blda_cli.core.norms.hellinger` over all channels of all norms; from
         :data:`blda_cli.core.norms.SHIFTED` on the images are out of domain.
@@ -161,7 +162,8 @@ class ObservedNorms:
 
 
 class _ReplacedNorms(ObservedNorms):
-    """Within ``with`` every norm normalises each batch by its own averages; the network is as before afterwards."""
+    """Within ``with`` every norm normalises each batch by the batch's statistics; afterwards the network is as
+    before."""
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
@@ -175,12 +177,12 @@ class _ReplacedNorms(ObservedNorms):
 
 
 def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
-    """Put averages into a network, or let it mix its norms; its identity says so from then on.
+    """Put norm statistics into a network, or let it mix its norms; its identity includes this from then on.
 
     Args:
         segmenter: is changed.
-        norms: what :func:`take_norms` or :func:`blda_cli.segmenters.norm_choice.choose_weight` gave for the same
-            network; None leaves everything as it is.
+        norms: from :func:`take_norms` or :func:`blda_cli.segmenters.norm_choice.choose_weight` for the same network;
+            None changes nothing.
 
     Raises:
         BldaError: they are of another network, or the network cannot mix its norms.
@@ -207,7 +209,7 @@ def put_norms(network: nn.Module, norms: Norms) -> None:
 
     Args:
         network: is changed.
-        norms: what :func:`take_norms` gave for the same network.
+        norms: from :func:`take_norms` for the same network.
 
     Raises:
         BldaError: they are of another network.
@@ -230,7 +232,8 @@ def _note(segmenter: Segmenter, note: str) -> None:
 
 
 def hold_norms(network: nn.Module) -> None:
-    """Let a network's norms normalise by the averages they have, and keep them, while all else is in training."""
+    """Freeze the norm statistics of a network that is otherwise in training mode: norms normalise by them,
+    unchanged."""
     for norm in norm_layers(network).values():
         norm.eval()
 

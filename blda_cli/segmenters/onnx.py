@@ -17,13 +17,13 @@ _INPUT_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
-    """Open an ONNX file and learn from it which input it takes.
+    """Open an ONNX file and find out which input it takes.
 
     A fixed size is handled by resizing, a fixed batch by running so many images at a time; a note says so.
 
     Args:
         spec: a description with ``path``.
-        device: where the logits are to be; the network runs there too if onnxruntime can.
+        device: where to put the logits; the network runs there too if onnxruntime can.
 
     Returns:
         The segmenter.
@@ -75,7 +75,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
 
 
 def open_session(model: Path | bytes, device: torch.device) -> Any:
-    """An onnxruntime session that runs a file, or what one holds, on ``device`` if onnxruntime can."""
+    """An onnxruntime session for a file, or the bytes of one, on ``device`` if onnxruntime can."""
     runtime = require_extra("onnxruntime", "onnx", "to run ONNX files")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

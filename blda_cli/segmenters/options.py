@@ -12,7 +12,7 @@ class InferenceOptions:
     """How images are run through a segmenter.
 
     Attributes:
-        core: no option: top, left, height and width of the part of what is run whose logits are wanted; None: all.
+        core: not an option: top, left, height and width of the part of the image whose logits are wanted; None: all.
     """
 
     batch_size: int = setting(1, "Images of one size to run together.", at_least=1, at_most=1 << 16)

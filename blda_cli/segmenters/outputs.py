@@ -1,7 +1,7 @@
-"""From a network's output to logits of the classes: which tensor, what its values mean, where they lie.
+"""From a network's output to logits of the classes: choice of the tensor, kind of values, layout.
 
-*Scores* are what the network gives per channel: logits, or probabilities. Both are resized as they are, and only then
-are probabilities turned into logits, as the networks' own code does it.
+*Scores* are the network's output per channel: logits or probabilities. Both are resized as they are, and only then are
+probabilities turned into logits, as the networks' own code does.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from blda_cli.errors import BldaError
 
 Output = Literal["logits", "probabilities", "sigmoid"]
-"""What a network gives: ``[preprocessing] output``."""
+"""Kinds of network output: ``[preprocessing] output``."""
 
 # Below 2⁻²⁴ a probability computed in single precision as one minus the others is not known; it is also the smallest
 # one that half precision holds.
@@ -73,8 +73,8 @@ def find_scores(output: object, head: str | int | None = None, channels: int | N
     not called auxiliary, the one of the largest size.
 
     Args:
-        output: what the network returned, as for `named_outputs`.
-        head: name or position of the one that is meant; it may be a container, which is then looked through.
+        output: the network's return value, as for `named_outputs`.
+        head: name or position of the one that is meant; it may be a container, which is then searched.
         channels: how many the scores have; None where that is not known.
 
     Returns:
@@ -208,17 +208,17 @@ def log_odds(probabilities: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class OutputMeaning:
-    """What the channels of a network's output stand for.
+    """The meaning of the channels of a network's output.
 
     Attributes:
         classes: how many classes there are.
-        output: what the numbers are.
+        output: kind of the values: logits, probabilities or sigmoids.
         background: the class that no channel stands for: it wins where none of the others is above ½. None: every
             class has a channel, unless there is but one channel, which then decides between two classes.
         cut: the network may have more channels; the first ones are used.
         quantised: scale and zero point of scores that are whole numbers.
         normalised: probabilities sum to 1 over the classes.
-        declared: the user said what the numbers are; else they are taken to be logits.
+        declared: the description states ``output``; else the values are assumed to be logits.
     """
 
     classes: int
@@ -261,7 +261,7 @@ class OutputMeaning:
 
 
 def plain_scores(scores: Tensor, quantised: tuple[float, float] | None) -> Tensor:
-    """Scores as plain floating-point numbers, those that are quantised with a known scale converted.
+    """Scores as plain floating-point numbers; quantised ones with a known scale are converted.
 
     Args:
         scores: what the network gave.
@@ -297,7 +297,7 @@ def plain_scores(scores: Tensor, quantised: tuple[float, float] | None) -> Tenso
 
 
 def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence[int] | None) -> tuple[Tensor, bool]:
-    """Turn scores round whose channels come last.
+    """Move the channels of scores to the front where they come last.
 
     Args:
         scores: ``[N, C, h, w]`` or ``[N, h, w, C]``; others pass through.
@@ -305,7 +305,7 @@ def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence
         size: (height, width) of the network's input; None where that is not known.
 
     Returns:
-        ``[N, C, h, w]``, and whether it was turned.
+        ``[N, C, h, w]``, and whether the channels were moved.
 
     Raises:
         BldaError: it could be either.
@@ -338,7 +338,7 @@ def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence
 
 
 def _counts(channels: int, meaning: OutputMeaning | None) -> bool:
-    """Whether so many channels are what is wanted."""
+    """Whether a number of channels fits the classes."""
     if meaning is None:
         return False
     one = channels == 1 and meaning.classes == 2
@@ -357,12 +357,12 @@ def _fits(scores: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def check_scores(scores: Tensor, images: int, meaning: OutputMeaning | None) -> None:
-    """Refuse what cannot be scores of the classes, by its shape alone.
+    """Refuse tensors that cannot be scores of the classes, by shape alone.
 
     Args:
         scores: what the network gave, channels first.
-        images: how many it was given.
-        meaning: what the channels should be; None where that is not known.
+        images: how many the network was given.
+        meaning: the channels expected; None where that is not known.
 
     Raises:
         BldaError: they have another number of images, dimensions or channels.
@@ -393,14 +393,14 @@ def check_scores(scores: Tensor, images: int, meaning: OutputMeaning | None) -> 
 
 
 def check_meaning(scores: Tensor, meaning: OutputMeaning) -> str | None:
-    """Refuse numbers that are something else than they are said to be. Waits for the device.
+    """Refuse values that are not of the declared kind. Waits for the device.
 
     Args:
         scores: ``[N, C, *spatial]``, all channels.
-        meaning: what they are said to be.
+        meaning: states the declared kind.
 
     Returns:
-        A remark on what is odd all the same, `DOUBTFUL` or `UNNORMALISED`; None where nothing is.
+        A remark on doubtful values, `DOUBTFUL` or `UNNORMALISED`; None where there is none.
 
     Raises:
         BldaError: they look like probabilities, sigmoids, logits or class ids instead; the message says what to set.
@@ -465,17 +465,17 @@ UNNORMALISED = (
 """A remark on probabilities whose sums lie far from 1."""
 
 _MANY = 256
-"""Numbers from which on logits do not lie within 0..1 by chance; an image's answer of a classifier may."""
+"""From this many values on, logits do not all lie within 0..1 by chance; a classifier's few per image may."""
 
 _FAR_FROM_ONE = 0.05
-"""How far the sums of probabilities may lie from 1 on average; what 8 bits round stays below it."""
+"""How far the sums of probabilities may lie from 1 on average; the rounding error of 8 bits stays below it."""
 
 LARGEST_LOGIT = 2.0**64
-"""What is larger is no logit: its square and its sums leave the range of single precision."""
+"""Larger values are refused as logits: their squares and sums leave the range of single precision."""
 
 
 def check_range(logits: Tensor, names: Sequence[str]) -> float:
-    """Refuse NaN, infinity and numbers that no logit is. Waits for the device once.
+    """Refuse NaN, infinity and values too large for logits. Waits for the device once.
 
     Args:
         logits: ``[N, C, *spatial]``.
@@ -511,7 +511,7 @@ _OUTPUT_STRIDES = (1, 2, 4, 8, 14, 16, 32)
 def coverage(
     scores: tuple[int, int], network_input: tuple[int, int], stride: float | None = None
 ) -> tuple[int, int] | None:
-    """The size of what the scores cover: the network's input, or that with padding which the network added.
+    """The size of the area that the scores cover: the network's input, with any padding that the network added.
 
     The scores cover the input where their size is a common fraction (1, ½, ¼, ...) of it, rounded either way, or one
     more than that, as layers with aligned corners give. Padding is taken to be there where the output is such a

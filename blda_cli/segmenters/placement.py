@@ -1,7 +1,7 @@
 """Where a network's scores lie in its input: whether they cover it, are padded, lack a margin, or are of one size.
 
-The size of one output mostly tells. Where it does not, the network is run on two grey images of other sizes, whose
-sides are multiples of 64, so that rounding plays no part.
+The size of one output mostly decides it. Where it does not, the network is run on two grey images of other sizes, whose
+sides are multiples of 64, so that rounding does not matter.
 """
 
 import math
@@ -21,7 +21,7 @@ PROBE_SIZES: tuple[Size, Size] = ((256, 320), (384, 448))
 """(height, width) of the grey images: four different sides."""
 
 MULTIPLES = (2, 4, 8, 14, 16, 32, 64, 128)
-"""What sides may have to be multiples of, in the order in which they are tried."""
+"""Multiples that a network may require of its input's sides, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Scaling:
 
 
 def scaling_of(outputs: tuple[Size, Size], inputs: tuple[Size, Size] = PROBE_SIZES) -> Scaling:
-    """Tell the rule from two sizes of input and output."""
+    """Derive the rule from two sizes of input and output."""
     if outputs[0] == outputs[1]:
         return Scaling(constant=True)
     pairs = [(inputs[k][axis], outputs[k][axis]) for k in (0, 1) for axis in (0, 1)]
@@ -60,7 +60,7 @@ def scaling_of(outputs: tuple[Size, Size], inputs: tuple[Size, Size] = PROBE_SIZ
 
 
 def shared_margin(scores: Size, network_input: Size) -> Scaling | None:
-    """The margin that an output of the input's own resolution lacks, told by one pair of sizes; None: it is none."""
+    """The margin that an output at the input's resolution lacks, from one pair of sizes; None: there is none."""
     height, width = (size - got for size, got in zip(network_input, scores, strict=True))
     if height == width and 0 < height < min(network_input) // 2:
         return Scaling(stride=1.0, margin=height)
@@ -101,7 +101,7 @@ def place(scores: Tensor, scaling: Scaling, network_input: Size, content: Size, 
 
 
 def covered(scores: Size, network_input: Size, scaling: Scaling | None) -> Size:
-    """The size of what the scores cover, which may be more than the input where the network padded that.
+    """The size of the area that the scores cover: more than the input where the network padded it.
 
     Args:
         scores: (height, width) of the output.

@@ -11,11 +11,11 @@ class Preprocessor:
     """Makes a network's input from pixels; differentiable.
 
     In this order: resize to ``section.size``; order the colours; divide by 255 unless ``section.scale`` is given;
-    subtract ``mean``; divide by ``std``; divide by ``scale``. Padding to ``section.multiple_of`` is a step of its own
-    (`pad_to_multiple`), as what is added has to be cut off again.
+    subtract ``mean``; divide by ``std``; divide by ``scale``. Padding to ``section.multiple_of`` is a separate step
+    (`pad_to_multiple`), as the padding has to be cut off again.
 
     Attributes:
-        section: what it does.
+        section: the ``[preprocessing]`` section it applies.
     """
 
     def __init__(self, section: PreprocessingSection, device: torch.device) -> None:

@@ -58,11 +58,11 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
 
 
 def varies(spec: SegmenterSpec, loaded: NetworkSegmenter) -> bool:
-    """Whether the factory gives other weights at a second call: they are drawn at random and were never trained.
+    """Whether a second call of the factory gives other weights: these are random and were never trained.
 
     Args:
         spec: a description with ``factory``.
-        loaded: what `load` made of it, without a weights file.
+        loaded: the segmenter that `load` made of it, without a weights file.
     """
     assert spec.segmenter.factory is not None
     with torch.random.fork_rng(devices=[]):
@@ -96,9 +96,9 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
 
 
 def _import(module_name: str, folder: Path) -> Any:
-    """Import a module by name, or run the file of that name in the folder afresh.
+    """Import a module by name, or run the file of that name in the folder anew.
 
-    Afresh, because a module of the same name from another folder may already be imported.
+    Anew, because a module of the same name from another folder may already be imported.
     """
     file = folder / (module_name if module_name.endswith(".py") else f"{module_name.replace('.', '/')}.py")
     if not file.is_file():

@@ -6,7 +6,7 @@ import torch
 
 LESS_MEMORY = "--slide, a smaller --batch-size or --amp takes less"
 
-# What PyTorch says of a damaged file goes on with guesses, and with things to do that are none of ours.
+# PyTorch's message about a damaged file continues with guesses and advice that do not apply here.
 _ADVICE = re.compile(r"(?<=\.) (This is an internal miniz|Please check the warnings|In PyTorch 2\.6).*")
 
 

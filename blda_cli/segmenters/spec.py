@@ -1,6 +1,6 @@
 """Model descriptions: a TOML file or a ``--model`` shorthand.
 
-Nothing is loaded here but the TOML file itself; see ``load_segmenter`` for that.
+Only the TOML file itself is read here; ``load_segmenter`` loads the model.
 """
 
 import os
@@ -61,7 +61,7 @@ class NetworkSection:
 
 @dataclass(frozen=True)
 class PreprocessingSection:
-    """``[preprocessing]``: how pixels become the network's input; None where the segmenter's own default holds."""
+    """``[preprocessing]``: how pixels become the network's input; None means the segmenter's own default."""
 
     color: Literal["rgb", "bgr"] = setting("rgb", "Order of the channels.")
     mean: tuple[float, ...] | None = setting(
@@ -136,12 +136,12 @@ class PreprocessingSection:
 
     @property
     def pixels(self) -> PixelFormat:
-        """Which samples of a file are read, and on which scale."""
+        """Which bands of a file are read, and on which scale."""
         return PixelFormat(self.bands or (), self.full_range, self.layout)
 
     @property
     def full_range(self) -> tuple[float, float] | None:
-        """The stored values that become 0 and 255, where they are said."""
+        """The stored values that become 0 and 255, where the section states them."""
         return self.range if self.bits is None else (0.0, 2.0**self.bits - 1)
 
     @property
@@ -152,7 +152,7 @@ class PreprocessingSection:
 
 @dataclass(frozen=True)
 class ClassesSection:
-    """``[classes]``: what the outputs mean."""
+    """``[classes]``: the classes of the outputs."""
 
     names: str | tuple[str, ...] | None = setting(
         None,
@@ -195,7 +195,7 @@ class LabelsSection:
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """A segmenter described; the sections of its TOML file.
+    """The description of a segmenter: the sections of its TOML file.
 
     Attributes:
         folder: the folder of the TOML file, or the working directory for a short form: a Python factory is looked
@@ -222,8 +222,8 @@ def parse_model(model: str, weights: Path | None = None, weights_key: str | None
         The description, its paths resolved.
 
     Raises:
-        BldaError: it is none of these, the TOML file cannot be read, a key is unknown or of the wrong type, or the
-            kind takes no weights.
+        BldaError: ``model`` is none of these, the TOML file cannot be read, a key is unknown or of the wrong type, or
+            the kind takes no weights.
     """
     spec = _read_spec(Path(model)) if model.endswith(".toml") else SegmenterSpec(_short_form(model))
     if weights is not None:
@@ -238,12 +238,12 @@ def parse_model(model: str, weights: Path | None = None, weights_key: str | None
 
 
 def with_changes(spec: SegmenterSpec, changes: Sequence[str], classes: str | None = None) -> SegmenterSpec:
-    """Change some keys of a description.
+    """A copy of a description with some keys changed.
 
     Args:
         spec: the description.
-        changes: ``SECTION.KEY=VALUE`` or ``KEY=VALUE`` each, the value as in TOML; what is not TOML is text. Later ones
-            win.
+        changes: ``SECTION.KEY=VALUE`` or ``KEY=VALUE`` each, the value as in TOML; a value that is not valid TOML is
+            text. Later ones win.
         classes: a preset's name, or a file with one class name a line, for ``classes.names``.
 
     Returns:

@@ -56,11 +56,11 @@ def load_weights(network: nn.Module, path: Path, key: str | None = None) -> None
 State = Mapping[str, Tensor]
 
 _WHOLE = "."
-"""The ``weights_key`` of what lies in a file itself."""
+"""The ``weights_key`` of weights at the top level of a file."""
 
 
 def _networks_of(loaded: Any, path: Path) -> dict[str, State]:
-    """Whatever may be a network's weights in a file, by ``weights_key``.
+    """All candidates for a network's weights in a file, by ``weights_key``.
 
     Raises:
         BldaError: there are none.
@@ -92,7 +92,7 @@ def _chosen(networks: Mapping[str, State], expected: State, path: Path) -> str:
 
 
 _SOME = 0.1
-"""Share of a network's weights from which on a file is taken to be meant for it."""
+"""A file that holds at least this share of a network's weights is assumed to be meant for it."""
 
 
 def _networks(loaded: Mapping[str, Any], place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], State]]:
@@ -120,14 +120,14 @@ def _prefixed(tensors: State, place: tuple[str, ...]) -> Iterator[tuple[tuple[st
 
 
 def _fit(state: State, expected: State) -> float:
-    """Share of the network's weights that are there by name and shape; what older PyTorch lacked does not count."""
+    """Share of the network's weights found by name and shape; buffers that older PyTorch lacked do not count."""
     wanted = {name: one for name, one in expected.items() if not name.endswith("num_batches_tracked")}
     there = sum(name in state and state[name].shape == one.shape for name, one in wanted.items())
     return there / max(1, len(wanted))
 
 
 def _likeness(state: State, expected: State) -> float:
-    """How far weights that do not fit are like the network's: by names and shapes, else by most of the names."""
+    """Similarity of weights that do not fit to the network's: by names and shapes, else by most of the names."""
     named = len(state.keys() & expected.keys()) / max(1, len(expected))
     return max(_fit(state, expected), named if named > 1 / 2 else 0)
 
