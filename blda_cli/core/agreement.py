@@ -1,4 +1,4 @@
-"""How far two predictions of the same pixels agree, from a table of the pairs of classes."""
+"""Agreement of two predictions of the same pixels, from a table of the pairs of classes."""
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def mutual_information(pairs: Tensor) -> float:
 def kappa(pairs: Tensor) -> float:
     """Agreement of two class maps beyond chance (Cohen, "A coefficient of agreement for nominal scales", 1960).
 
-    A network that predicts one class everywhere agrees with itself on every copy; that is no merit, and counts as 0.
+    A network that predicts one class everywhere agrees with itself on every copy; that shows nothing, and gives 0.
 
     Args:
         pairs: ``[C, C]``, see `count_pairs`; may be empty.

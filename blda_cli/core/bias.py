@@ -45,13 +45,13 @@ def estimated_bias(cells: LogitHistogram) -> Tensor:
 
 
 _STRENGTH = 0.5
-"""Of the correction that stands for the labels: the full shift over-corrects."""
+"""Strength of the correction whose scores replace the labels: the full shift over-corrects."""
 
 _DOUBTED = 0.5
 """A class of whose debiased pixels the network predicts fewer than this share may not be there at all."""
 
 _SCALE = 0.75
-"""What is left of the estimate's size: part of what the correction moves is the shape of any network."""
+"""Factor of the estimate: part of what the correction moves is not bias but common to all networks."""
 
 INTERVAL_LEVEL = 0.9
 """Coverage of :class:`BiasEstimate`'s interval."""
@@ -85,7 +85,7 @@ def sampled_bias(sample: PixelSample, *, interval: bool = True, seed: int = 0) -
 
     The two-pass location form at half strength gives every sampled pixel a probability of each class; the confusion
     matrix of argmax against these gives the bias as Li et al., ICML 2025, eq. 2 do against labels, see
-    :func:`_bias_of`. ``tests/benchmarks/wide.py`` holds it against the true bias of many networks.
+    :func:`_bias_of`. ``tests/benchmarks/wide.py`` compares it with the true bias of many networks.
 
     The interval holds the middle 90 % of a bootstrap over images: images, not pixels, are drawn with replacement,
     since the pixels of one image are alike. The correction is kept as it is. Frames of one drive are alike too, so
@@ -149,9 +149,9 @@ def _bias_of(confusion: Tensor, present: Tensor) -> Tensor:
     """Bias from confusion matrices ``[R, C, C]`` (debiased class, prediction) over the present classes, bool ``[C]``.
 
     With the rates ``R[c, l]``, a class misses ``1 − R[l, l]`` of its pixels and gains ``o_l = Σ_{c≠l} v_c R[c, l]`` of
-    the others', where ``v_c = min(1, 2 R[c, c])`` doubts the classes that the network hardly predicts. The gains are
-    scaled to sum to what is missed, as the bias of any confusion matrix sums to zero; the whole by 0.75. Without these
-    three it is eq. 2 of Li et al., ICML 2025; the constants were chosen with whole networks left out.
+    the others', where ``v_c = min(1, 2 R[c, c])`` lowers the weight of classes that the network hardly predicts. The
+    gains are scaled to sum to what is missed, as the bias of any confusion matrix sums to zero; the whole by 0.75.
+    Without these three it is eq. 2 of Li et al., ICML 2025; the constants were chosen with whole networks left out.
 
     Returns:
         float64 ``[R, C]``; NaN for absent classes.

@@ -1,4 +1,4 @@
-"""Checks of tensors given to the Python interface; each message says what is wanted."""
+"""Checks of tensors given to the Python interface; each message says what is expected."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 _LOOKED_AT = 4096
-"""Pixels per image that tell whether values are probabilities."""
+"""Pixels per image that are checked for being probabilities."""
 
 
 def check_logits(logits: Any, num_classes: int) -> None:
@@ -46,7 +46,7 @@ def check_batch(logits: Any, labels: Any, keys: Sequence[str] | None, num_classe
         labels: should be integers ``[N, *spatial]``, or None.
         keys: should be N different names, or None.
         num_classes: C.
-        first: also look whether the values are probabilities, which waits for the device.
+        first: also check whether the values are probabilities, which waits for the device.
 
     Raises:
         TypeError: one is of another type.

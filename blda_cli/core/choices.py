@@ -7,7 +7,7 @@ class Shift(StrEnum):
     """The form of BLDA's shift."""
 
     NEGATIVE = "negative"
-    """A constant per class: the level that its channel rests at where the class is not."""
+    """A constant per class: the level of its channel at pixels of other classes."""
     QUANTILE = "quantile"
     """A function of the logit: quantile of the cell to quantile of the anchor, as published."""
     LOCATION = "location"
@@ -41,7 +41,7 @@ class Tails(StrEnum):
     CLAMP = "clamp"
     """All go to the anchor's outermost value, as published; their order within the tail is lost."""
     CONSTANT = "constant"
-    """All are shifted by what the outermost quantile is shifted by; their order is kept."""
+    """All are shifted by as much as the outermost quantile; their order is kept."""
 
 
 class LabelSource(StrEnum):
@@ -55,16 +55,16 @@ class LabelSource(StrEnum):
 
 
 class NormSource(StrEnum):
-    """Where the averages come from that batch norms normalise by."""
+    """The norm source: where the norm statistics come from."""
 
     SOURCE = "source"
-    """What the network was trained with."""
+    """Those that the network was trained with."""
     TARGET = "target"
-    """The images, blended with the source's."""
+    """Those of the images, blended with the source's."""
     INSTANCE = "instance"
-    """The source, mixed with each image's own."""
+    """The source's, mixed with each image's own."""
     AUTO = "auto"
-    """The source, mixed with each image's own by a weight that is chosen without labels."""
+    """The source's, mixed with each image's own by a weight that is chosen without labels."""
 
 
 class LogitSpace(StrEnum):

@@ -1,4 +1,4 @@
-"""Tell from a confusion matrix whether the classes of labels and network stand in another order."""
+"""Detect from a confusion matrix that labels and network have their classes in different orders."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ MATCHES = 0.2
 """IoU of a label class with another channel from which on the two may be the same class."""
 
 _TIMES = 2.0
-"""So many times the IoU with its own channel it has to be."""
+"""That IoU must be at least this many times the IoU with its own channel."""
 
 LEAST_MOVED = 2
 """Classes that have to be matched with another channel. Over 37 pairs of network and images, 12 images at a time, no

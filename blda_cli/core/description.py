@@ -1,8 +1,8 @@
 """Compare how well several descriptions of a network's input fit the network, without labels.
 
-Two measurements speak for a description: the *norm distance*, how far the statistics that the network's batch norms see
-lie from those of its training, and the *agreement* of its predictions with those on a smaller and on a mirrored copy of
-the images. A wrong scale or normalisation shows in the distance; the agreement decides between descriptions that are
+Two measurements rate a description: the *norm distance*, how far the statistics that the network's batch norms see lie
+from those of its training, and the *agreement* of its predictions with those on a smaller and on a mirrored copy of the
+images. A wrong scale or normalisation shows in the distance; the agreement decides between descriptions that are
 equally near, such as the two orders of the colours.
 """
 
@@ -21,10 +21,10 @@ TIED = 1.25
 """Up to this ratio of misfits two descriptions fit equally well."""
 
 COLOUR = 1.15
-"""From this ratio of misfits on the colour order is told."""
+"""From this ratio of misfits on the colour order counts as decided."""
 
 _LEAST = 1e-4
-"""A distance or disagreement below it tells nothing: it counts as this one."""
+"""Distances and disagreements below it are not meaningful and are raised to it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Fit:
     def misfit(self) -> float:
         """``distance · (1 − agreement)``, or the one factor that was measured; smaller is better.
 
-        A product, because ratios of either are alike from network to network while their sizes are not.
+        A product, because the ratios of both are comparable between networks while their sizes are not.
         """
         distance = 1.0 if self.distance is None else max(self.distance, _LEAST)
         return distance if self.agreement is None else distance * max(1 - self.agreement, _LEAST)
@@ -71,7 +71,7 @@ def ranked(fits: Sequence[Fit]) -> list[int]:
 
 
 def times(one: Fit, other: Fit) -> float:
-    """How many times larger one misfit is than another, by what was measured of both."""
+    """How many times larger one misfit is than another, from the measurements that both have."""
     if one.agreement is None or other.agreement is None:
         return one.farther(other)
     return one.misfit / other.misfit

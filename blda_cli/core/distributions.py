@@ -1,4 +1,4 @@
-"""One-dimensional distributions of logits: what a shift needs of one is its CDF and its inverse."""
+"""One-dimensional distributions of logits: their CDF and its inverse, from which shifts are computed."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,7 +25,7 @@ class Empirical:
     """Distributions given by histograms, uniform within a bin.
 
     Attributes:
-        counts: float64 ``[..., B]``, not all zero where the distribution is asked for.
+        counts: float64 ``[..., B]``, not all zero where the distribution is evaluated.
         edges: float64 ``[B + 1]``.
     """
 

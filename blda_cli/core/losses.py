@@ -1,4 +1,4 @@
-"""Training losses of every pixel: cross-entropy, and what BLDA adds: corrected cross-entropy, density regression."""
+"""Training losses per pixel: cross-entropy, and BLDA's corrected cross-entropy and density regression."""
 
 from dataclasses import dataclass
 
@@ -176,7 +176,7 @@ def _cdf(mixture: GaussianMixture, values: Tensor) -> Tensor:
 def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:
     """Values of a table ``[..., T]`` at ``position`` after ``starts`` in it, linear between a row's entries.
 
-    ``position`` is used up.
+    ``position`` is overwritten.
     """
     below = position.nan_to_num_(0.0).int()  # NaN is for the loss to tell; as an index it would bring a GPU down
     within = position.sub_(below)

@@ -1,4 +1,4 @@
-"""Correction methods: what each one needs and takes, one entry a method. No torch, so that options can be made from it.
+"""Correction methods: inputs and options of each, one entry per method. No torch, so that options can be made from it.
 
 A new method is one module with a ``fit`` function and one entry in :data:`METHODS`: choices, help, refusals of options
 that it does not take, the rows of ``blda report --compare`` and the description of a run follow from the entry.
@@ -14,7 +14,7 @@ from blda_cli.settings import fitted, setting
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a method, and what it takes beside the method's own options.
+    """One form of a method: its own options and files.
 
     Attributes:
         options: names of fields of :class:`AlignmentSettings`.
@@ -29,7 +29,7 @@ class Form:
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What a correction method can do.
+    """Options, files and abilities of a correction method.
 
     Attributes:
         fit: its fit, as ``package.module:function``; called with the settings, the evidence and the strength, it
@@ -41,7 +41,7 @@ class MethodEntry:
             :class:`blda_cli.core.fitting.strength.DomainGap`; None where the method sets its own strength.
         moves_cells: its correction shifts the cells' distributions, so that a report can draw them afterwards.
         compared: ``blda report --compare`` tries it.
-        label: what a run with it is called; by default the method's name.
+        label: name of a run with it; by default the method's name.
     """
 
     fit: str
@@ -110,12 +110,12 @@ class AlignmentSettings:
 
     @property
     def entry(self) -> MethodEntry:
-        """What the method can do."""
+        """The method's entry."""
         return METHODS[self.method]
 
     @property
     def form(self) -> Form:
-        """What its form takes; an empty one where it has but one."""
+        """The chosen form; an empty one where the method has no forms."""
         return self.entry.forms.get(self.shift, Form())
 
     @property

@@ -62,7 +62,7 @@ MINIMUM_VARIANCE = 1e-4
 def fit_mixture(counts: Tensor, edges: Tensor, components: int = 5, iterations: int = 100) -> GaussianMixture:
     """Fit mixtures to histograms by EM on bins weighted by their counts.
 
-    A bin stands for its centre, so the cost is that of B points whatever the number of pixels; Sheppard's
+    A bin is represented by its centre, so the cost is that of B points whatever the number of pixels; Sheppard's
     correction takes the bin's own variance ``w² / 12`` out of the components'. Components start at evenly spaced
     quantiles with the variance of the whole.
 

@@ -1,4 +1,4 @@
-"""What batch norms normalise by: a mean and a variance per channel, and blends of those of two domains."""
+"""Norm statistics: mean and variance per channel, their distance, and blends of those of two domains."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from torch import Tensor
 
 SHIFTED = 0.01
 """From this mean :func:`hellinger` distance on, over all channels of all norms, target norms help: over eight images it
-was 0.0017 at most at home (0.0075 over one), 0.023 to 0.055 elsewhere."""
+was 0.0017 at most in domain (0.0075 over one image), 0.023 to 0.055 out of domain."""
 
 
 @dataclass
 class ChannelMoments:
-    """Mean and variance of every channel over all that was seen; batches of any shape count by their values.
+    """Mean and variance of every channel over all batches, each weighted by its number of values.
 
     Attributes:
         count: values per channel.
@@ -58,13 +58,13 @@ class ChannelMoments:
 
 @dataclass(frozen=True)
 class Norms:
-    """Averages for a network's batch norms, taken from target images, blended with those it was trained with.
+    """Norm statistics of target images, blended with those that the network was trained with.
 
     Attributes:
         averages: float32 ``[channels]`` each, by the names of the network's state dict: ``NAME.running_mean`` and
             ``NAME.running_var``.
-        images: target images they were taken from.
-        source_images: how many images the source's averages counted as.
+        images: number of target images they were measured on.
+        source_images: how many images the source's statistics counted as.
     """
 
     averages: dict[str, Tensor]
@@ -73,7 +73,7 @@ class Norms:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these norms from others, as JSON."""
+        """Identity of these norm statistics, as JSON."""
         digest = hashlib.sha256()
         for name, values in sorted(self.averages.items()):
             digest.update(f"{name} {len(values)}\n".encode())
@@ -115,7 +115,7 @@ class MixedNorms:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What tells these norms from others, as JSON; None where the network is as it was trained."""
+        """Identity of the mixed norms, as JSON; None where the network is as it was trained."""
         return None if self.weight == 1 else {"weight": self.weight}
 
 
@@ -177,15 +177,15 @@ def hellinger(source_mean: Tensor, source_variance: Tensor, mean: Tensor, varian
 
 
 def blend(source: Tensor, target: Tensor, source_images: int, images: int) -> Tensor:
-    """An average of the source's and the target's, each by the number of its images.
+    """Blend norm statistics of source and target, each weighted by its number of images.
 
     Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020,
     eq. 1: ``N/(N+n) source + n/(N+n) target``, for means and variances alike.
 
     Args:
-        source: of the norms as trained.
+        source: means or variances of the norms as trained.
         target: of the target images, of the same shape.
-        source_images: N, how many images the source's counts as; 0 leaves it out.
+        source_images: N, how many images the source counts as; 0 leaves it out.
         images: n, at least 1.
     """
     share = source_images / (source_images + images)

@@ -1,6 +1,6 @@
 """Online mixtures: EM on binned logits with momentum, and a larger step for cells that were absent for a while.
 
-Li et al., ICML 2025, §3.3. Nothing here waits for the device: what a batch's logits range over stays a tensor.
+Li et al., ICML 2025, §3.3. Nothing here waits for the device: the range of a batch's logits stays a tensor.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from blda_cli.core.shifts import MINIMUM_PIXELS
 
 DENSITY_FLOOR = 1e-7
 """Added to every component's weighted density before normalising, as published: a value far from all components
-belongs to all of them alike, so that no component dies and a poor start is left within one step."""
+belongs to all of them alike, so that no component dies and a poor start is recovered from within one step."""
 
 EM_ITERATIONS = 3
 
@@ -55,7 +55,7 @@ class LogitGrid:
     def position(self, logits: Tensor) -> Tensor:
         """Position of logits in units of bins, float32 in ``[0, B]``, of the logits' shape; 0 where they are NaN.
 
-        NaN is for the loss to tell; as an index it would bring a GPU down.
+        A NaN is reported by the loss; as an index it would crash a GPU.
         """
         return ((logits.float() - self.low) / self.width).nan_to_num_(0.0).clamp_(0, self.bins)
 
@@ -97,14 +97,14 @@ def em_step(
     """One step of expectation maximisation on weighted values.
 
     Samples are values of count one; a histogram's bins are values of their counts. Rounding to bins adds
-    ``w² / 12`` to a variance (Sheppard's correction takes it out), and no component gets narrower than a bin: it
-    would stand for the rounding.
+    ``w² / 12`` to a variance (Sheppard's correction takes it out), and no component gets narrower than a bin: it would
+    model the rounding.
 
     Args:
         mixture: ``[..., K]``.
         values: ``[V]`` or ``[..., V]``.
-        counts: ``[..., V]``; where all are zero the result is finite and means nothing.
-        bin_width: what a value is rounded to.
+        counts: ``[..., V]``; where all are zero the result is finite but meaningless.
+        bin_width: width of the bins that values are rounded to.
         density_floor: see :data:`DENSITY_FLOOR`.
 
     Returns:
@@ -131,7 +131,7 @@ class OnlineMixture:
 
     Every update runs :data:`EM_ITERATIONS` steps of EM on the batch from the current parameters and blends:
     ``φ ← τⁿ φ_old + (1 − τⁿ) φ_new``, ``τ = momentum · min(step / warmup, 1)``, ``n`` the steps since the row was
-    last updated, so that rows seen rarely catch up. A row's first fit is taken whole: blended, a row first seen
+    last updated, so that rows seen rarely catch up. A row's first fit is used unblended: blended, a row first seen
     after 40 updates would keep two thirds of its random start and count as fitted.
 
     Attributes:
@@ -141,7 +141,7 @@ class OnlineMixture:
         step: updates so far.
         momentum: blending at the end of the warm-up.
         warmup: updates until then.
-        blend_first_fit: a row's first fit, too, is blended with what the row starts from, as published.
+        blend_first_fit: a row's first fit, too, is blended with the row's random start, as published.
     """
 
     def __init__(
@@ -173,13 +173,13 @@ class OnlineMixture:
         Args:
             values: ``[V]`` or ``[*rows, V]``; see :func:`em_step`.
             counts: ``[*rows, V]``; rows under ``enough`` in all keep their mixture.
-            bin_width: what a value is rounded to.
+            bin_width: width of the bins that values are rounded to.
             enough: see :data:`ENOUGH` for a batch of crops.
         """
         self.blend(fit(self.mixture, values, counts, bin_width), counts.sum(dim=-1) >= enough)
 
     def blend(self, batch: GaussianMixture, rows: Tensor) -> None:
-        """Blend in the mixtures fitted to a batch, where ``rows`` (bool ``[*rows]``) says so."""
+        """Blend in the mixtures fitted to a batch, in the rows that the mask ``rows`` (bool ``[*rows]``) selects."""
         kept = (self.momentum * min(self.step / max(self.warmup, 1), 1.0)) ** self.staleness
         if not self.blend_first_fit:
             kept = torch.where(self.fitted, kept, 0.0)

@@ -9,12 +9,12 @@ from blda_cli.core.fitting.strength import ReferenceComparison, compared
 from blda_cli.core.sample import PixelSample, image_digest
 
 DIFFERS = 0.5
-"""Distance from the surest part from which a part is of another domain: half of what a full correction needs."""
+"""Distance from the surest part from which a part counts as another domain: half that of a full correction."""
 
 
 @dataclass(frozen=True)
 class DifferingParts:
-    """Parts that are far out of the domain of the part that the network is surest of.
+    """Parts out of the domain of the part that the network is most confident on.
 
     Attributes:
         surest: the part with the highest mean confidence.
@@ -26,7 +26,7 @@ class DifferingParts:
 
 
 def differing_parts(sample: PixelSample, parts: Mapping[str, Iterable[str]]) -> DifferingParts | None:
-    """Compare parts of the images with the one that the network is surest of, as with a reference.
+    """Compare parts of the images with the one that the network is most confident on, as with a reference.
 
     Args:
         sample: random pixels of all images.

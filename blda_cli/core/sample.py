@@ -1,4 +1,5 @@
-"""A mergeable random sample of pixels with all their logits, for what histograms of single channels cannot tell."""
+"""A mergeable random sample of pixels with all their logits, as histograms of single channels lose their joint
+values."""
 
 import hashlib
 import math
@@ -27,9 +28,9 @@ class PixelSample:
     """Up to ``capacity`` random pixels of every predicted class.
 
     Every pixel has a random priority that depends on its image's key and its position alone; the pixels with the
-    lowest priorities of each class are kept (a bottom-k sample). What is kept therefore depends on neither the
-    order of the images nor how they were divided over processes, and samples add up like counts do. Rare classes
-    are kept whole where frequent ones are thinned; :meth:`weights` says how many pixels each kept one stands for.
+    lowest priorities of each class are kept (a bottom-k sample). The kept pixels therefore depend on neither the order
+    of the images nor their division over processes, and samples add up as counts do. Rare classes are kept whole where
+    frequent ones are thinned; :meth:`weights` gives the number of pixels that each kept one represents.
 
     Attributes:
         capacity: pixels kept per predicted class.
@@ -81,7 +82,7 @@ class PixelSample:
             keys: N names, one per image, unique over all batches.
         """
         num_classes, digests = len(self.seen), torch.tensor([image_digest(key) for key in keys])
-        # All pixels are looked at where they are; only those that may enter leave the device, in one copy.
+        # All pixels are examined on their device; only those that may enter are copied from it, in one copy.
         pixels = predicted.flatten()
         mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys)).flatten()
         ceiling = self._ceilings.to(logits.device)
@@ -131,7 +132,7 @@ class PixelSample:
         )
 
     def weights(self) -> Tensor:
-        """Pixels each kept one stands for, float64 ``[S]``."""
+        """Number of pixels that each kept one represents, float64 ``[S]``."""
         kept = torch.bincount(self.predicted, minlength=len(self.seen))
         return (self.seen.double() / kept.clamp(min=1))[self.predicted]
 
@@ -184,7 +185,7 @@ def _labels(values: Tensor, num_classes: int) -> Tensor:
 
 
 def image_digest(key: str) -> int:
-    """An image's digest, in [0, 2⁶³), by which :attr:`PixelSample.images` tells whose a pixel is."""
+    """Digest of an image's key, in [0, 2⁶³), which names a pixel's image in :attr:`PixelSample.images`."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from blda_cli.core import IGNORE_INDEX
 
 MANTISSA_BITS = 10
-"""Bits of the mantissa that tell bins apart: a bin spans a thousandth (2⁻¹⁰) of the ``k`` it holds."""
+"""Mantissa bits in a bin's number: a bin spans a thousandth (2⁻¹⁰) of the ``k`` it holds."""
 
 MINED_CLASSES = 5
 RARE_SHARE = 1e-3
@@ -18,10 +18,10 @@ _DROPPED_BITS = 23 - MANTISSA_BITS
 class ConfidenceHistogram:
     """Histogram of confidence per predicted class: ``counts[class, bin]`` of ``k = −log`` of their score.
 
-    Sorting all pixels of a data set is out of the question, and confidences crowd near 1, where bins of equal width
-    tell nothing apart. The bins are the upper bits of ``k`` as a float: 1024 between two powers of two, so a ranked
-    ``k`` is found to within a thousandth of itself. Below 2⁻²⁴, which is what float32 can tell from a confidence of
-    1, and above 2⁷ there is one bin each.
+    Sorting all pixels of a data set would take too long, and confidences crowd near 1, where bins of equal width are
+    too coarse. The bins are the upper bits of ``k`` as a float: 1024 between two powers of two, so a ranked ``k`` is
+    found to within a thousandth of itself. Below 2⁻²⁴, the resolution of float32 at a confidence of 1, and above 2⁷
+    there is one bin each.
 
     Attributes:
         counts: float64 ``[C, B]``; summable over batches and processes.
@@ -35,7 +35,7 @@ class ConfidenceHistogram:
 
         Args:
             scores: logs of probabilities, or of their products with priors, ``[N, C, *spatial]``, at most 0.
-            weights: pixels that each stands for, ``[N, *spatial]``; by default one.
+            weights: pixels that each represents, ``[N, *spatial]``; by default one.
         """
         highest, predicted = scores.float().max(dim=1)
         bins = (-highest).clamp(0, _LARGEST).view(torch.int32) >> _DROPPED_BITS

@@ -46,10 +46,10 @@ def quantile_shifts(
 
     Args:
         cells: ``[C, C]`` distributions, label and channel.
-        anchors: where they are moved to.
+        anchors: the distributions they are moved onto.
         labels: bool ``[C]``; the cells of other labels are not shifted.
         values: float64 ``[V]`` or ``[C, V]`` (one row per channel), the logits z.
-        tails: what happens outside :data:`QUANTILE_RANGE`.
+        tails: how levels outside :data:`QUANTILE_RANGE` are treated.
 
     Returns:
         float64 ``[C, C, V]``: label, channel, value.
@@ -147,8 +147,8 @@ def two_pass_shifts(logits: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
 
     Args:
         logits: float64 ``[S, C]``, random pixels.
-        weights: float64 ``[S]``, pixels each stands for.
-        centre: float64 ``[C]``, what :func:`balanced_centre` gave under the network's own labels.
+        weights: float64 ``[S]``, pixels that each represents.
+        centre: float64 ``[C]``, :func:`balanced_centre` under the network's own labels.
 
     Returns:
         float64 ``[C, C]``.
@@ -164,7 +164,7 @@ class AdditiveFit:
     """Least squares fit ``μ[c, l] ≈ r_c + b_l`` of the negative cells' means, label by channel.
 
     The labels' part ``r_c`` holds what all channels share at the pixels of a label, as logits are defined only up to a
-    constant per pixel; the channels' part ``b_l`` is the level that a channel rests at where its class is not.
+    constant per pixel; the channels' part ``b_l`` is the level of a channel at pixels of other classes.
 
     Attributes:
         levels: ``b``, float64 ``[C]``, with mean zero over the labels that have enough pixels.
@@ -190,8 +190,8 @@ def additive_fit(means: Tensor, pixels: Tensor) -> AdditiveFit:
         pixels: float64 ``[C]``, pixels of each label.
 
     Returns:
-        The fit; levels of zero where fewer than three labels have enough pixels, as two negative cells cannot tell
-        label from channel.
+        The fit; levels of zero where fewer than three labels have enough pixels, as two negative cells do not determine
+        both parts.
     """
     kept = pixels >= MINIMUM_PIXELS
     count = int(kept.sum())

@@ -18,7 +18,7 @@ from blda_cli.core.sample import PixelSample, join
 from blda_cli.core.spatial_priors import PositionCounts
 
 _MOST_PENDING = 16
-"""Batches that may wait: their number must not grow with the images."""
+"""Most batches whose samples wait to be joined, so that memory does not grow with the number of images."""
 
 
 class LogitStatistics:
@@ -116,9 +116,9 @@ class LogitStatistics:
             logits: ``[N, C, *spatial]`` floating point, finite.
             labels: ``[N, *spatial]`` integers, needed where ground truth is counted; those outside ``[0, C)`` mean
                 that a pixel has none.
-            keys: N names, one per image, unique over all updates; by default the images' numbers. What is sampled
-                depends on them: statistics that are to be added up need names of their own.
-            largest: the largest absolute logit, as float32, where that is known; else it is looked for.
+            keys: N names, one per image, unique over all updates; by default the images' numbers. The sampled pixels
+                depend on them: statistics that are to be added up need different names.
+            largest: the largest absolute logit, as float32, where that is known; else it is computed.
 
         Raises:
             TypeError: logits or labels are not tensors of the right type.
@@ -207,7 +207,7 @@ class LogitStatistics:
         self.load_state_dict((self + other).state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is counted, in tensors, numbers and text."""
+        """The whole state, as tensors, numbers and text."""
         sample = self.sample
         return {
             "space": str(self.space),
@@ -220,7 +220,7 @@ class LogitStatistics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a :meth:`state_dict`, in place of what is counted."""
+        """Restore a :meth:`state_dict`, replacing the present state."""
         confusion, positions = state["confusion"], state["positions"]
         restored = LogitStatistics.from_parts(
             space=LogitSpace(state["space"]),
@@ -237,7 +237,7 @@ class LogitStatistics:
         self.__dict__.update(restored.__dict__)
 
     def __repr__(self) -> str:
-        """Say what is counted."""
+        """Classes, sources and number of images."""
         sources = ", ".join(self.cells)
         return f"LogitStatistics({self.num_classes} classes, {self.images} images, {self.pixels:,} pixels, {sources})"
 

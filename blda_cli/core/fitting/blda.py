@@ -46,7 +46,7 @@ _NEGATIVE = 0.9
 
 
 def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:
-    """The strength that is measured to help out of domain.
+    """The strength that helped out of domain in the benchmarks.
 
     That of the negative form falls with the disagreement ρ of the cells about what to correct, and with fewer than ten
     classes: ``τ = 0.9 / (1 + ρ) · support``.
@@ -57,13 +57,13 @@ def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:
 
 
 _SECOND_LOOK = 0.5
-"""Share of a border's imbalance, in standard deviations of the levels, that is given back; flat between 0.2 and 0.6."""
+"""Share of a border's imbalance, in standard deviations of the levels, that is undone; flat between 0.2 and 0.6."""
 
 _SMALLEST_SHARE = 1e-3
 
 
 def negative(settings: AlignmentSettings, evidence: Evidence, tau: float) -> OffsetCorrection:
-    """The negative form: offsets ``−τ (b_l + 0.5 s a_l)``: the channels' levels, and what a second look gives back.
+    """The negative form: offsets ``−τ (b_l + 0.5 s a_l)``, the channels' levels and a correction at class borders.
 
     After ``−τ b`` a class may have more pixels just outside its border than just inside: it was pushed into pixels
     where it is no candidate. ``a_l`` is the log of the ratio of the two, counted within ``τ s`` of the border, with

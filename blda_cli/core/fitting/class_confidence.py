@@ -12,14 +12,14 @@ _PORTION = 0.2
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> Correction:  # noqa: ARG001
-    """Divide every class's score by that which its most confident fifth of predictions reach.
+    """Divide every class's score by the score that the most confident fifth of its predictions reaches.
 
     ``exp(−k_c)`` is the score ranked at ``round(p N_c)`` among the ``N_c`` pixels predicted ``c``, with the published
     first portion p = 20 %; a class that is never predicted keeps its score. The score is the probability, or with
     spatial priors ``q_n(c) p_n(c)``.
 
     Raises:
-        ValueError: there are priors, but the sample does not know where its pixels lie.
+        ValueError: there are priors, but the sample has no positions of its pixels.
     """
     sample = evidence.statistics.sample
     scores = torch.log_softmax(sample.logits.double(), dim=1)

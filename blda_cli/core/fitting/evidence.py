@@ -1,4 +1,4 @@
-"""What corrections are fitted to: the statistics of the images, and those of others where there are some."""
+"""The inputs of a fit: the statistics of the images, and optional statistics of other images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from blda_cli.core.statistics import LogitStatistics
 
 @dataclass(frozen=True)
 class Evidence:
-    """What corrections are fitted to.
+    """The inputs of a fit.
 
     Attributes:
         statistics: of the images to be corrected.
@@ -22,7 +22,7 @@ class Evidence:
         labelled: statistics with ground truth of a few images like the target's, for the supervised method.
         priors: frequencies of the classes at each place, ``[C, rows, columns]``, for class-normalised confidence.
         norms_shifted: the batch norm statistics of the images differ from the network's, see
-            :mod:`blda_cli.core.norms`: they are out of domain, whatever the logits say.
+            :mod:`blda_cli.core.norms`: they are out of domain, even if the logits do not show it.
         norms_adapted: the network's batch norms held statistics of these images: most of the shift is gone already.
         reference: statistics of images of the training domain, without labels: the label-free strength follows from
             what differs between the two, and is 0 where nothing does.

@@ -10,7 +10,7 @@ from blda_cli.core.methods import AlignmentSettings
 
 
 def moderate_strength(settings: AlignmentSettings, gap: DomainGap) -> float:  # noqa: ARG001
-    """The strength that is measured to help out of domain, by the source of the shares."""
+    """The strength that helped out of domain in the benchmarks, by the source of the shares."""
     return 0.3 if settings.label_source is LabelSource.SOFT else 0.2
 
 

@@ -1,7 +1,7 @@
-"""How strong a correction should be, from unlabelled pixels alone: nothing in domain, moderate out of it.
+"""The strength of a correction, from unlabelled pixels alone: 0 in domain, moderate out of domain.
 
 The constants were chosen on the networks of ``tests/benchmarks/wide.py``, whole fields and whole networks left out; its
-tables say what they bring.
+tables show their effect.
 """
 
 import math
@@ -25,10 +25,10 @@ ADAPTED_IN_DOMAIN, ADAPTED_OUT_OF_DOMAIN = 0.05, 0.2
 """The same where the batch norms are adapted to the images, which leaves less to correct."""
 
 _ADAPTED = 0.7
-"""Share of the strength that holds then."""
+"""Share of the strength that applies where the batch norms are adapted."""
 
 FEWEST_IMAGES = 4
-"""Fewer images say little: single frames in domain exceed the crowding that all of them have."""
+"""With fewer images the crowding is unreliable: that of single frames in domain exceeds that of all of them."""
 
 _PROBE = 0.4
 
@@ -39,7 +39,7 @@ _CONFIDENCE = 0.99
 """One-sided level of the interval that a fall in confidence must exceed."""
 
 _FULL_FALL = 0.4
-"""Fall of the mean confidence, in units of what the reference lacks to 1, from which the full strength holds."""
+"""Fall of the mean confidence, in units of ``1 − reference_confidence``, from which the full strength holds."""
 
 _OTHER_LEVELS = 0.5
 """Relative difference of the channels' levels from the reference's from which the full strength holds."""
@@ -66,11 +66,11 @@ class ReferenceComparison:
     images: int
 
     def distance(self, norms_shifted: bool) -> float:
-        """0 where confidence or levels are those of the reference, 1 where both are clearly others.
+        """0 where confidence or levels equal the reference's, 1 where both clearly differ.
 
         Args:
-            norms_shifted: the images' batch norm statistics differ from the network's, the reference's do not: that
-                says no less than a fall in confidence.
+            norms_shifted: the images' batch norm statistics differ from the network's, the reference's do not: this
+                counts as much as a fall in confidence.
         """
         fall = 1.0 if norms_shifted else min(self.fall / _FULL_FALL, 1.0)
         return fall * min(self.levels / _OTHER_LEVELS, 1.0)
@@ -78,7 +78,7 @@ class ReferenceComparison:
 
 @dataclass(frozen=True)
 class DomainGap:
-    """How far out of domain a network is, as its logits on unlabelled images tell.
+    """How far out of domain images are, estimated from a network's logits on them without labels.
 
     Attributes:
         contested: share of the pixels that the *opposite* of the negative form, ``f + 0.4 b``, would relabel: pixels
@@ -107,7 +107,7 @@ class DomainGap:
 
     @property
     def crowding(self) -> float:
-        """``contested · aim²``, what tells out of domain without a reference; independent of the logits' unit."""
+        """``contested · aim²``, the measure without a reference; independent of the logits' unit."""
         return self.contested * self.aim**2
 
     @property
@@ -117,8 +117,8 @@ class DomainGap:
         With a reference, what differs from it decides, and levels that point at no crowded borders (an aim below 1)
         count for less. Without one, the logarithm of the crowding between :data:`IN_DOMAIN` and :data:`OUT_OF_DOMAIN`
         does, and between :data:`ADAPTED_IN_DOMAIN` and :data:`ADAPTED_OUT_OF_DOMAIN` where the batch norms are adapted.
-        Where the statistics of the images differ from the network's and it kept its own, neither confidence nor
-        crowding is needed: a network may be sure of what is wrong.
+        Where the statistics of the images differ from the network's and it kept its own, confidence and crowding are
+        not needed: a network may be confident and wrong.
         """
         shifted = self.norms_shifted and not self.norms_adapted
         if self.reference is not None:
@@ -132,7 +132,7 @@ class DomainGap:
 
     @property
     def support(self) -> float:
-        """1 with ten classes and more, 0 with two: few cells tell a channel's level from what its class is like."""
+        """1 with ten classes and more, 0 with two: few cells do not separate a channel's level from its class."""
         return min(max(self.classes - 2, 0) / (_ENOUGH_CLASSES - 2), 1.0)
 
 
@@ -142,11 +142,11 @@ def domain_gap(
     reference: PixelSample | None = None,
     norms_adapted: bool = False,
 ) -> DomainGap:
-    """Tell in domain from out of domain.
+    """Measure how far out of domain the images are.
 
     Args:
         sample: random pixels of the images to be corrected, not none.
-        norms_shifted: see :class:`Evidence`; false where nothing is known of batch norms.
+        norms_shifted: see :class:`Evidence`; false where the norm distance is unknown.
         reference: random pixels of images of the training domain, through the same network; not none.
         norms_adapted: see :class:`Evidence`.
 
@@ -216,7 +216,7 @@ def _confidence(sample: PixelSample) -> tuple[float, float, int]:
 def predicted_means(sample: PixelSample) -> tuple[Tensor, Tensor]:
     """``μ[c, l]`` under the network's own labels, float64 ``[C, C]``, and the pixels of each label, float64 ``[C]``."""
     count = len(sample.seen)
-    # Within a predicted class every sampled pixel stands for equally many: no weights are needed.
+    # Within a predicted class every sampled pixel represents equally many: no weights are needed.
     sums = torch.zeros(count, count, dtype=torch.float64).index_add_(0, sample.predicted, sample.logits.double())
     kept = torch.bincount(sample.predicted, minlength=count)
     return sums / kept[:, None], sample.seen.double()

@@ -1,10 +1,10 @@
 """A few labelled images: a regression on their pixels that starts from the label-free correction and stays near it.
 
-What is added to that correction's scores is linear in the logits (matrix scaling; Guo et al., ICML 2017) and fitted by
+The addition to that correction's scores is linear in the logits (matrix scaling; Guo et al., ICML 2017) and fitted by
 multinomial regression to the labelled pixels and, as much as :data:`PRIOR_IMAGES` labelled images weigh, to unlabelled
 pixels, whose targets are the softmax of the label-free correction (distillation): without a labelled pixel nothing is
-added, and classes that no labelled image shows stay alive. Logit adjustment follows, of every class as far as the
-labelled images show it. The constants were chosen on the networks of ``tests/benchmarks/wide.py``.
+added, and classes that no labelled image shows are still predicted. Logit adjustment follows, of every class as far as
+the labelled images show it. The constants were chosen on the networks of ``tests/benchmarks/wide.py``.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ PRIOR_IMAGES = 2.0
 """Labelled images that the unlabelled pixels weigh as much as."""
 
 HALF_TRUSTED = 5.0
-"""Labelled images with which half of what they say is taken."""
+"""Number of labelled images at which half of the fitted correction is applied."""
 
 ADJUSTMENT = 0.4
 """Strength of the logit adjustment of a class that every labelled image shows; of others in proportion."""
@@ -44,7 +44,7 @@ _RIDGE = 1e-3
 Array = NDArray[np.float64]
 
 _GRADIENT = 1e-8
-"""Where the regression has converged: so closely that neither the order of the classes nor the machine can be seen."""
+"""Convergence threshold, so small that the result depends on neither the order of the classes nor the machine."""
 
 
 def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> LinearCorrection:
@@ -81,7 +81,7 @@ def fit(settings: AlignmentSettings, evidence: Evidence, tau: float) -> LinearCo
 
 
 def _thinned(sample: PixelSample, pixels: int) -> PixelSample:
-    """A smaller sample of the same pixels, as one of that capacity would have kept it."""
+    """A smaller sample of the same pixels: those that a sample of that capacity would have kept."""
     return join([replace(sample, capacity=min(sample.capacity, max(pixels // len(sample.seen), 1)))])
 
 
@@ -121,10 +121,10 @@ class _Problem:
         self.ridge[:, -1] /= 100
 
     def minimised(self, start: Array, gradient: float) -> Array:
-        """W from a start on, by Newton's method with conjugate gradients.
+        """The W of the minimum, from a start, by Newton's method with conjugate gradients.
 
-        Every class's block of the Hessian at the start is made the identity first: with many classes, what conjugate
-        gradients need else grows to minutes.
+        Preconditioned: every class's block of the Hessian at the start becomes the identity. With many classes,
+        conjugate gradients would otherwise take minutes.
         """
         features, weights, ridge = self._features, self._weights, self.ridge
         probabilities = np.exp(self._log_posterior(start))

@@ -146,7 +146,7 @@ def _fast(device: torch.device, wanted: str | None) -> ModuleType | None:
     """The compiled kernels for a device; None where torch's are to be used.
 
     numba may not be installed, or find no folder to keep compiled code in. Triton comes with torch, but needs a C
-    compiler and a card that it supports, which only running a kernel tells.
+    compiler and a card that it supports; only running a kernel shows that.
     """
     name = _FAST.get(device.type)
     if name is None or wanted == "torch":

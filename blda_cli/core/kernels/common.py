@@ -22,7 +22,7 @@ def empty_ids(logits: Tensor) -> Tensor:
 
 
 def quantile_factors(shifts: Tensor) -> Tensor:
-    """What :func:`blda_cli.core.kernels.align_quantile` looks up: exponentials of the shifts, hypotheses innermost.
+    """The table of :func:`blda_cli.core.kernels.align_quantile`: exponentials of the shifts, hypotheses innermost.
 
     Args:
         shifts: float32 ``[C, C, B]``: hypothesis, channel, bin.
