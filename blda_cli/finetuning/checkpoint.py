@@ -39,7 +39,7 @@ def check_alike(saved: Any, own: Any, where: str) -> None:
 
     Args:
         saved: of a checkpoint.
-        own: the same of a run that has just begun; what is None or empty there can be anything.
+        own: the same of a run that has just begun; entries that are None or empty there match anything.
         where: what to call it.
 
     Raises:

@@ -51,9 +51,9 @@ class TrainingLoop:
         trainer: makes the steps.
         folder: where metrics, checkpoints and pictures go.
         machine: where it runs.
-        monitor: is told the progress.
+        monitor: receives the progress.
         target: images of the target domain.
-        scores: of the last validation; without validation images, what tells of the network without labels.
+        scores: of the last validation; without validation images, the measurements that need no labels.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TrainingLoop:
                 self._events.close()
 
     def _begin_stage(self, number: int, sampler: Sampler) -> None:
-        """Let the method look at the data, between two checkpoints, so that it is done once whatever happens."""
+        """Let the method run its pass over the data, with a checkpoint before and after, so that it is done once."""
         trainer = self.trainer
         resumed = trainer.stage == number
         if not resumed:
@@ -192,7 +192,7 @@ class TrainingLoop:
             raise Interrupted
 
     def _save(self) -> None:
-        """Replace the checkpoint, unless what would be written is not finite: then the last one is the good one.
+        """Replace the checkpoint, unless a value in the new one is not finite: then the last one is kept.
 
         Raises:
             BldaError: it cannot be written, or something in it is not finite.
@@ -230,7 +230,7 @@ class TrainingLoop:
             self._put(entry)
 
     def validate(self) -> None:
-        """Score the network as it would be written now, and log it; without labels, look at its predictions."""
+        """Score the network as it would be written now, and log it; without labels, measure its agreement instead."""
         if not self._first or not (self._validation or self.target):
             return
         segmenter, workers = self.exported(self.target), self.machine.workers

@@ -1,4 +1,4 @@
-"""The labels that a run without source images starts from: the target's own, of the network as it came."""
+"""The labels that a run without source images starts from: the original network's predictions on the target."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ def label_target(
     workers: int,
     monitor: Monitor,
 ) -> None:
-    """Label every image by the predictions of ``--preset strong``, and keep each class's surest pixels.
+    """Label every image by the predictions of ``--preset strong``, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics, by the weight that is found without labels; scales and the
     mirrored image are averaged, and an alignment of the preset's strength is fitted to the result. A pixel is labelled
@@ -46,13 +46,13 @@ def label_target(
     pixels predicted as that class.
 
     Args:
-        segmenter: as it came, of this function's own: its norms are changed.
+        segmenter: the original segmenter, not used elsewhere: its norms are changed.
         target: the images, the same in all processes; each labels its share.
         share: of each class's pixels that is labelled, in (0, 1].
         stored: where the labels are kept.
         statistics: where the alignment's statistics are written.
         workers: threads that read images.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Raises:
         BldaError: an image cannot be read, or a file cannot be written.

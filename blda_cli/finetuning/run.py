@@ -43,7 +43,7 @@ _STATISTICS_IMAGES = 500
 """Target images that the trained model's statistics are counted over; a few would do."""
 
 _LOST = 0.1
-"""A class that is predicted less often than so many times as at the beginning is named."""
+"""Classes whose share of the predictions falls below this multiple of the share at the beginning are reported."""
 
 _NEW_ON_RESUME = frozenset(
     {"run.log_every", "run.checkpoint_every", "run.validate_every", "run.pictures_every", "run.check"}
@@ -55,8 +55,8 @@ def finetune(request: FinetuneRequest, job: Job) -> dict[str, Any]:
     """Train a segmenter, as ``blda finetune`` does; see :func:`train`.
 
     Args:
-        request: what is trained on, and how.
-        job: where the run folder is, and who is told the progress.
+        request: data and settings.
+        job: the run folder, the provenance and the receiver of the progress.
 
     Returns:
         ``output``, ``model`` (the trained model's description) and ``validation``: the last scores, or None.
@@ -89,7 +89,7 @@ def train(
         resume: go on from the folder's checkpoint, if there is one.
         machine: where to run.
         provenance: for the record.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Returns:
         The last validation's scores, if any, and where the model is.
@@ -204,7 +204,7 @@ def train(
 def _class_pixels(
     source: Labelled, segmenter: NetworkSegmenter, known: RunFolder | None, workers: int, monitor: Monitor
 ) -> np.ndarray:
-    """Pixels of each class in every source image, int64 ``[images, C]``, which a run folder may have kept."""
+    """Pixels of each class in every source image, int64 ``[images, C]``, read from the run folder where it has them."""
     keys = [file.key for file in source.files]
     pixels = None if known is None else known.class_pixels(keys, segmenter.classes, source.meaning)
     if pixels is not None:
@@ -213,7 +213,7 @@ def _class_pixels(
 
 
 def _check_classes(pixels: np.ndarray, settings: Settings, names: Sequence[str], monitor: Monitor) -> None:
-    """Refuse labels without a class, and name the classes that they never hold.
+    """Refuse labels without any class, and report the classes that never occur in them.
 
     Raises:
         BldaError: no pixel has a class.
@@ -227,7 +227,7 @@ def _check_classes(pixels: np.ndarray, settings: Settings, names: Sequence[str],
 
 
 def _compare_with_start(folder: RunFolder, loop: TrainingLoop, model: str, monitor: Monitor) -> None:
-    """Say so where the network that is written seems worse than the one that the run began with."""
+    """Warn where the written network seems worse than the one that the run began with."""
     began = folder.first_validation()
     if began is None or loop.scores is None:
         return
@@ -291,12 +291,12 @@ def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | Non
 
 
 def go_on_from(state: Mapping[str, Any], folder: RunFolder, trainer: Trainer, initial: Mapping[str, Any]) -> None:
-    """Bring a trainer to where a checkpoint is.
+    """Restore a trainer from a checkpoint.
 
     Args:
-        state: of :func:`resumed_state`.
+        state: from :func:`resumed_state`.
         folder: where it lies.
-        trainer: as a run begins.
+        trainer: in its initial state.
         initial: identity of the segmenter that the run begins with.
 
     Raises:

@@ -29,7 +29,7 @@ _ENTRY: dict[str, Any] = {
     "validation": Mapping[str, Any] | None,
     "unlabelled": Mapping[str, Any] | None,
 }
-"""What a line of the metrics may hold that is drawn."""
+"""Types of the plotted entries in a line of the metrics."""
 
 _CHECKPOINT: dict[str, Any] = {
     "settings": str,
@@ -37,11 +37,11 @@ _CHECKPOINT: dict[str, Any] = {
     "norms": str | None,
     "trainer": dict[str, Any],
 }
-"""What a checkpoint holds; older ones lack ``norms``."""
+"""Types of a checkpoint's entries; older ones lack ``norms``."""
 
 
 class RunFolder:
-    """Where a run leaves everything.
+    """The folder of all outputs of a run.
 
     ``config.toml``, ``run.json`` (command, versions, the initial model, the state of the data's files),
     ``metrics.jsonl`` and their plot ``metrics.svg``, ``checkpoint.pth``, ``source_classes.npz`` (pixels of each class
@@ -98,7 +98,7 @@ class RunFolder:
             raise BldaError(f"{self.path} holds other things: choose a new folder")
 
     def record(self) -> dict[str, Any] | None:
-        """What :meth:`start` wrote down; None where no run did."""
+        """The record that :meth:`start` wrote; None where there is none."""
         try:
             record: dict[str, Any] = json.loads(self._record.read_text(encoding="utf-8"))
             check_type(record, dict[str, Any], "record")
@@ -108,7 +108,7 @@ class RunFolder:
         return record if record.get("format") == FORMAT else None
 
     def changed(self, data: Mapping[str, str]) -> str | None:
-        """A file that is not as it was when the run that is here began, or is new, or gone; None where all are.
+        """A file that was modified, added or removed since this folder's run began; None where there is none.
 
         Args:
             data: the state of every file, by its path, see :func:`blda_cli.files.stamp`.
@@ -126,7 +126,8 @@ class RunFolder:
         _write_text(self.config, settings.to_toml())
 
     def class_pixels(self, keys: Sequence[str], classes: ClassSet, meaning: str) -> np.ndarray | None:
-        """What :meth:`keep_class_pixels` kept, if it is of these images, classes and label values; ``[images, C]``."""
+        """Counts from :meth:`keep_class_pixels`, if they are of these images, classes and label values; ``[images,
+        C]``."""
         try:
             with np.load(self._class_pixels, allow_pickle=False) as kept:
                 same = np.array_equal(kept["keys"], keys) and np.array_equal(kept["classes"], classes.names)
@@ -209,7 +210,7 @@ class RunFolder:
         _write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Add a line to the metrics; what is in it is JSON.
+        """Add a line of JSON to the metrics.
 
         Raises:
             BldaError: it cannot be written.
@@ -221,7 +222,7 @@ class RunFolder:
             raise unwritable(self.metrics, error) from error
 
     def first_validation(self) -> dict[str, Any] | None:
-        """What was logged before the first step: the validation's scores, or without one what tells of the network."""
+        """The entry logged before the first step: scores of the validation, or the measurements without labels."""
         for entry in self._entries():
             if entry["iteration"] == 0:
                 scores: dict[str, Any] | None = entry.get("validation") or entry.get("unlabelled")
@@ -229,7 +230,7 @@ class RunFolder:
         return None
 
     def plot_metrics(self, classes: ClassSet) -> None:
-        """Draw ``metrics.svg`` from what was logged so far.
+        """Draw ``metrics.svg`` from the metrics logged so far.
 
         Raises:
             BldaError: it cannot be written.
@@ -239,7 +240,7 @@ class RunFolder:
             _write_text(self.path / "metrics.svg", learning_curves(entries, classes))
 
     def _entries(self) -> list[dict[str, Any]]:
-        """What was logged."""
+        """The logged entries."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []
         return [json.loads(line) for line in lines]
 
@@ -264,9 +265,9 @@ class RunFolder:
         """Write the model: ``weights.safetensors``, or ``weights.pth`` where safetensors is not installed.
 
         Args:
-            spec: how the network came to be described.
-            network: what is written.
-            adapted_norms: whether its batch norms hold averages of the target images.
+            spec: the description of the original network.
+            network: the network to write.
+            adapted_norms: whether its batch norms hold statistics of the target images.
 
         Returns:
             The description written to ``model.toml``.

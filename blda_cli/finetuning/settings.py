@@ -14,7 +14,7 @@ from blda_cli.settings_files import read, read_toml, write
 
 @dataclass(frozen=True)
 class DataSettings:
-    """``[data]``: what is trained on."""
+    """``[data]``: the training data."""
 
     model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.")
     weights: str | None = setting(None, "The weights to start from, in place of the TOML's.")
@@ -165,7 +165,7 @@ class StartSettings:
 
 @dataclass(frozen=True)
 class BldaSettings:
-    """``[blda]``: what method ``blda`` adds."""
+    """``[blda]``: settings of method ``blda``."""
 
     tau: float | None = setting(
         None,
@@ -188,7 +188,7 @@ class BldaSettings:
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """``[rounds]``: methods that look at the whole target now and then (ST, CBST, CBST-SP, CAG)."""
+    """``[rounds]``: methods that label the whole target in rounds or stages (ST, CBST, CBST-SP, CAG)."""
 
     rounds: int = setting(
         4, "Rounds (st, cbst, cbst-sp) or stages (cag) that the iterations are divided into.", at_least=1
@@ -212,7 +212,7 @@ class RoundSettings:
 
 @dataclass(frozen=True)
 class CagSettings:
-    """``[cag]``: what method ``cag`` adds."""
+    """``[cag]``: settings of method ``cag``."""
 
     margin: float | None = setting(
         None,
@@ -231,7 +231,7 @@ class CagSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """``[run]``: what the run leaves behind."""
+    """``[run]``: outputs of the run."""
 
     checkpoint_every: int = setting(2000, "Steps between checkpoints.", at_least=1)
     log_every: int = setting(50, "Steps that a line of metrics covers.", at_least=1)
@@ -262,24 +262,24 @@ class Settings:
 
     @property
     def method(self) -> MethodEntry:
-        """What the method needs and takes."""
+        """The method's entry."""
         return METHODS[self.training.method]
 
     @property
     def correction(self) -> CorrectionEntry:
-        """What corrects the method's cross-entropy."""
+        """The entry of the correction of the method's cross-entropy."""
         return CORRECTIONS[self.method.correction or self.training.correction]
 
     @property
     def labels_itself(self) -> bool:
-        """Whether the target's own labels stand in for a labelled source."""
+        """Whether the target's own labels replace a labelled source."""
         return not self.data.source and self.method.source == "optional"
 
     def check_data(self) -> None:
-        """Refuse what the method cannot train on.
+        """Refuse data that the method cannot train on.
 
         Raises:
-            OptionError: images that it needs are missing, or some are given that it makes nothing of.
+            OptionError: images that it needs are missing, or images that it does not use are given.
         """
         data, chosen = self.data, f"--method {self.training.method}"
         optional = [f"--method {name}" for name, entry in METHODS.items() if entry.source == "optional"]
@@ -309,7 +309,7 @@ class Settings:
         """Refuse settings ``section.name`` that change nothing under this method and correction.
 
         Raises:
-            OptionError: there is one; the message says what takes it.
+            OptionError: there is one; the message names the methods that use it.
         """
         for name in given:
             if not self.takes(name):
@@ -342,7 +342,7 @@ class Settings:
         return read(Settings, tables, origin, base=self)
 
     def resolved(self) -> "Settings":
-        """With the warm-ups no longer than a tenth of the iterations."""
+        """The settings with the warm-ups shortened to a tenth of the iterations at most."""
         longest = self.training.iterations // 10
         return replace(
             self,
@@ -356,7 +356,7 @@ class Settings:
 
 
 def read_settings(path: Path) -> Settings:
-    """Read settings back from TOML; what is not there keeps its default.
+    """Read settings from TOML; missing ones keep their default.
 
     Raises:
         BldaError: it cannot be read, or holds an unknown setting or an unfit value.
@@ -374,7 +374,7 @@ class FinetuneRequest:
     """``blda finetune``: train a segmenter.
 
     Attributes:
-        settings: resolved; what comes out is a function of them and the data.
+        settings: resolved; the result is a function of them and the data.
         resume: go on from the run folder's checkpoint, if there is one.
         device: where to train, see :func:`blda_cli.runtime.device.choose_device`.
         workers: threads that read images.
@@ -406,7 +406,7 @@ def run_settings(
         preset: ``"published"``.
 
     Raises:
-        BldaError: a setting does not fit, does nothing, or is missing.
+        BldaError: a setting does not fit, has no effect, or is missing.
     """
     sets = (HOSTS[host] if host else {}) | (PUBLISHED if preset else {})
     settings = (read_settings(config) if config else Settings()).with_values({**sets, **given}, origin).resolved()

@@ -25,18 +25,18 @@ def stream_share(
     """Run this process's share of the images.
 
     Args:
-        what: is done, for the monitor.
-        segmenter: is run.
+        what: name of the pass, for the monitor.
+        segmenter: the segmenter to run.
         files: the images, the same in all processes.
         inference: how they are run.
-        monitor: is told the progress.
+        monitor: receives the progress.
         labels: reads their labels.
 
     Yields:
-        Logits of the share.
+        Batches of logits of the share.
 
     Raises:
-        Interrupted: the user asked one of the processes to stop; in all of them, after their share.
+        Interrupted: the user asked one of the processes to stop; raised in all processes, after their share.
     """
     mine = current_shard().of(files)
     monitor.start(what, len(mine))

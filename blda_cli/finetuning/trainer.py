@@ -1,4 +1,4 @@
-"""One training step of online self-training, whatever the method; and the state that makes a run go on."""
+"""The training step that all methods share, and the state to resume it."""
 
 import copy
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from blda_cli.segmenters.norms import hold_norms
 
 @dataclass
 class StepReport:
-    """What a step did, still on the device.
+    """Results of a step, still on the device.
 
     Attributes:
         losses: scalars by name, averaged over the batches of the step.
@@ -56,7 +56,7 @@ class Trainer:
         student: the network in training.
         teacher: its EMA.
         method: how target pixels get labels.
-        objective: what labels cost.
+        objective: the training losses under given labels.
         step: optimiser steps made.
         stage: the last that was begun; -1 before the first.
     """
@@ -67,7 +67,7 @@ class Trainer:
         Args:
             segmenter: has the network.
             settings: resolved.
-            holds_norms: batch norms keep the averages they have, and do not normalise by each batch.
+            holds_norms: freeze the batch norms' statistics instead of normalising by each batch.
 
         Raises:
             BldaError: the network cannot be trained as asked.
@@ -179,7 +179,7 @@ class Trainer:
         """Restore a :meth:`state_dict`.
 
         Raises:
-            ValueError: it is none of a run like this; the message names what is odd.
+            ValueError: it is not of a run with these settings; the message names the entry.
         """
         own = self.state_dict()
         check_alike(state, {**own, "optimizer": {**own["optimizer"], "state": {}}}, "trainer")
@@ -192,14 +192,14 @@ class Trainer:
         self.step, self.stage = state["step"], state["stage"]
         self.student.load_state_dict(state["student"])
         self.teacher.network.load_state_dict(state["teacher"])
-        # The settings say what the groups are: those of a damaged file could hand one parameter another's averages.
+        # The settings say what the groups are: those of a damaged file could assign one parameter another's moments.
         self._optimizer.load_state_dict({**own["optimizer"], "state": moments})
         self._scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.objective.load_state_dict(state["objective"])
 
     def _learn(self, batch: Batch, share: float) -> StepReport:
-        """Gradients of one batch, added to what is there with weight ``share``."""
+        """Add the gradients of one batch, weighted by ``share``."""
         host, report = self.settings.host, StepReport({}, *torch.zeros(2, self._classes, device=self._device))
         if self.method.unlabelled:
             losses = self.method.unlabelled_losses(self._run(batch.target_images))
@@ -260,7 +260,7 @@ class Trainer:
     def _run_labelling(self, batch: Batch) -> Outputs:
         """Outputs of the network that labels for the target crops: cut from those of whole images, or of the crops.
 
-        Whole images go together, as batch norms take the statistics of what they see; so they are of one size.
+        Whole images go together, as batch norms normalise over the batch; so they must be of one size.
         """
         network, wholes = self.method.network, batch.target_wholes
         assert network is not None

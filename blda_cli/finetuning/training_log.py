@@ -17,7 +17,7 @@ from blda_cli.runtime.shards import current_shard
 
 
 class StepLog:
-    """Sums of what is logged, on the device until they are asked for."""
+    """Sums of the logged metrics, on the device until they are read."""
 
     def __init__(self) -> None:
         self._losses: list[Losses] = []
@@ -32,7 +32,7 @@ class StepLog:
         self._kept = self._kept + report.kept
 
     def take(self, crops: int) -> dict[str, Any]:
-        """Means since the last time; ``crops`` is how many a step has."""
+        """Means since the last call; ``crops`` is the number of crops per step."""
         steps = self._losses
         means = [torch.stack([step[name] for step in steps]).mean() for name in steps[0]]
         averaged = all_sum(torch.stack(means)) / current_shard().world
@@ -61,7 +61,7 @@ class LossWatch:
         """Queue this step's losses and check the previous step's.
 
         Raises:
-            BldaError: a loss of it is not finite.
+            BldaError: a loss of the previous step is not finite.
         """
         losses = torch.stack(list(report.losses.values()))
         event = None
@@ -92,7 +92,7 @@ class LossWatch:
 
 
 class EventLog:
-    """TensorBoard events of what goes into ``metrics.jsonl``."""
+    """TensorBoard events of the entries of ``metrics.jsonl``."""
 
     def __init__(self, path: Path, class_names: tuple[str, ...], step: int) -> None:
         """Open a log; events after ``step`` of an earlier run are dropped.

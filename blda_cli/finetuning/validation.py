@@ -36,17 +36,17 @@ def validate(segmenter: Segmenter, files: Sequence[ImageSource], labels: LabelRe
 
 
 LOOKED_AT = 12
-"""Images that are looked at without labels, spread evenly."""
+"""Images that are measured without labels, spread evenly."""
 
 SMALLER = 0.75
 """Size of the copies whose predictions are compared with the images' own."""
 
 
 def look(segmenter: Segmenter, files: Sequence[ImageSource], workers: int) -> dict[str, Any]:
-    """What tells of a network without labels, on a dozen images.
+    """Measure a network without labels, on a dozen images.
 
-    The share of pixels that keep their class when the image is fed at three quarters of its size orders networks, and
-    states of one network, much as mean IoU does.
+    The share of pixels that keep their class when the network gets the image at three quarters of its size ranks
+    networks, and states of one network, much as mean IoU does.
 
     Returns:
         ``agreement``, that share, and by class name ``share``, the share of pixels that are predicted as the class.

@@ -1,1 +1,1 @@
-"""What training reads: crops of images with their labels, and what is drawn for them."""
+"""Training data: crops of images with their labels, and their random augmentation and mixing."""

@@ -20,7 +20,7 @@ class Augmentation:
     """One image's draw.
 
     Attributes:
-        brightness: what is added to every value, in units of the range.
+        brightness: offset of every value, in units of the range.
         contrast: factor about zero.
         color: float32 ``[3, 3]``: saturation and hue as one matrix on RGB.
         blur: float32 taps of a Gaussian, ``[2 · 5 + 1]``.

@@ -1,4 +1,4 @@
-"""Images with labels to train or validate on: with files of labels, or with the labels that the network gave them."""
+"""Images with labels to train or validate on: labels from files, or made by the network itself."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def find_labelled(
 
 
 def without_labels(files: Sequence[ImageSource]) -> Labelled:
-    """Images whose pixels have no label, for methods that look at none."""
+    """Images whose pixels have no label, for methods that use no labels."""
     reader = LabelReader(lambda file: np.full(file.size(), IGNORE_INDEX, dtype=np.int16), "none", {})
     return Labelled(files, reader, "no labels")
 

@@ -1,4 +1,5 @@
-"""ClassMix and masking: what is pasted, and what is blanked (Olsson et al., WACV 2021; Hoyer et al., CVPR 2023)."""
+"""ClassMix and masking: which pixels are pasted, and which are blanked (Olsson et al., WACV 2021; Hoyer et al., CVPR
+2023)."""
 
 import numpy as np
 import torch

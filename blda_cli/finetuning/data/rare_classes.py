@@ -21,7 +21,7 @@ class RareClassSampler:
     """
 
     def __init__(self, class_pixels: np.ndarray, temperature: float, share: float) -> None:
-        """Take in int ``[images, C]``: how many pixels of each class every image has."""
+        """Set up from int ``[images, C]``: how many pixels of each class every image has."""
         totals = class_pixels.sum(axis=0)
         scores = np.where(totals > 0, (1 - totals / totals.sum()) / temperature, -np.inf)
         weights = np.exp(scores - scores.max())
@@ -69,7 +69,7 @@ class HardSampleMiner:
     """
 
     def __init__(self, class_pixels: np.ndarray, groups: Sequence[Sequence[int]], share: float) -> None:
-        """Take in int ``[images, C]``: how many pixels of each class every image has; the classes, hardest first."""
+        """Set up from int ``[images, C]``, pixels of each class in every image, and the classes, hardest first."""
         first: dict[int, int] = {}
         for group in groups:
             for index, pixels in enumerate(class_pixels):

@@ -1,4 +1,4 @@
-"""Drawing training samples: what is read, cropped and drawn for one source and one target crop, and batches of them."""
+"""Training samples: one source and one target crop with their random draws each, and batches of them."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Crop:
     mirrored: bool
 
     def cut(self, whole: np.ndarray) -> np.ndarray:
-        """What lies under the crop in an array ``[H, W, ...]`` of the image's size."""
+        """Cut the crop out of an array ``[H, W, ...]`` of the image's size."""
         part = whole[self._rows, self._columns]
         return part[:, ::-1] if self.mirrored else part
 
@@ -73,7 +73,7 @@ Sample = dict[str, np.ndarray | Crop | Tensor]
 
 @dataclass
 class Batch:
-    """N source and N target crops, and all that was drawn for them, on the device.
+    """N source and N target crops with their random draws, on the device.
 
     Attributes:
         source_images: float32 ``[N, 3, h, w]``, RGB in 0..255.
@@ -132,7 +132,7 @@ class Batch:
 
 
 class Sampler:
-    """Draws samples; each is a function of the seed and its number alone, so nothing needs to be remembered.
+    """Draws samples; each is a function of the seed and its number alone, so a checkpoint needs no state of it.
 
     Attributes:
         class_pixels: pixels of each class in every source image that is drawn, int64 ``[images, C]``.
@@ -149,7 +149,7 @@ class Sampler:
         *,
         wholes: bool = False,
     ) -> None:
-        """Take in where samples are drawn from.
+        """Set up the data that samples are drawn from.
 
         Args:
             source: the labelled images.
@@ -252,7 +252,7 @@ def count_class_pixels(
         labels: reads a label.
         num_classes: C.
         workers: threads.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Returns:
         int64 ``[images, C]``.
@@ -282,7 +282,7 @@ def fitting_crop(files: Sequence[ImageSource], crop: tuple[int, int], monitor: M
     Args:
         files: the images.
         crop: (height, width).
-        monitor: is told where another crop is taken.
+        monitor: gets a message where another crop size is used.
 
     Raises:
         BldaError: it is larger than an image; the message names the image and the largest crop that fits all.
@@ -303,14 +303,14 @@ def fitting_crop(files: Sequence[ImageSource], crop: tuple[int, int], monitor: M
 
 
 class ReadingCache:
-    """Keeps what was read until it holds so many bytes; what comes later is read again each time."""
+    """Caches read files up to a number of bytes; later ones are read again each time."""
 
     def __init__(self, capacity: int) -> None:
         self._room = capacity
         self._lock = threading.Lock()
 
     def reading(self, read: Callable[[ImageSource], np.ndarray]) -> Callable[[ImageSource], np.ndarray]:
-        """``read`` with a memory of its own, in the shared room."""
+        """``read`` with a cache of its own, within the shared limit."""
         kept: dict[ImageSource, np.ndarray] = {}
 
         def cached(file: ImageSource) -> np.ndarray:

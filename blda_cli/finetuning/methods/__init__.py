@@ -1,8 +1,8 @@
-"""Training methods, and corrections of their cross-entropy: what each needs and takes, one entry each.
+"""Training methods, and corrections of their cross-entropy: data and options of each, one entry each.
 
 Nothing here imports torch, so that options and help are made from it at once. A new method is a module with a class
 derived from :class:`blda_cli.finetuning.methods.base.TrainingMethod` and one entry in :data:`METHODS`; choices, help,
-what is refused, and what has to be given follow from the entry.
+refused options and required data follow from the entry.
 """
 
 import importlib
@@ -13,20 +13,20 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """What a training method needs and takes.
+    """Data and options of a training method.
 
     Attributes:
         make: its class, as ``package.module:class``; it is called with a
             :class:`blda_cli.finetuning.methods.base.MethodContext`.
-        summary: what it does, for the help.
+        summary: describes it in the help.
         source: whether it needs labelled source images, takes the target's own labels in their place (``"optional"``),
-            or looks at no source (``"unused"``).
+            or uses no source (``"unused"``).
         target: it learns from target images.
-        rounds: it divides the iterations into rounds or stages, each begun by a look at all images.
+        rounds: it divides the iterations into rounds or stages, each begun by a pass over all images.
         options: settings that change something under this method and not under every other: ``section.name``, or
             ``section.*`` for all of a section.
         correction: corrects its cross-entropy, whatever ``training.correction`` says.
-        defaults: settings that it starts from, where they are others than the general ones.
+        defaults: its own defaults, where they differ from the general ones.
     """
 
     make: str
@@ -41,7 +41,7 @@ class MethodEntry:
 
 @dataclass(frozen=True)
 class CorrectionEntry:
-    """What a correction of the cross-entropy takes.
+    """Options of a correction of the cross-entropy.
 
     Attributes:
         make: its class, as ``package.module:class``, derived from
@@ -59,14 +59,14 @@ _SOURCE = (
     *("host.rare_class_sampling", "host.rare_class_temperature", "host.rare_class_share"),
     *("host.feature_distance", "host.thing_classes"),
 )
-"""What is done with source images."""
+"""Settings for source images."""
 
 _TARGET = (
     *_SOURCE,
     *("host.ignore_rows", "host.classmix", "host.color_jitter", "host.color_strength", "host.blur", "host.blur_sigma"),
     *("host.masked_consistency", "host.mask_ratio", "host.mask_block"),
 )
-"""What is done with source images and mixed target images."""
+"""Settings for source images and mixed target images."""
 
 _TEACHER = (*_TARGET, "host.confidence", "host.whole_images")
 """The same where a teacher labels batch by batch."""
@@ -80,7 +80,7 @@ _SELECTION = (
 """Options of methods that keep the most confident predictions of a round."""
 
 _PLAIN_HOST = {"host.classmix": False, "host.color_jitter": 0.0, "host.blur": 0.0, "host.rare_class_sampling": False}
-"""Methods in rounds were published without what DACS and DAFormer do to images."""
+"""Methods in rounds were published without the augmentation and mixing of DACS and DAFormer."""
 
 METHODS: dict[str, MethodEntry] = {
     "blda": MethodEntry(
@@ -147,7 +147,7 @@ CORRECTIONS: dict[str, CorrectionEntry] = {
 
 
 def load(make: str) -> Any:
-    """What ``package.module:name`` names."""
+    """Import the object that ``package.module:name`` names."""
     module, _, name = make.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -158,7 +158,7 @@ def takes(options: Iterable[str], name: str) -> bool:
 
 
 def takers(name: str) -> list[str]:
-    """The command line's options that make something of a setting which only some methods take; empty for others."""
+    """The methods and corrections, as command-line options, that use a setting; empty where all methods use it."""
     corrections = [correction for correction, entry in CORRECTIONS.items() if takes(entry.options, name)]
     methods = [
         f"--method {method}"

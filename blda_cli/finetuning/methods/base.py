@@ -35,7 +35,7 @@ class MethodContext:
         num_classes: C.
         device: of the networks.
         teacher: the EMA of the student.
-        objective: what labels cost.
+        objective: the training losses under given labels.
     """
 
     settings: Settings
@@ -47,19 +47,19 @@ class MethodContext:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the training that begins with a look at the whole data by the network as it is then.
+    """A part of the training that begins with a pass of the present network over all data.
 
     Attributes:
         number: from 0.
-        resumed: an earlier run began it, and the method's state is that of after its beginning.
-        exported: gives the network, frozen, as it would be exported now for some images.
+        resumed: True when resuming after `begin_stage()` completed.
+        exported: returns the network, frozen, as it would be exported now for some images.
         classifier: the layer of it whose input are the features; None where there is none.
         source: labelled images.
         source_labels: reads their labels.
         target: images of the target domain.
         folder: the run folder.
         workers: threads that read images.
-        monitor: is told the progress.
+        monitor: receives the progress.
     """
 
     number: int
@@ -94,9 +94,10 @@ class TrainingMethod(ABC):
         uses_features: labels or losses need the features in front of the classifier.
         unlabelled: it learns from target images as they are, by :meth:`unlabelled_losses`, and labels none.
         only_norms: the weights of norms alone are trained.
-        stages: stretches that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one without.
+        stages: number of parts that the iterations are divided into, each begun by :meth:`begin_stage`; 0: one part,
+            without that call.
         preferred: classes that source images are drawn for, in groups, the first first; set when a stage begins.
-        network: whose outputs on the target crops :meth:`label` wants; None: it wants none.
+        network: the network whose outputs on the target crops :meth:`label` needs; None: it needs none.
         sees_wholes: it is run on whole target images, and the crops' logits are cut from theirs; where a batch's images
             differ in size it is run on the crops.
     """

@@ -27,10 +27,11 @@ _DECAY = 40_000
 """Updates of the published training."""
 
 _COSTS_STRIDE, _COSTS_MOMENTUM = 4, 0.9
-"""What the shift costs is looked at in every fourth row and column, and followed over some ten batches."""
+"""The losses with and without shift are measured in every fourth row and column and averaged over some ten batches."""
 
 _MOST_ADDED = 1.5
-"""What the shift may add to the source's cross-entropy, times that; with 1 rare classes gained a point less."""
+"""Most that the shift may add to the source's cross-entropy, as a multiple of it; with 1 rare classes gained a point
+less."""
 
 _TABLE_VALUES = 1 << 22
 """Most values of the shift table: with many classes it gets coarser."""
@@ -74,13 +75,13 @@ class Blda(Objective):
 
     @property
     def tau(self) -> Tensor:
-        """The present strength, a scalar: what is set, or a decay by the updates so far, limited.
+        """The present strength, a scalar: the setting, or a value that decays with the updates so far and is limited.
 
         At the start cells are far apart and a run of some hundred steps has no time for small margins; the published
         strength is for 40 000 steps. The limit is where the shift adds :data:`_MOST_ADDED` times the source's plain
         cross-entropy to it, by the chord ``CE(0) + τ (CE(1) − CE(0))``, which lies above the corrected one, as that is
-        convex. Beyond it shifts feed on themselves where nothing normalises what they push up: logits grow, the cells
-        with them, and the shifts with those (DABNet's grew to some hundreds in 300 steps).
+        convex. Beyond it, in a network without normalisation of the raised logits, shifts grow without bound: logits
+        grow, the cells with them, and the shifts with the cells (DABNet's logits grew to some hundreds in 300 steps).
         """
         if self.settings.tau is not None:
             return self.costs.new_tensor(self.settings.tau)
@@ -90,7 +91,7 @@ class Blda(Objective):
         return limit.clamp(max=decayed)
 
     def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
-        """Corrected cross-entropy and density regression, after the banks have taken the batch in."""
+        """Corrected cross-entropy and density regression, after the banks are updated with the batch."""
         logits = outputs.logits.detach().float()
         span = all_maximum(reach(logits))
         self._update(self.source, logits, labels, span, anchors=True)
@@ -117,7 +118,7 @@ class Blda(Objective):
         return self._losses("mixed", outputs, labels, rows, self._table(span, target=True), targets.weights)
 
     def masked_loss(self, outputs: Outputs, labels: Tensor, weights: Tensor) -> Tensor:
-        """Corrected cross-entropy by the target's cells, which do not take the masked images in."""
+        """Corrected cross-entropy by the target's cells, which are not updated with the masked images."""
         table = self._table(reach(outputs.logits), target=True)
         rows = torch.where(labels == IGNORE_INDEX, -1, labels + self.num_classes)
         shift = table.shift(outputs.logits, rows)
@@ -155,7 +156,7 @@ class Blda(Objective):
         self.costs = state["costs"].to(self.costs.device)
 
     def _update(self, bank: OnlineMixture, logits: Tensor, labels: Tensor, span: Tensor, *, anchors: bool) -> Tensor:
-        """Take the batch of all processes in; the pixels of each label, ``[C]``."""
+        """Update a bank with the batch of all processes; returns the pixels of each label, ``[C]``."""
         grid = LogitGrid.spanning(span, _BINS)
         counts = all_sum(count_cells(grid, logits, labels))
         rows = counts.flatten(0, 1)
@@ -167,7 +168,7 @@ class Blda(Objective):
         return counts[:, 0].sum(dim=1)
 
     def _see_costs(self, logits: Tensor, labels: Tensor, table: ShiftTable) -> None:
-        """Take in what source pixels cost without the shift and with it."""
+        """Update `costs` with the cross-entropy of source pixels without the shift and with it."""
         some = (..., slice(None, None, _COSTS_STRIDE), slice(None, None, _COSTS_STRIDE))
         logits, labels = logits[some], labels[some]
         shift = table.shift(logits, labels)

@@ -43,7 +43,7 @@ class Cag(TrainingMethod):
         self._frozen: dict[str, Tensor] = {}
 
     def begin_stage(self, stage: Stage) -> None:
-        """Freeze the labeller and find the anchors on the source, then look at what of the target is active."""
+        """Freeze the labeller, compute the category anchors on the source, and count the target's active features."""
         segmenter = stage.exported(stage.target)
         self.network = segmenter.module
         if stage.resumed:
@@ -84,7 +84,8 @@ class Cag(TrainingMethod):
         stage.monitor.say(line)
 
     def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:
-        """Two labellings of every image, whose cross-entropies are averaged: by the anchors and by probability."""
+        """Two labellings of every image, whose cross-entropies are averaged: by the category anchors and by
+        probability."""
         assert outputs is not None
         assert outputs.features is not None
         size = batch.target_images.shape[2:]
@@ -97,7 +98,7 @@ class Cag(TrainingMethod):
         return PseudoLabels(labels, kept.float(), kept)
 
     def feature_losses(self, domain: str, outputs: Outputs, labels: Tensor) -> Losses:
-        """Distance and discriminative losses; on the target under the anchors' labels, which come first."""
+        """Distance and discriminative losses; on the target under the category anchors' labels, which come first."""
         assert outputs.features is not None
         near = at_features(labels[: len(outputs.features)], outputs.features)
         discriminative = discriminative_loss(outputs.features, near, self._anchors, self._margin)

@@ -79,7 +79,7 @@ class Cbst(TrainingMethod):
         return PseudoLabels(labels, kept.float(), kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a round's beginning left, besides the labels on disk."""
+        """State from the beginning of a round, besides the labels on disk."""
         return {"preferred": self.preferred, "priors": self._priors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Cbst(TrainingMethod):
     def _tell(
         self, stage: Stage, names: tuple[str, ...], portion: float, thresholds: Tensor, shares: Tensor, kept: Tensor
     ) -> None:
-        """Leave a record of the round beside its labels, and say what the user should know."""
+        """Write a record of the round beside its labels, and report it to the user."""
         if not current_shard().first:
             return
         assert self._stored is not None

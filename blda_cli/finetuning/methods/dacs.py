@@ -16,7 +16,7 @@ class Dacs(TrainingMethod):
         self._confidence = context.settings.host.confidence
 
     def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:  # noqa: ARG002
-        """The teacher's argmax, or what the correction makes of its logits, weighted by the confident share."""
+        """The teacher's argmax, or that of its corrected logits, weighted by the confident share."""
         assert outputs is not None
         labels = self._objective.target_labels(outputs.logits)
         return confidence_weighted(outputs.logits, self._confidence, labels)

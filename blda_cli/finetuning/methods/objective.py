@@ -16,7 +16,7 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class MixedTargets:
-    """What the mixed images are trained towards.
+    """Labels and weights of the mixed images.
 
     Attributes:
         labels: int64 ``[N, h, w]``.
@@ -30,7 +30,7 @@ class MixedTargets:
 
 
 class Objective:
-    """Cross-entropy, plain; what corrects it is derived from it.
+    """Plain cross-entropy; subclasses correct it.
 
     Losses are means over all pixels, those without a label counted as 0, so that processes' losses average exactly.
 
@@ -69,7 +69,7 @@ class Objective:
         return None
 
     def metrics(self) -> dict[str, list[float]]:
-        """Per class, what there is to log besides the losses; NaN where it is not known."""
+        """Metrics per class to log besides the losses; NaN where unknown."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

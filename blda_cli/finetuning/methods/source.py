@@ -7,11 +7,11 @@ from blda_cli.finetuning.networks.student import Outputs
 
 
 class SourceOnly(TrainingMethod):
-    """The target is not looked at."""
+    """The target is not used."""
 
     def __init__(self, context: MethodContext) -> None:
         pass
 
     def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:
-        """Never asked for."""
+        """Never called."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Tent (Wang et al., ICLR 2021): the entropy of the predictions is lowered, by the weights of the norms alone."""
+"""Tent (Wang et al., ICLR 2021): the entropy of the predictions is minimised over the weights of the norms alone."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Tent(TrainingMethod):
         pass
 
     def label(self, batch: Batch, outputs: Outputs | None) -> PseudoLabels:
-        """Never asked for."""
+        """Never called."""
         raise NotImplementedError
 
     def unlabelled_losses(self, outputs: Outputs) -> Losses:

@@ -1,4 +1,5 @@
-"""Feature distance: keeps the encoder's features of things near those it started with (Hoyer et al., CVPR 2022)."""
+"""Feature distance: keeps the encoder's features of thing classes near those before training (Hoyer et al., CVPR
+2022)."""
 
 import copy
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class FeatureDistance:
             network: the network before training, without hooks.
             encoder: the encoder's name in it.
             class_names: all classes.
-            things: the classes it is for; empty: those known as things by name.
+            things: the classes it is for; empty: those whose names are in :data:`THINGS`.
 
         Raises:
             BldaError: the network has no encoder that can be found, or no class is a thing.

@@ -1,4 +1,4 @@
-"""What batch norms normalise by in training: averages that are kept, or those of each batch."""
+"""Norm statistics in training: frozen ones, or those of each batch."""
 
 import math
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, u
 from blda_cli.segmenters.options import InferenceOptions
 
 _TOO_DEAR, _NOTHING = 1.25, 0.1
-"""Averages are kept where those of batches make the source's cross-entropy more than so many times as large, and by
-more than so much a pixel. It was 1.4 and 1.6 times for DABNet (crops of 320 and 192) and 1.3 for ESPNetv2,
-which are harmed, 1.0 for ESPNet and 1.1 for the drawn streets' network, which are not."""
+"""Freeze norm statistics when batch statistics raise the source's cross-entropy by more than this factor and by more
+than this much per pixel. It was 1.4 and 1.6 times for DABNet (crops of 320 and 192) and 1.3 for ESPNetv2, which are
+harmed, 1.0 for ESPNet and 1.1 for the drawn streets' network, which are not."""
 
 NormChoice = Literal["batch", "target", "source"]
 
 _CROPS = 32
-"""Source crops that this is looked at on."""
+"""Source crops that this is measured on."""
 
 
 def prepare_norms(
@@ -44,18 +44,18 @@ def prepare_norms(
     target: Sequence[ImageSource],
     monitor: Monitor,
 ) -> NormChoice:
-    """Choose what batch norms normalise by, and give the network the averages that are kept, if any are.
+    """Choose between frozen and batch norm statistics, and put frozen ones into the network.
 
-    Two crops say little of a domain. Networks differ in what that does to them: normalised by crops, and nothing
-    learnt, ESPNet and the drawn streets' network lose little and train well; DABNet loses 18 points of mIoU and ends
-    below where it began.
+    The statistics of two crops are a poor estimate of a domain's, and networks differ in how much that harms them:
+    normalised by crops, before any training, ESPNet and the drawn streets' network lose little and train well; DABNet
+    loses 18 points of mIoU and ends below where it began.
 
     Args:
-        segmenter: its network is changed where averages of the target are kept.
+        segmenter: its network is changed where statistics of the target are frozen.
         settings: of the run.
         source: labelled images, no smaller than the crop.
-        target: images of the target domain; without any, averages that are kept are the network's own.
-        monitor: is told the progress and what was chosen.
+        target: images of the target domain; without any, the frozen statistics are the network's own.
+        monitor: receives the progress and the choice.
 
     Returns:
         The choice, the same in all processes; ``"batch"`` where the network has no batch norms.
@@ -125,7 +125,7 @@ def _costs(
     source: Labelled,
     monitor: Monitor,
 ) -> tuple[float, float]:
-    """Cross-entropy a pixel of source crops, normalised by their own averages and by those that would be kept."""
+    """Cross-entropy per pixel of source crops, normalised by their own statistics and by those that would be frozen."""
     by_batch, by_kept = 0.0, 0.0
     own, held = (Teacher(segmenter.module, 0.0, holds_norms=holds).network for holds in (False, True))
     use_norms(replace(segmenter, network=held, notes=[]), norms)

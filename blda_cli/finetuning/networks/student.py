@@ -1,4 +1,4 @@
-"""The network in training: finding its classifier and its encoder, tapping their features, and what heads are added."""
+"""The network in training: finding its classifier and encoder, recording their features, the added density head."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ _ENCODER_NAMES = ("encoder", "backbone")
 
 @dataclass
 class Outputs:
-    """What a forward pass of the student, or of a network that labels, leaves.
+    """Outputs of a forward pass of the student, or of a network that labels.
 
     Attributes:
         logits: ``[N, C, h, w]`` at the images' size.
-        features: ``[N, D, h', w']``, what feeds the classifier; None where no such layer is found.
+        features: ``[N, D, h', w']``, the classifier's input; None where no such layer is found.
         density: ``[N, h, w]`` in (0, 1), where there is a density head.
-        encoder_features: ``[N, D, h', w']``, the encoder's last, where they are tapped.
-        encoder_inputs: what the encoder was called with, for its frozen copy.
+        encoder_features: ``[N, D, h', w']``, the encoder's last, where they are recorded.
+        encoder_inputs: the encoder's inputs, for its frozen copy.
     """
 
     logits: Tensor
@@ -42,7 +42,7 @@ class Outputs:
 
 @dataclass
 class _Tapped:
-    """What hooks saw in the last forward pass."""
+    """Tensors that hooks recorded in the last forward pass."""
 
     classifier_input: Tensor | None = None
     encoder_output: Any = None
@@ -64,12 +64,12 @@ class DensityHead(nn.Module):
 
 
 class Student(nn.Module):
-    """A segmenter's network with taps and a density head.
+    """A segmenter's network with hooks that record features, and a density head.
 
     Attributes:
         network: the network itself.
         density_head: None where no method needs it.
-        classifier: name of the layer whose input are the features; None where the network has none that can be told.
+        classifier: name of the layer whose input are the features; None where none can be found.
         encoder: name of the encoder; None where the network has no part that can be called so.
     """
 
@@ -203,7 +203,7 @@ def run_labelling(
 
 @contextmanager
 def features_before(network: nn.Module, classifier: str) -> Iterator[list[Tensor]]:
-    """While it lasts, the input of a layer in every forward pass is appended to the list."""
+    """Within ``with``, the input of a layer in every forward pass is appended to the list."""
     seen: list[Tensor] = []
     layer = network.get_submodule(classifier)
     handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -219,10 +219,10 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def encoder_of(network: nn.Module) -> str | None:
-    """Name of the part that can be called the encoder.
+    """Name of the module that serves as the encoder.
 
     A child called ``encoder`` or ``backbone``, or else the first child if it holds more than half of the
-    parameters; looked for inside where a network has only one child.
+    parameters; searched within the child where a network has only one.
     """
     prefix = ""
     while True:

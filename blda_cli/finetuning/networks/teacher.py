@@ -12,7 +12,7 @@ class Teacher:
 
     It is in evaluation mode, so that dropout of any kind is off. Its batch norms alone may be in training mode: they
     normalise by the batch, as published (Tranheden et al., WACV 2021), so that labels come from the target's
-    statistics; the running ones, which count once the teacher is exported, follow the student's like all else.
+    statistics; the running ones, used once the teacher is exported, follow the student's like the weights.
 
     Attributes:
         network: the teacher itself.
