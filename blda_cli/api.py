@@ -59,11 +59,11 @@ class Alignment:
     """A rule that turns a network's logits into debiased predictions.
 
     Attributes:
-        settings: method, form and strength, which is a number here even where it was to be found.
+        settings: method, form and strength, which is a number here even where it was ``"auto"``.
         classes: of the logits' channels.
         correction: the rule itself.
         norms: norm statistics that the network has to have, or the weight with which it has to mix them with each
-            image's own; :meth:`module` sees to it. None: its own.
+            image's own; :meth:`module` puts them in. None: its own.
 
     Example:
         >>> import torch
@@ -98,10 +98,11 @@ class Alignment:
         """Fit a correction to a file of statistics, of the images to be corrected or of others like them.
 
         Args:
-            statistics: what ``blda collect-stats`` or :func:`blda_cli.write_statistics` wrote. Where it holds
-                averages for batch norms (``norms``), the logits must come from a network that has these.
+            statistics: what ``blda collect-stats`` or :func:`blda_cli.write_statistics` wrote. Where it holds norm
+                statistics (``norms``), the logits must come from a network with these.
             reference: statistics of a few dozen images like those the network was trained on, without labels: the
-                strength follows from what differs from them; the quantile and location forms take their anchors there.
+                strength follows from the difference from them; the quantile and location forms take their anchors
+                there.
             anchors: the former name of ``reference``.
             labelled: statistics with labels of a few images, for the supervised method.
             spatial_priors: statistics with labels, for class-normalised confidence.
@@ -259,18 +260,18 @@ def write_statistics(
     overwrite: bool = False,
     norm_shift: float | None = None,
 ) -> None:
-    """Write statistics that were counted in a person's own loop.
+    """Write statistics that were counted in a user's own loop.
 
-    ``blda report --stats`` and :meth:`Alignment.from_file` take the file as it is. ``blda align --stats`` cannot know
-    that it is of the model given, and wants ``--force``.
+    ``blda report --stats`` and :meth:`Alignment.from_file` take the file as it is. ``blda align --stats`` cannot check
+    that it is of the model given, and requires ``--force``.
 
     Args:
         path: the HDF5 file to write.
         statistics: what was counted.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
-        norm_distance: :attr:`ObservedNorms.distance` of the pass, which tells images out of domain even where the
-            network is sure of its predictions; None: unknown.
-        model: what to note of the network: anything that JSON can hold.
+        norm_distance: :attr:`ObservedNorms.distance` of the pass, which detects images out of domain even where the
+            network is confident in its predictions; None: unknown.
+        model: a note about the network: anything that JSON can hold.
         overwrite: replace a file that is there.
         norm_shift: the former name of ``norm_distance``.
 
@@ -322,13 +323,13 @@ def _aligned(inputs: AlignmentInputs, settings: AlignmentSettings) -> Alignment:
 
 
 def check(**options: Any) -> Check:
-    """Say whether a model's description is right, as ``blda check`` does.
+    """Check a model's description, as ``blda check`` does.
 
     Args:
         **options: as the command's, e.g. ``model="net.toml", images="frames", output="check"``.
 
     Returns:
-        What was found; its ``remarks`` come the gravest first.
+        The findings; their ``remarks`` come the gravest first.
 
     Raises:
         BldaError: the model, an image or a label cannot be read, the network cannot be run, or a file cannot be

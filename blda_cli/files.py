@@ -19,9 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary file beside ``path``, which takes its place when the block ends without an error.
 
     Args:
-        path: the file to be; its folder is made.
-
-    Yields:
+        path: the file to be; its folder is made. Yields:
         The temporary file's path.
 
     Raises:
@@ -116,7 +114,7 @@ def _state(path: Path) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Lock an output against other processes; the lock is released when this process ends, even if it is killed.
 
-    Where the file system knows no locks, or nothing may be written beside ``path``, there is none.
+    Where the file system has no locks, or nothing may be written beside ``path``, nothing is locked.
 
     Args:
         path: the output, a file or a folder; the lock lies beside it, hidden, while it is held.
@@ -187,7 +185,7 @@ def to_json(value: Any) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """A value with None for what JSON does not have: NaN and infinities."""
+    """A value with NaN and infinities, which JSON lacks, replaced by None."""
     if isinstance(value, Mapping):
         return {str(key): without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

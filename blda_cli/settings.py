@@ -23,12 +23,12 @@ UNIONS = (types.UnionType, typing.Union)
 """Origins of ``X | Y``; which one it is depends on X and Y."""
 
 _DEEPEST = 32
-"""How deep lists and tables may be nested where anything may stand."""
+"""How deep lists and tables may be nested in a field of type ``Any``."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field takes.
+    """Declaration of a field's values.
 
     Attributes:
         name: of the field.
@@ -128,7 +128,7 @@ class Setting:
         return tuple(self.choices)
 
     def words(self, hint: Any = None) -> str:
-        """What a value should be, for messages."""
+        """The expected values, for messages."""
         hint = self.hint if hint is None else hint
         origin, parts = typing.get_origin(hint), typing.get_args(hint)
         if origin in UNIONS:

@@ -42,9 +42,9 @@ def read(cls: type[T], table: Mapping[str, Any], origin: object, base: T | None 
 
     Args:
         cls: the dataclass.
-        table: what is given.
-        origin: where that comes from, for messages.
-        base: holds the values of what is not given; None: the defaults.
+        table: the given values.
+        origin: where they come from, for messages.
+        base: holds the values that are not given; None: the defaults.
         path: of the table within its file, for messages.
 
     Raises:
@@ -76,7 +76,7 @@ def read(cls: type[T], table: Mapping[str, Any], origin: object, base: T | None 
 
 
 def write(settings: Any) -> str:
-    """Settings as TOML; what is None or an empty table is left out.
+    """Settings as TOML; None and empty tables are left out.
 
     Args:
         settings: a dataclass of settings and sections; other fields are no part of it.

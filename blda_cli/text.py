@@ -8,7 +8,7 @@ _LONG_WORD = re.compile(r"\S{400,}")
 
 
 def shortened(text: str, longest: int) -> str:
-    """Text of at most so many characters, cut within its longest words first, so that what is said of them stays."""
+    """Text of at most so many characters, cut within its longest words first, so that the words around them stay."""
     text = _LONG_WORD.sub(lambda word: f"{word[0][:80]}...{word[0][-8:]}", text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 

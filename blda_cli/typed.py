@@ -14,7 +14,7 @@ def check_type(value: Any, hint: Any, where: str) -> None:
         value: from JSON, or of a checkpoint.
         hint: ``Any``, ``bool``, ``int``, ``float`` (a whole number will do; finite), ``str``, None, unions of these,
             ``list``, ``tuple[X, ...]`` and mappings from text of them.
-        where: what to call the value.
+        where: name of the value in messages.
 
     Raises:
         ValueError: it is not; the message begins with ``where``, and the key or place within it.

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 @click.command("check")
 @together(*map(option_of, options_of(CheckRequest).values()), json_option, quiet_option)
 def command(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Say whether a model's description is right, before anything is counted.
+    """Check a model's description, before anything is counted.
 
-    Looks at a dozen images: what was loaded, what it is fed, which common description of the input it fits best, what
-    it predicts, and, with --labels, whether the order of the classes is right.
+    Runs the model on a dozen images and shows the loaded model, its input, the common description that fits best, the
+    predictions, and, with --labels, whether the order of the classes is right.
     """
     from blda_cli.commands.console import emit_json, monitored
     from blda_cli.pipelines.check import check

@@ -21,7 +21,7 @@ _PLAIN_SECONDS = 10.0
 
 
 class ConsoleMonitor:
-    """Progress as a bar on a terminal and as plain lines elsewhere; Ctrl-C asks to stop after the batch at hand."""
+    """Progress as a bar on a terminal and as plain lines elsewhere; Ctrl-C asks to stop after the current batch."""
 
     def __init__(self, *, quiet: bool) -> None:
         """Prepare.
@@ -97,11 +97,11 @@ class ConsoleMonitor:
 def monitored(*, quiet: bool, resumable: bool = True) -> Iterator[ConsoleMonitor]:
     """Run a pipeline under a :class:`ConsoleMonitor`; an interruption ends in one line and exit code 130.
 
-    What a network prints goes to stderr: stdout is the result's.
+    Output that a network prints goes to stderr: stdout is for results.
 
     Args:
         quiet: say nothing but errors.
-        resumable: what was done is kept when the user stops it.
+        resumable: finished work is kept when the user stops it.
     """
     monitor = ConsoleMonitor(quiet=quiet)
     before = signal.signal(signal.SIGINT, monitor.ask)

@@ -59,7 +59,7 @@ def scales(value: Any) -> tuple[float, ...]:
 
 
 def number_or_word(value: Any) -> float | str:
-    """Parse a number; what is none is left as it is, for its setting to judge."""
+    """Parse a number; other text is left as it is, for its setting to validate."""
     try:
         return float(value)
     except ValueError:
@@ -91,7 +91,7 @@ def option_of(one: Setting, name: str | None = None, parse: Callable[[Any], Any]
     Args:
         one: the setting; the option is called like it.
         name: of the parameter; by default the setting's.
-        parse: turns text into a value, where the setting's type does not tell how.
+        parse: turns text into a value, where the setting's type does not determine how.
     """
 
     def fit(context: click.Context, parameter: click.Parameter, value: Any) -> Any:

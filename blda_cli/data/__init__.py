@@ -1,1 +1,1 @@
-"""Images, labels and the classes they name: everything on the disk but statistics and predictions."""
+"""Images, labels and classes: the input files other than statistics and predictions."""

@@ -82,8 +82,8 @@ class Shape:
     Attributes:
         name: of its class.
         kind: ``polygon``, ``rectangle``, ``circle``, ``mask`` (a picture at a place), or ``coco``.
-        data: points ``[[x, y], ...]``, for ``mask`` with the picture, for ``coco`` what COCO calls a segmentation.
-        size: (height, width) of the image it was drawn on; None: not said.
+        data: points ``[[x, y], ...]``, for ``mask`` with the picture, for ``coco`` the ``segmentation`` of COCO.
+        size: (height, width) of the image it was drawn on; None: not stated.
         picture: of a ``mask``, as base64 of a PNG.
     """
 
@@ -200,10 +200,10 @@ def cvat_encoding(folder: Path, classes: ClassSet, groups: Groups) -> tuple[Labe
 def class_indices(
     names: Any, encoding: str, classes: ClassSet, groups: Groups
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The segmenter's class of each name, and the names that are none.
+    """The segmenter's class of each name, and the names that are no class of it.
 
     Raises:
-        BldaError: none is.
+        BldaError: no name is a class of the segmenter.
     """
     known = dict(enumerate(dict.fromkeys(names)))
     lookup = resolve(LabelEncoding(encoding, values=known, void=None), classes, groups)
@@ -279,7 +279,7 @@ def _names(image: ImageSource) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A file's name in an annotation file as keys are: ``/``, no suffix."""
+    """A file's name in an annotation file in the form of keys: with ``/``, without a suffix."""
     return str(PurePosixPath(name.replace("\\", "/")).with_suffix(""))
 
 

@@ -20,7 +20,7 @@ def read_numbers(path: Path, name: str, check: Callable[[tuple[int, ...]], None]
     Args:
         path: ``.npy``, or ``.npz`` with one array or one of this name.
         name: of the array meant.
-        check: is given the shape that an archive declares before it is unpacked: what is packed well may take all
+        check: called with the shape that an archive declares before it is unpacked, as a small archive may fill all
             memory. It raises `ValueError` to refuse it.
 
     Returns:

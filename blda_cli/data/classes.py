@@ -37,7 +37,7 @@ class ClassSet:
 
 
 def preset_names() -> list[str]:
-    """The names `class_set` knows: one for every table in the ``presets`` folder."""
+    """The presets of `class_set`: one for every table in the ``presets`` folder."""
     tables = resources.files("blda_cli.data").joinpath("presets").iterdir()
     return sorted(table.name.removesuffix(".csv") for table in tables if table.name.endswith(".csv"))
 
@@ -187,7 +187,8 @@ def group_members(classes: ClassSet, groups: Mapping[str, Sequence[str]]) -> tup
 
 
 def void_value(ids: Iterable[int]) -> int:
-    """What a label file holds where there is no class: 255 by convention, 65535 where a class has an id from 255 on."""
+    """The value of pixels without a class in a label file: 255 by convention, 65535 where a class has an id from 255
+    on."""
     return 255 if max(ids) < 255 else 65535
 
 

@@ -90,7 +90,7 @@ class Samples:
                 self.colors[color] = self.colors.get(color, 0) + count
 
     def without(self, ignore: int | None) -> dict[int, int]:
-        """`values` but for the one declared to have no class."""
+        """`values` without the one declared to have no class."""
         return {value: count for value, count in self.values.items() if value != ignore}
 
 
@@ -105,16 +105,14 @@ def choose_encoding(
 
     Args:
         candidates: label files of each image, by its key.
-        encoding: what the user said: an encoding, its name, a data set's name, or ``"auto"``.
+        encoding: the user's choice: an encoding, its name, a data set's name, or ``"auto"``.
         classes: the segmenter's classes.
         groups: names of the classes that each of them groups.
-        ignore: a pixel value without a class.
-
-    Returns:
+        ignore: a pixel value without a class. Returns:
         The encoding in terms of the segmenter's classes, and the file of each key.
 
     Raises:
-        BldaError: it cannot be told, or the contents contradict it.
+        BldaError: it cannot be determined, or the contents contradict it.
     """
     if isinstance(encoding, LabelEncoding):
         options = [encoding]
@@ -203,7 +201,7 @@ def _by_contents(
     groups: Groups,
     ignore: int | None,
 ) -> LabelEncoding:
-    """The encoding that the files' values mean, if there is but one."""
+    """The encoding that fits the files' values, if it is the only one."""
     if samples.wide_color and ENCODINGS["synthia"] in options:
         return ENCODINGS["synthia"]
     if samples.colors:
@@ -258,7 +256,7 @@ def _by_contents(
 
 
 def _refuse_palettes(samples: Samples, values: Mapping[int, int], classes: ClassSet, groups: Groups) -> None:
-    """Refuse single-channel files whose palettes say that their values are no ids.
+    """Refuse single-channel files whose palettes show that their values are no ids.
 
     Raises:
         BldaError: a value has different colours in different files, or the colours are those of other classes.
@@ -331,7 +329,7 @@ def _odd_one(samples: Samples) -> str:
 
 
 def _explains(values: Mapping[int, int], lookup: ClassLookup) -> bool:
-    """Whether values may be of an encoding, and at least one has a class where any could."""
+    """Whether values may be of an encoding, and at least one has a class unless all are ignored values."""
     if _all_ignored(values):
         return True
     if not all(map(lookup.knows, values)) or not any(value in lookup.values for value in values):

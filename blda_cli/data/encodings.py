@@ -17,7 +17,7 @@ from blda_cli.errors import BldaError
 Key = TypeVar("Key", int, Color)
 
 VOID = 255
-"""What label files hold by convention where a pixel has no class."""
+"""The value that label files by convention hold at pixels without a class."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LabelEncoding:
     """The meaning of pixel values.
 
     Attributes:
-        name: what the user calls it.
+        name: its name in options and messages.
         values: class name (or the segmenter's class id) of each pixel value of a single-channel file, in the data
             set's order of classes.
         colors: the same of each colour of a colour picture; other colours have no class.
@@ -119,7 +119,7 @@ def check_encoding_name(name: str | None) -> None:
     """Refuse a name that is no encoding's.
 
     Raises:
-        BldaError: it is none; the message has the nearest and all others.
+        BldaError: it is none; the message lists the nearest and all others.
     """
     names = encoding_names()
     if name is not None and name not in names:
@@ -169,11 +169,11 @@ def class_colors(classes: ClassSet) -> LabelEncoding:
 
 
 def custom_encoding(mapping: Mapping[str, str], name: str = "mapping") -> LabelEncoding:
-    """An encoding of the user's own; what it does not name has no class.
+    """An encoding defined by the user; values that it does not name have no class.
 
     Args:
         mapping: class name of each pixel value (``{"7": "road"}``) or colour (``{"128,64,128": "road"}``).
-        name: what to call it in messages.
+        name: its name in messages.
 
     Raises:
         BldaError: a key is neither, or values and colours are mixed.
@@ -224,8 +224,8 @@ def resolve(
     """Find the segmenter's class for each of an encoding's classes.
 
     A name goes to the group it is a member of, else to the class of that name. Names are compared without regard to
-    case and punctuation. Where the names differ (or the segmenter's are numbers) but there are as many classes, and
-    no name speaks against it, the order decides.
+    case and punctuation. Where the names differ (or the segmenter's are numbers) but there are as many classes, and no
+    name contradicts it, the order decides.
 
     Args:
         encoding: the encoding.
@@ -252,7 +252,8 @@ def _by_id(table: Mapping[Key, str | int], ids: Mapping[str, int]) -> dict[Key, 
 
 
 def _same_order(found: Sequence[int | None], classes: ClassSet) -> bool:
-    """Whether classes whose names were found stand at their own places, and most were found or none has a name."""
+    """Whether classes whose names were found stand at the same places in both, and most were found or none has a
+    name."""
     agree = sum(index == place for place, index in enumerate(found))
     if any(index not in (None, place) for place, index in enumerate(found)):
         return False

@@ -23,7 +23,7 @@ another suffix that is named outright or in a list is left to Pillow."""
 
 
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
-"""Of masks; JPEG changes values."""
+"""Suffixes of masks; not JPEG, which changes values."""
 
 
 def kinds() -> list[type[ImageSource]]:
@@ -52,7 +52,7 @@ def image_at(location: str, key: str, pixels: PixelFormat = AS_SEEN) -> ImageSou
     """The image that a record names.
 
     Args:
-        location: as `ImageSource.location` gave it.
+        location: from `ImageSource.location`.
         key: its key.
         pixels: which of its samples are read.
     """
@@ -99,7 +99,7 @@ def find_images(source: str | Path, pixels: PixelFormat = AS_SEEN) -> list[Image
 
 
 def every(images: Sequence[ImageSource], step: int) -> list[ImageSource]:
-    """Every so-many-th image of each folder or video, from the first.
+    """Every ``step``-th image of each folder or video, from the first.
 
     Args:
         images: sorted by key.
@@ -116,11 +116,11 @@ def every(images: Sequence[ImageSource], step: int) -> list[ImageSource]:
 
 
 def masked(images: Sequence[ImageSource], folder: str | Path) -> list[ImageSource]:
-    """The images with the masks that say where they hold data.
+    """The images with masks of where they hold data.
 
     Args:
         images: the images.
-        folder: of masks, called as the images are; a glob or a list of them.
+        folder: of masks, named as the images are; or a glob or a list of masks.
 
     Raises:
         BldaError: an image has none.
@@ -139,17 +139,17 @@ def masked(images: Sequence[ImageSource], folder: str | Path) -> list[ImageSourc
 
 
 _SAMPLED = 5
-"""Images whose depth is looked at."""
+"""Images whose depth is checked."""
 
 _DEPTHS = (8, 10, 12, 14)
 """Bits that sensors give, in files of 16."""
 
 
 def unsaid_bits(images: Sequence[ImageSource]) -> int | None:
-    """How many bits the values of images use, where these are fewer than their files have and nothing says so.
+    """How many bits the values of images use, where their files have more and the description does not state it.
 
     Args:
-        images: a few of them, evenly over all, are looked at.
+        images: a few of them, spread evenly, are checked.
 
     Returns:
         8, 10, 12 or 14 of 16; None where they use all, have 8, or the model's description gives their range.
@@ -169,11 +169,11 @@ def unsaid_bits(images: Sequence[ImageSource]) -> int | None:
 
 
 def left_out(source: str | Path, images: Sequence[ImageSource]) -> str | None:
-    """What a folder holds besides its images, for a remark.
+    """The other files of a folder of images, for a remark.
 
     Args:
-        source: what `find_images` was given.
-        images: what it found.
+        source: the argument of `find_images`.
+        images: the images it found.
 
     Returns:
         The number of files by suffix; None where there are none, or no folder was searched.
@@ -194,9 +194,9 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
 
     Args:
         source: as for `find_images`.
-        suffixes: lower-case suffixes to look for; compared without regard to case. A file named outright or in a
-            list is taken whatever its suffix.
-        what: what is looked for, for the messages.
+        suffixes: lower-case suffixes to search for; compared without regard to case. A file named outright or in a list
+            is taken whatever its suffix.
+        what: name of the files searched for, for messages.
 
     Returns:
         The folder the files' names are relative to, and their paths, sorted.
@@ -231,17 +231,17 @@ def find_files(source: str | Path, suffixes: Iterable[str], what: str) -> tuple[
 
 
 def refuse_among(output: Path, source: str | Path, files: Iterable[Path]) -> None:
-    """Refuse an output folder whose pictures would be taken for images the next time.
+    """Refuse an output folder whose pictures the next search for images would find.
 
     Beside a single file that is named outright, e.g. a video, outputs are safe.
 
     Args:
-        output: the folder to be.
-        source: what `find_images` or `find_files` was given.
+        output: the output folder.
+        source: the argument of `find_images` or `find_files`.
         files: the files that were found.
 
     Raises:
-        BldaError: the folder lies within one of the images' folders, or where ``source`` looks for images.
+        BldaError: the folder lies within one of the images' folders, or where ``source`` searches for images.
     """
     if Path(source).is_file() and Path(source).suffix.lower() != ".txt":
         return

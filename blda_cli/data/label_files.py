@@ -31,7 +31,7 @@ class RawLabel:
         colors: uint8 ``[H, W, 3]`` where the file has colours of 8 bits.
         palette: uint8 ``[entries, 3]`` where it has a palette.
         wide_color: it has colour channels of 16 bits, the first of which is ``values``.
-        turned: it says itself how it is to be turned, and was.
+        turned: the file has an orientation, which has been applied.
     """
 
     values: np.ndarray | None
@@ -48,7 +48,7 @@ class RawLabel:
         return array.shape[0], array.shape[1]
 
     def as_shown(self, orientation: int) -> "RawLabel":
-        """The same turned as EXIF's number says."""
+        """The same, turned by EXIF's orientation."""
         values = None if self.values is None else _turned(self.values, orientation)
         colors = None if self.colors is None else _turned(self.colors, orientation)
         return replace(self, values=values, colors=colors, turned=True)
@@ -153,7 +153,7 @@ def packed(colors: np.ndarray) -> np.ndarray:
 def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, original_ids: bool = False) -> None:
     """Write class ids as a PNG with the classes' palette, or as 16-bit grey where an id exceeds 254.
 
-    The file appears under its name only when it is complete.
+    The file is written atomically.
 
     Args:
         path: where to; its folder is made.

@@ -40,7 +40,7 @@ class LabelReader:
     """Reads the label of an image; made by `label_reader`. May be called from several threads.
 
     Attributes:
-        encoding: name of what the label files' values mean.
+        encoding: name of the label encoding.
         paths: the file that an image's label is read from, by the image's key.
         unmatched: names of the encoding's classes that are none of the segmenter's; their pixels are ignored.
     """
@@ -99,7 +99,7 @@ def label_reader(
     ignore: int | None = None,
     orientation: Orientation | None = None,
 ) -> LabelReader:
-    """Pair images with their labels and find out what the labels' values mean.
+    """Pair images with their labels and determine the label encoding.
 
     Args:
         images: the images.
@@ -107,12 +107,12 @@ def label_reader(
             export (see `annotations`); or, for a classifier, a ``.csv`` or ``.txt`` file with ``key,class`` on each
             line, the class being an id or a name.
         classes: the segmenter's classes.
-        encoding: one of `encodings.encoding_names`, or one made by `encodings.custom_encoding`. ``"auto"`` goes by
-            the files' names, then by their contents, and asks where these leave a choice.
+        encoding: one of `encodings.encoding_names`, or one made by `encodings.custom_encoding`. ``"auto"`` goes by the
+            files' names, then by their contents, and refuses where these are ambiguous.
         groups: for each of the segmenter's classes the names of the classes it groups, where it groups any.
         ignore: a pixel value without a class, besides those the encoding has.
-        orientation: how labels lie of images that EXIF turns: as these are shown, or as they are stored. None: told by
-            their sizes, and asked for where these leave it open.
+        orientation: how labels lie of images that EXIF turns: as these are shown, or as they are stored. None:
+            determined by their sizes, and refused where these are ambiguous.
 
     Returns:
         The reader.
@@ -140,7 +140,7 @@ def label_reader(
 
 
 class _PictureReader:
-    """Reads label pictures and looks their values or colours up.
+    """Reads label pictures and looks up their values or colours.
 
     Attributes:
         left_out: how many pixels held the value to ignore.

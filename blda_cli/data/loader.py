@@ -28,7 +28,7 @@ class SampleBatch:
 
     Attributes:
         files: the N images.
-        arrays: ``[N, ...]``, what was read for each.
+        arrays: ``[N, ...]``, the pixels or stored logits read for each.
         labels: ``[N, ...]``, their labels; None where none are read.
     """
 
@@ -47,18 +47,18 @@ def load_batches(
     on_error: Literal["stop", "skip"] = "stop",
     skipped: list[SkippedFile] | None = None,
 ) -> Iterator[SampleBatch]:
-    """Read samples ahead in threads and give them in order, batched while their shapes agree.
+    """Read samples ahead in threads and yield them in order, batched while their shapes agree.
 
-    At most ``batch_size + workers`` samples are read ahead of the batch that is out. Closing the iterator waits
-    for the reads under way and drops the rest.
+    At most ``batch_size + workers`` samples are read ahead of the consumer's batch. Closing the iterator waits for the
+    reads under way and drops the rest.
 
     Args:
         files: the images.
-        read: reads what belongs to an image: its pixels, or ready-made logits. Called from several threads.
+        read: reads the array of an image: its pixels, or stored logits. Called from several threads.
         labels: reads its label, likewise.
         batch_size: most samples in a batch.
         workers: threads.
-        on_error: ``"stop"`` at the first sample that raises `BldaError` (after the batch before it was given), or
+        on_error: ``"stop"`` at the first sample that raises `BldaError` (after yielding the batch before it), or
             ``"skip"`` it.
         skipped: samples passed over are appended here.
 

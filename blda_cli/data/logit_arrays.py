@@ -1,4 +1,4 @@
-"""Ready-made logits on disk: ``.npy`` and ``.npz`` arrays that stand in for an image or beside one."""
+"""Stored logits: ``.npy`` and ``.npz`` arrays, with their images or without."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from blda_cli.errors import BldaError
 
 @dataclass(frozen=True)
 class LogitArray(ImageSource):
-    """An image of which only the logits are there, ``[C, H, W]`` or ``[C]``."""
+    """An image of which only the logits are stored, ``[C, H, W]`` or ``[C]``."""
 
     suffixes = SUFFIXES
 
@@ -64,7 +64,8 @@ def read_array(path: Path, most: int | None = None) -> np.ndarray:
 
     Args:
         path: ``.npy``, or ``.npz`` with one array or one called ``logits``.
-        most: scores of a class; an archive that declares more is refused before it is unpacked. None: any number.
+        most: largest number of scores per class; an archive that declares more is refused before it is unpacked. None:
+            any number.
 
     Returns:
         ``[C, H, W]`` or ``[C]``, float32 (int64 where it holds integers), a leading axis of length 1 dropped.

@@ -1,4 +1,4 @@
-"""Label maps among images: pictures that are plainly no images to be segmented."""
+"""Detection of label maps among images."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,13 @@ _LABEL_FOLDERS = frozenset(
 """Names of folders that hold labels."""
 
 _MOST_IDS = 64
-"""Label maps are recognised by so many different values at most, none of them larger but 255."""
+"""A label map has at most this many different values, none of them larger except 255."""
 
 _PLAIN = 0.8
 """Share of neighbouring pixels that are equal in a label map."""
 
 _LOOKED_INTO = 2
-"""Files of a folder and suffix that are looked into."""
+"""Files of each folder and suffix that are read."""
 
 
 def without_label_maps(source: str | Path, root: Path, paths: Sequence[Path]) -> tuple[list[Path], int]:
@@ -33,7 +33,7 @@ def without_label_maps(source: str | Path, root: Path, paths: Sequence[Path]) ->
     Args:
         source: what the user gave, for messages.
         root: the folder that was searched.
-        paths: what was found there.
+        paths: the files found there.
 
     Returns:
         The images, and how many label maps are left out.
@@ -77,13 +77,13 @@ def without_label_maps(source: str | Path, root: Path, paths: Sequence[Path]) ->
 
 
 def refuse_label_maps(paths: Iterable[Path]) -> None:
-    """Refuse pictures of which those that are looked into are plainly label maps.
+    """Refuse pictures where all those that are read are label maps.
 
     Args:
         paths: the files.
 
     Raises:
-        BldaError: all that are looked into of a folder and suffix are.
+        BldaError: all that are read of a folder and suffix are label maps.
     """
     groups = defaultdict(list)
     for path in paths:

@@ -42,7 +42,7 @@ def pair_labels(images: Sequence[ImageSource], source: str | Path) -> dict[str, 
         For each image's key its label files: more than one where a data set has several kinds of labels.
 
     Raises:
-        BldaError: an image has none, it cannot be told which it has, or two images share one.
+        BldaError: an image has none, several fit equally well, or two images share one.
     """
     root, paths = find_files(source, LABEL_SUFFIXES, "labels")
     own = {image.path.absolute() for image in images}

@@ -144,7 +144,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's number for how an image is turned; 1 where it says nothing."""
+    """EXIF's orientation of an image, 1 where it has none."""
     # Pillow decodes a whole PNG to see whether EXIF follows the pixels.
     exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
     number = exif.get(ExifTags.Base.Orientation, 1)
@@ -152,7 +152,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def unreadable(path: Path, error: Exception) -> BldaError:
-    """The error for a picture that cannot be read, in one line that says why."""
+    """The one-line error for a picture that cannot be read, with the reason."""
     if isinstance(error, FileNotFoundError):
         return BldaError(f"{path} does not exist")
     if isinstance(error, UnidentifiedImageError):
@@ -195,7 +195,7 @@ def _stored(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def rawmode(image: Image.Image) -> str:
-    """How an opened file stores its pixels, in Pillow's words, e.g. ``RGB;16B``."""
+    """Pillow's raw mode of an opened file: how it stores its pixels, e.g. ``RGB;16B``."""
     tile = getattr(image, "tile", None)
     arguments = tile[0][3] if tile else None
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)

@@ -1,4 +1,4 @@
-"""Which samples of a file a network is fed, and on which scale."""
+"""Choice and scaling of the samples of a file that a network gets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class PixelFormat:
             Indices from 0, one per channel: of an RGB file the first three, of a grey one three times the first.
 
         Raises:
-            BldaError: it lacks one, or nothing says which of its bands are meant.
+            BldaError: it lacks one, or the description does not state which of its bands to read.
         """
         if not self.bands:
             if len(names) in (2, 1):  # grey, with or without alpha
@@ -77,7 +77,7 @@ class PixelFormat:
             float32 ``[H, W, B]``: the range's ends become 0 and 255; values beyond them are kept.
 
         Raises:
-            BldaError: nothing says which range they have, or they are no finite numbers.
+            BldaError: neither type nor description gives their range, or they are not finite.
         """
         low, high = self.range or _type_range(samples.dtype, location)
         if samples.dtype.kind == "f" and not np.isfinite(samples).all():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 _INSTALLED = importlib.util.find_spec("rasterio") is not None
-"""Without it Pillow reads the TIFF files that it can."""
+"""The extra; without it Pillow reads the TIFF files that it can."""
 
 _SEEN, _MOST_SEEN = ("uint8", "uint16"), 4
 """Types that a viewer shows, and the most bands."""
@@ -129,7 +129,7 @@ class RasterImage(ImageSource):
         return pixels
 
     def valid(self) -> np.ndarray | None:
-        """See `ImageSource.valid`: what the file's nodata value, its own mask or alpha says, too."""
+        """See `ImageSource.valid`; also uses the file's nodata value, mask and alpha."""
         if not self.part:
             return super().valid()
         with self.opened() as raster:
@@ -162,7 +162,7 @@ class RasterImage(ImageSource):
         return read_image(self.path)
 
     def band_names(self) -> Sequence[str]:
-        """See `ImageSource.band_names`: the bands' descriptions, else what their colours are."""
+        """See `ImageSource.band_names`: the bands' descriptions, else their colour interpretations."""
         with self.opened() as raster:
             return _names(raster)
 
@@ -181,7 +181,7 @@ class RasterImage(ImageSource):
 
     @contextmanager
     def opened(self) -> "Iterator[DatasetReader]":
-        """The raster; what GDAL says while it is open is said in one line."""
+        """The raster; GDAL's errors while it is open become one line."""
         import warnings
 
         import rasterio

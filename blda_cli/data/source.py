@@ -75,11 +75,11 @@ class ImageSource(ABC):
 
     @property
     def labelled_as(self) -> str:
-        """The key that its label files go by: that of the larger image where it is a part of one."""
+        """The key that its label files are paired by: that of the larger image where it is a part of one."""
         return self.key
 
     def with_context(self, window: tuple[int, int], stride: tuple[int, int]) -> "ImageSource":  # noqa: ARG002
-        """The source that reads, around a part of a larger image, all that the windows cover which touch it.
+        """A source that reads all of the larger image that is covered by windows touching this part.
 
         Args:
             window: (height, width) of the windows, which lie as they do on the larger image.
@@ -117,7 +117,7 @@ class ImageSource(ABC):
         """
 
     def depth(self) -> tuple[int, int] | None:
-        """How many bits its values may have and how many they use, of whole numbers of more than 8 bits; else None.
+        """How many bits its values may have and how many they use, for integers of more than 8 bits; else None.
 
         Raises:
             BldaError: it cannot be read.
@@ -125,7 +125,7 @@ class ImageSource(ABC):
         return None
 
     def orientation(self) -> int:
-        """How the file's pixels are turned to be what `read` returns: EXIF's number, 1 for not at all.
+        """EXIF's orientation, by which `read` turns the file's pixels; 1 for not at all.
 
         Raises:
             BldaError: it cannot be read.
@@ -133,10 +133,10 @@ class ImageSource(ABC):
         return 1
 
     def read(self) -> np.ndarray:
-        """The pixels that a network is fed; called from several threads.
+        """Read the pixels that a network gets; called from several threads.
 
         Returns:
-            uint8 ``[H, W, 3]``, RGB; or where ``pixels`` says more, float32 ``[H, W, B]`` on the same scale.
+            uint8 ``[H, W, 3]``, RGB; or where ``pixels`` is not the default, float32 ``[H, W, B]`` on the same scale.
 
         Raises:
             BldaError: it cannot be read, or lacks a band.
@@ -147,7 +147,7 @@ class ImageSource(ABC):
         return self.pixels.scaled(samples, self.location)
 
     def picture(self) -> np.ndarray:
-        """A picture of what `read` gives, for people.
+        """The pixels of `read` as a viewable picture.
 
         Returns:
             uint8 ``[H, W, 3]``, RGB; of bands the first three, stretched.
@@ -162,7 +162,7 @@ class ImageSource(ABC):
         """The image as a viewer shows it: uint8 ``[H, W, 3]``, RGB.
 
         Raises:
-            BldaError: it cannot be read, or cannot be shown without more being said.
+            BldaError: it cannot be read, or the description lacks what is needed to show it.
         """
 
     def band_names(self) -> Sequence[str]:

@@ -149,7 +149,7 @@ class _Video:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """What PyAV raises, in one line."""
+        """Turn PyAV's exceptions into one-line errors."""
         try:
             yield
         except BldaError:
@@ -159,7 +159,7 @@ class _Video:
             raise BldaError(f"{self.path} cannot be read as a video ({reason}): is the file complete?") from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._container is not None:
                 self._container.close()

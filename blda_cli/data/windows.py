@@ -1,4 +1,4 @@
-"""Where windows lie that cover an image."""
+"""Positions of windows that cover an image."""
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -16,7 +16,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def touching(start: int, stop: int, length: int, window: int, stride: int) -> tuple[int, int]:
-    """The part of an axis that the windows cover which touch a part of it.
+    """The range of an axis that is covered by the windows touching a part of the axis.
 
     Args:
         start: of the part.

@@ -1,4 +1,4 @@
-"""What is exported: a segmenter, its network with the correction in it, and its description."""
+"""The content of an export: a segmenter, its network with the correction in it, and its description."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ from blda_cli.segmenters.spec import ClassesSection, NetworkSection, SegmenterSp
 
 @dataclass(frozen=True)
 class Content:
-    """What is exported.
+    """The content of an export.
 
     Attributes:
-        spec: the description of the segmenter that came in.
+        spec: the description of the original segmenter.
         segmenter: that segmenter, as it was.
-        parts: a copy of its network with the correction in it, and what remains to be done; on the CPU.
-        correction: what corrects it, in a few words; None: nothing does.
-        images: ``[2, 3, h, w]``, made as the network takes them, on the CPU.
+        parts: a copy of its network with the correction in it, and the stages behind it; on the CPU.
+        correction: the correction in a few words; None: none.
+        images: ``[2, 3, h, w]``, preprocessed, on the CPU.
         groups: the groups of classes are the outputs.
         argmax: class ids are the output.
         half: weights and computation in float16.
@@ -61,11 +61,11 @@ class Content:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether the scores that come out are logits, or like them, and not probabilities."""
+        """Whether the exported scores are logits, or equivalent to them, and not probabilities."""
         return self.parts.logits or self.groups
 
     def tail(self) -> Tail:
-        """What is done to the network's scores."""
+        """The stages behind the network's scores."""
         segmenter, parts = self.segmenter, self.parts
         stages: list[nn.Module] = [FirstChannels(segmenter.outputs)] if segmenter.cut else []
         stages += parts.stages
@@ -78,7 +78,7 @@ class Content:
         return Tail(stages, at_input_size=parts.at_input_size or self.argmax or self.groups)
 
     def whole(self) -> nn.Module:
-        """The network and all that is done to its scores: images ``[N, 3, h, w]`` to one tensor."""
+        """The network and the stages behind it: images ``[N, 3, h, w]`` to one tensor."""
         network = self.parts.network.to(self.dtype)
         whole = Corrected(network, self.tail(), read=self.segmenter.port.read, half=self.half)
         return whole.eval().requires_grad_(False)
@@ -106,7 +106,7 @@ class Content:
         return replace(self.spec, segmenter=self._marked(network))
 
     def metadata(self) -> dict[str, str]:
-        """What whoever runs the network has to know, as text by key: classes, preprocessing, correction."""
+        """Metadata for users of the network, as text by key: classes, preprocessing, correction."""
         section = self.segmenter.preprocessor.section
         return {
             "classes": json.dumps(list(self.outputs.names), ensure_ascii=False),

@@ -1,4 +1,4 @@
-"""Put a correction into a network: into its last layer where it can go there, else behind it."""
+"""Put a correction into a network: into its last layer where possible, else behind it."""
 
 import copy
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from blda_cli.segmenters.reasons import reason
 
 @dataclass(frozen=True)
 class Parts:
-    """A network that holds a correction, or as much of it as it can, and the rest.
+    """A network that holds a correction, or a part of it, and the stages for the rest.
 
     Attributes:
         network: the network, changed.
         stages: modules that the scores of the classes go through, one after the other.
         at_input_size: the stages are for scores at the size of the network's input.
-        logits: what comes out are logits (or scores like them), not probabilities.
+        logits: the results are logits (or scores equivalent to them), not probabilities.
         layer: the layer that took the offsets; None where none did.
         new_bias: that layer had no bias before.
     """
@@ -43,7 +43,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a network's scores are.
+    """Kind and channels of a network's scores.
 
     Attributes:
         channels: how many channels the network gives.
@@ -68,7 +68,7 @@ def correct(network: nn.Module, correction: Correction, scores: Scores, fold: Fo
 
     Offsets go into the bias of the last layer where it can take them, else they are added behind the network;
     probabilities are multiplied by their exponentials. Resizing corrected scores gives the same as correcting resized
-    ones, as it weighs neighbouring pixels by shares that add up to one; so it is with a linear map of logits. Any other
+    ones, as the weights of neighbouring pixels sum to one; the same holds for a linear map of logits. Any other
     correction works on resized scores.
 
     Each member of a group takes the group's offset: the group's logit, the logsumexp of theirs, moves by as much.
@@ -77,14 +77,14 @@ def correct(network: nn.Module, correction: Correction, scores: Scores, fold: Fo
     Args:
         network: is changed.
         correction: for logits of the classes, or of the groups of them.
-        scores: what the network's scores are.
+        scores: kind and channels of the network's scores.
         fold: moves the bias of one of its layers.
 
     Returns:
-        The network and what is left to do.
+        The network and the stages behind it.
 
     Raises:
-        BldaError: ``correction`` is no offsets and works on groups.
+        BldaError: ``correction`` works on groups and is not one offset per class.
     """
     if not isinstance(correction, OffsetCorrection):
         stages: list[nn.Module] = [LogProbabilities()] if scores.probabilities else []
@@ -110,7 +110,7 @@ def into_layers(network: nn.Module, images: Tensor, read: Callable[[Any], Tensor
     Args:
         network: the network.
         images: ``[N, 3, h, w]``, made as it takes them, to try it on.
-        read: finds the scores in what it returns.
+        read: finds the scores in its return value.
     """
 
     def fold(offsets: Tensor) -> tuple[str, bool] | None:
@@ -140,7 +140,7 @@ def corrected_module(
         classes: how many channels the network has to have.
         norms: norm statistics to be put into the copy, or the weight for mixing them with each image's own.
         images: ``[N, 3, h, w]``, made as the network takes them, to try it on; None: random ones.
-        probabilities: what the network gives are probabilities.
+        probabilities: the network returns probabilities.
 
     Returns:
         The copy where that suffices, else a module that holds it as ``network`` and returns what it returns, with the

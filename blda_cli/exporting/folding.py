@@ -1,8 +1,8 @@
-"""Folding offsets into a network's last layer, at no cost when it runs.
+"""Fold offsets into a network's last layer, at no cost at run time.
 
-A layer can take the offsets if moving its bias moves the network's output by the same amount at every pixel, whatever
-lies between: an upsampling, a sum with another head. Layers are found by running the network and recording which of
-them ran; whether one can take the offsets is measured, not deduced.
+A layer can take the offsets if moving its bias moves the network's output by the same amount at every pixel, also
+through an upsampling or a sum with another head. Layers are found by running the network and recording which of them
+ran; whether one can take the offsets is measured, not deduced.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def fold_offsets(network: nn.Module, fold: Fold, offsets: Tensor) -> None:
 
     Args:
         network: is changed.
-        fold: what :func:`find_fold` found in it.
+        fold: from :func:`find_fold` for this network.
         offsets: ``[K]``, one per channel of the output.
     """
     layer = dict(network.named_modules())[fold.layer]

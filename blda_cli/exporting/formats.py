@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """What a format can hold and be made from.
+    """Properties of a format: its writer, the kinds of segmenter it applies to, whether it holds code.
 
     Attributes:
         module: module of this package whose ``write(content, folder)`` writes the network and returns its description,
             a ``SegmenterSpec``.
         kinds: kinds of segmenter that can be written so.
-        carries_code: holds what the network does, not its weights alone, and so whatever is done behind it.
+        carries_code: it holds the computation, not the weights alone, and so also the stages behind the network.
         same: kinds of segmenter that ``--format same`` stands for this format for.
     """
 
@@ -42,7 +42,7 @@ FORMATS: dict[str, Format] = {
 }
 
 SAME = "same"
-"""Stands for the format of the kind that came in."""
+"""Name for the format of the original kind."""
 
 
 def format_of(name: str, kind: str) -> str | None:

@@ -188,7 +188,7 @@ def correction_module(correction: Correction) -> nn.Module:
 
 
 class Tail(nn.Module):
-    """What is done to a network's scores.
+    """The stages behind a network's scores.
 
     Attributes:
         stages: modules that the scores go through, one after the other.
@@ -211,11 +211,11 @@ class Tail(nn.Module):
 
 
 class Corrected(nn.Module):
-    """A network and what is done to its scores.
+    """A network and the stages behind its scores.
 
     Attributes:
         network: takes images ``[N, 3, h, w]``.
-        tail: what is done to its scores.
+        tail: the stages behind its scores.
     """
 
     def __init__(
@@ -231,9 +231,9 @@ class Corrected(nn.Module):
 
         Args:
             network: the network.
-            tail: what is done to its scores.
-            read: finds the scores in what the network returns.
-            like_network: return what the network returns with the new scores in it, not the scores alone.
+            tail: the stages behind its scores.
+            read: finds the scores in the network's return value.
+            like_network: return the network's return value with the new scores in it, not the scores alone.
             half: the network computes in float16: images are converted, and scores are converted back to float32.
         """
         super().__init__()
@@ -252,7 +252,7 @@ class Corrected(nn.Module):
 
 
 def with_scores(output: Any, found: Tensor, scores: Tensor) -> Any:
-    """What a network returned with other scores in it.
+    """A network's return value with its scores replaced.
 
     Args:
         output: a tensor, a mapping, an object with ``.logits`` or a sequence; not changed.

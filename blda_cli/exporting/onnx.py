@@ -22,7 +22,7 @@ from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import NetworkSection, SegmenterSpec
 
 _QUANTISED = ("QLinear", "Quantize", "Dequantize", "ConvInteger", "MatMulInteger", "DynamicQuantize")
-"""How the names of operations on quantised numbers begin."""
+"""Prefixes of the names of quantised operations."""
 
 _OPSET = 18
 """The oldest set of operations that PyTorch writes."""
@@ -33,7 +33,7 @@ _BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "BatchNormalization": 2, "A
 _BIAS = "blda_bias"
 
 _TAIL = "blda_"
-"""Prefix of all names in what is put behind a network."""
+"""Prefix of all names in the stages put behind a network."""
 
 
 def write(content: Content, folder: Path) -> SegmenterSpec:
@@ -191,7 +191,7 @@ def _bias_place(node: Any, initializers: Mapping[str, Any]) -> int:
 
 
 def _with_tail(onnx: Any, model: Any, content: Content, output: str) -> Any:
-    """The model with what is done to its scores behind it."""
+    """The model with the stages behind its scores."""
     opset = _opset(model)
     scores = content.segmenter.network_scores(content.images)
     axes = {0: Dim.DYNAMIC, **({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if scores.ndim == 4 else {})}

@@ -32,7 +32,7 @@ def write(content: Content, folder: Path) -> SegmenterSpec:
 
 
 def exported_program(content: Content) -> ExportedProgram:
-    """The network and what is done to its scores as a program that takes batches of any size.
+    """The network and the stages behind it as a program that takes batches of any size.
 
     Height and width are open too, unless the network takes images of one size only.
 

@@ -11,7 +11,7 @@ from blda_cli.segmenters.spec import SegmenterSpec
 
 
 def write(content: Content, folder: Path) -> SegmenterSpec:
-    """Write ``network.safetensors`` where the weights that came in were of that format, else ``network.pth``.
+    """Write ``network.safetensors`` where the original weights were of that format, else ``network.pth``.
 
     Args:
         content: what to write; it has no stages.

@@ -21,7 +21,7 @@ AGREEMENT = 0.9999
 """Share of the pixels that must be equal or ties."""
 
 _ROUNDING = {torch.float32: 1e-4, torch.float16: 1e-2}
-"""What logits may differ by between two runtimes, as a share of the largest: what lies closer together is a tie."""
+"""How much logits may differ between two runtimes, as a share of the largest: scores closer than this are a tie."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def verify(
     """Compare the predictions of an export with those of a segmenter and a correction.
 
     Args:
-        segmenter: the segmenter as it came in.
-        correction: what ``blda align`` would correct its logits by, on its device.
+        segmenter: the original segmenter.
+        correction: the correction that ``blda align`` would apply to its logits, on its device.
         exported: the export.
         images: as ``segmenter.read`` gives them.
         ids: the export gives class ids.

@@ -133,13 +133,13 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
 def without_doubt(
     settings: AlignmentSettings, target: StatisticsFile, say: Callable[[str], None], *, force: bool
 ) -> AlignmentSettings:
-    """The settings with strength 0 in the place of ``auto`` where the statistics record a doubt about the model.
+    """The settings, with strength 0 in place of ``auto`` where the statistics record a doubt about the model.
 
     Args:
         settings: the alignment.
         target: the statistics.
-        say: is told so.
-        force: correct all the same.
+        say: receives the message about it.
+        force: correct in spite of the doubt.
     """
     doubts = target.provenance.all_doubts()
     if force or not doubts or settings.tau != "auto":
@@ -155,7 +155,7 @@ def refuse_second_correction(segmenter: Segmenter, request: AlignRequest | Expor
     """Refuse to correct a model that ``blda export`` corrected, unless that is asked for.
 
     Raises:
-        BldaError: it would be.
+        BldaError: the model is corrected already.
     """
     if segmenter.corrected and request.alignment.corrects and not request.force:
         raise BldaError(
@@ -243,7 +243,7 @@ def write_predictions(
         segmenter: gives the logits.
         files: the images.
         job: where to write, see :mod:`blda_cli.store.predictions`.
-        correction: what corrects them, as ``settings`` say.
+        correction: the fitted correction, as ``settings`` describe it.
         settings: recorded.
         statistics: recorded: file name and digest of the statistics.
         inference: how images are run.
@@ -319,7 +319,7 @@ def write_predictions(
 
 
 def _rejecting(outputs: OutputsRequest) -> dict[str, Any]:
-    """What of the outputs decides which pixels are predicted, as it is recorded."""
+    """The output options that decide which pixels are predicted, as they are recorded."""
     return {} if outputs.reject is None else {"reject": outputs.reject}
 
 
@@ -381,7 +381,7 @@ def _align(
 
 
 def _make_room(folder: Path, overwrite: bool, shard: Shard) -> Path:
-    """Where the predictions are put together."""
+    """Prepare the folder in which the predictions are assembled."""
     prediction_folder.check_folder(folder, overwrite)
     wait_for_all(shard)  # nobody changes anything before everybody has looked
     if shard.first:

@@ -1,4 +1,4 @@
-"""The statistics an alignment is fitted to: read, checked, turned into evidence and recorded in one place."""
+"""Statistics files of a fit: reading, checks, assembly into evidence, records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -47,11 +47,11 @@ class AlignmentInputs:
     """All statistics that an alignment is fitted to.
 
     Attributes:
-        target: of the images to be corrected, or of others like them.
-        reference: of images of the training domain: out of domain is told by comparison with them, and their pooled
-            cells are the anchors; None: the target's are.
-        labelled: with ground truth of a few images like the target's, for the supervised method.
-        spatial_priors: with ground truth that tells where the classes lie, e.g. of the source domain.
+        target: statistics of the images to be corrected, or of others like them.
+        reference: statistics of images of the training domain: a comparison with them shows whether the target is out
+            of domain, and their pooled cells are the anchors; None: the target's cells are.
+        labelled: statistics with ground truth of a few images like the target's, for the supervised method.
+        spatial_priors: statistics with ground truth and its positions, e.g. of the source domain.
     """
 
     target: StatisticsInput
@@ -78,7 +78,7 @@ class AlignmentInputs:
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Self | None:
-        """Read what a run was fitted to, as :meth:`record` gave it; None where a file has changed since."""
+        """Read the files that :meth:`record` named for an earlier run; None where one has changed since."""
         found = {}
         for name in (one.name for one in fields(cls)):
             key, digest_key = _record_keys(name)
@@ -106,15 +106,15 @@ class AlignmentInputs:
         return [used for one in fields(self) if (used := getattr(self, one.name)) is not None]
 
     def check(self, segmenter: Segmenter, inference: InferenceOptions, *, force: bool) -> None:
-        """Refuse statistics of another segmenter, or of one that was run in another way.
+        """Refuse statistics of another segmenter, or with other inference options.
 
         Args:
             segmenter: the segmenter.
             inference: how it is run.
-            force: accept all that can be used at all.
+            force: accept other differences than those that make the statistics unusable.
 
         Raises:
-            BldaError: model, preprocessing, ways of running or classes differ; the message names the difference.
+            BldaError: model, preprocessing, inference options or classes differ; the message names the difference.
         """
         for used in self.every():
             content = used.content
@@ -138,7 +138,7 @@ class AlignmentInputs:
                 )
 
     def evidence(self, settings: AlignmentSettings) -> Evidence:
-        """Assemble what a correction is fitted to, its tensors on the CPU.
+        """Assemble the inputs of a fit, with tensors on the CPU.
 
         Args:
             settings: method, form and strength.
@@ -212,5 +212,5 @@ def fit(settings: AlignmentSettings, evidence: Evidence) -> Correction:
 
 
 def _record_keys(name: str) -> tuple[str, str]:
-    """What ``run.json`` calls a file and its digest."""
+    """The keys in ``run.json`` of a file and of its digest."""
     return ("file", "sha256") if name == "target" else (name, f"{name}_sha256")

@@ -1,4 +1,4 @@
-"""``blda check``: look at a dozen images, and say whether the model's description is right."""
+"""``blda check``: run a model on a dozen images and check its description."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -48,10 +48,11 @@ from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import SegmenterSpec, to_toml
 
 IMAGES = 12
-"""Images looked at."""
+"""Images that the model is run on."""
 
 _BETTER, _MORE = 1.5, 0.1
-"""Another label encoding is named where so many times as many pixels agree under it, and so large a share more."""
+"""Another label encoding is suggested where at least this many times as many pixels agree under it, and at least this
+share of all pixels more."""
 
 _NEARLY_ALL = 0.95
 """Share of the pixels predicted as one class from which on a remark is made."""
@@ -64,10 +65,10 @@ FILES = ("check.html", "check.json", "overlays.png")
 
 
 def check(request: CheckRequest, monitor: Monitor) -> Check:
-    """Load a model, look at a dozen images and say whether its description is right.
+    """Load a model, run it on a dozen images and check its description.
 
     Args:
-        request: the model, the images, their labels and what to write.
+        request: the model, the images, their labels and the outputs.
         monitor: is told the progress.
 
     Returns:
@@ -115,7 +116,7 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
 
 
 def _check_outputs(request: CheckRequest) -> None:
-    """Refuse to write over what is there unless that is asked for, before anything is run."""
+    """Refuse to replace existing outputs without ``overwrite``, before anything is run."""
     if request.output is not None and request.output.is_file():
         raise BldaError(f"{request.output} is a file: give a folder")
     outputs = [] if request.output is None else [request.output / name for name in FILES]
@@ -264,7 +265,7 @@ def _agreeing(reader: LabelReader, predictions: Sequence[tuple[ImageSource, np.n
 
 
 def _remarks(check: Check, spec: SegmenterSpec, network: NetworkSegmenter | None) -> Iterator[Remark]:
-    """What a user should look at, the gravest first."""
+    """Remarks for the user, the gravest first."""
     names = check.classes.names
     comparison, labels = check.comparison, check.labels
     weights = None if network is None else forgotten_weights(spec, network)

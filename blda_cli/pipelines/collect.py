@@ -56,7 +56,7 @@ NORM_WEIGHT = 0.9
 
 @dataclass(frozen=True)
 class CountingOptions:
-    """What is counted.
+    """How logits are counted.
 
     Attributes:
         sources: the label sources.
@@ -70,7 +70,7 @@ class CountingOptions:
 
 
 def input_stamp(segmenter: Segmenter, file: ImageSource, labels: LabelReader | None = None) -> str:
-    """The fingerprint of all that is read for an image."""
+    """Fingerprint of all files that are read for an image."""
     read = [file]
     with suppress(BldaError):  # there is none, which reading will say
         read.append(segmenter.origin(file))
@@ -83,8 +83,8 @@ def check_images(content: StatisticsFile, path: Path, segmenter: Segmenter, file
 
     Args:
         content: the statistics.
-        path: what to call them.
-        segmenter: what they are to be of.
+        path: their file, for messages.
+        segmenter: the segmenter that they should be of.
         files: the images.
 
     Raises:
@@ -104,7 +104,7 @@ def collect_stats(request: CollectRequest, job: Job) -> dict[Path, StatisticsFil
     """Load a segmenter, count its logits over the images and write the statistics to ``job.output``.
 
     Args:
-        request: the segmenter, the images, their labels and what to count.
+        request: the segmenter, the images, their labels and how to count.
         job: where to write.
 
     Returns:
@@ -189,7 +189,7 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
 
 
 def _say_differing(content: StatisticsFile, say: Callable[[str], None]) -> None:
-    """Say which subfolders of the images are of another domain than the rest."""
+    """Report the subfolders whose images are of another domain than the rest."""
     parts: dict[str, list[str]] = {}
     for key in content.images:
         parts.setdefault(key.split("/")[0], []).append(key)
@@ -209,7 +209,7 @@ def _say_differing(content: StatisticsFile, say: Callable[[str], None]) -> None:
 def say_strong(
     preset: str | None, segmenter: Segmenter, inference: InferenceOptions, say: Callable[[str], None]
 ) -> None:
-    """Say what ``--preset strong`` costs, and what it leaves out for this segmenter."""
+    """Report the cost of ``--preset strong``, and its parts that this segmenter does not support."""
     if preset != "strong":
         return
     mirrored = 1 + inference.flip
@@ -253,13 +253,13 @@ def collect_statistics(
     Args:
         segmenter: gives the logits.
         files: the images.
-        job: where to write; its provenance's ``source``, ``labels``, ``norms`` and ``shard`` say what is counted.
-        counting: what is counted.
+        job: where to write; its provenance's ``source``, ``labels``, ``norms`` and ``shard`` describe the input.
+        counting: how logits are counted.
         inference: how images are run.
         labels: reads ground truth; needed where it is counted.
-        described: the model's description, where a look at the model comes first; None: no look.
-        norms: what the segmenter's batch norms normalise by from now on: its own statistics, those of ``files``, its
-            own mixed with each image's (see `choose_weight`), or given ones.
+        described: the model's description, to check it first; None: no check.
+        norms: the norm source: its own statistics, those of ``files``, its own mixed with each image's (see
+            `choose_weight`), or given ones.
         norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
             ``files``.
 
@@ -391,7 +391,7 @@ def _with_norms(
 
 
 def _without_norms(segmenter: Segmenter) -> NormSource:
-    """What is done where norms are to be mixed and there are none; raises for kinds whose norms cannot be reached."""
+    """Handle a segmenter without norms where norms are to be mixed; raises for kinds whose norms cannot be reached."""
     assert segmenter.module is not None
     segmenter.notes.append("the network has no batch norms: --norms instance changes nothing")
     return NormSource.SOURCE
@@ -403,8 +403,8 @@ class _Pass:
 
     Attributes:
         segmenter, inference, labels, monitor: see :func:`collect_statistics`.
-        content: what is counted so far.
-        part: where that is kept now and then, and when something stops it.
+        content: the counts so far.
+        part: the file they are saved to regularly, and when the pass is stopped.
         skipped: images that could not be read.
     """
 

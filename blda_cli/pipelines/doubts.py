@@ -1,4 +1,4 @@
-"""Look, when a run begins, for signs that the model is described wrongly."""
+"""Checks before a run for signs of a wrong model description."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from blda_cli.segmenters.python import varies
 from blda_cli.segmenters.spec import SegmenterSpec
 
 WEIGHTS, DESCRIPTION = "weights", "description"
-"""Findings, by which statistics record a doubt."""
+"""Kinds of finding, the keys under which statistics record a doubt."""
 
 
 _MOSTLY = 0.5
@@ -38,13 +38,13 @@ UNSAID = (
 def say_doubts(
     spec: SegmenterSpec, segmenter: Segmenter, files: Sequence[ImageSource], monitor: Monitor
 ) -> dict[str, str]:
-    """Look for doubts about a model before a run, and say them.
+    """Check a model's description before a run, and report doubts.
 
     Args:
         spec: the model's description.
-        segmenter: the loaded model, its norms as they came.
+        segmenter: the loaded model, its norms unchanged.
         files: the images of the run.
-        monitor: is told what was found.
+        monitor: receives the findings.
 
     Returns:
         As `doubts_about`, for the provenance.
@@ -59,17 +59,17 @@ def say_doubts(
 
 
 def doubts_about(spec: SegmenterSpec, segmenter: Segmenter, files: Sequence[ImageSource]) -> dict[str, str]:
-    """What speaks for forgotten weights or a wrong preprocessing description, the gravest first.
+    """Signs of forgotten weights or of a wrong preprocessing description, the gravest first.
 
     Takes a second or two: two images are run with each common description.
 
     Args:
         spec: the model's description.
-        segmenter: the loaded model, its norms as they came.
+        segmenter: the loaded model, its norms unchanged.
         files: the images.
 
     Returns:
-        By finding, one sentence that says what was found and what mends it; empty where nothing is.
+        By kind of finding, one sentence with the finding and its remedy; empty where there is none.
     """
     network = described_network(segmenter)
     if network is None:
@@ -82,7 +82,7 @@ def doubts_about(spec: SegmenterSpec, segmenter: Segmenter, files: Sequence[Imag
 
 
 def forgotten_weights(spec: SegmenterSpec, segmenter: NetworkSegmenter) -> str | None:
-    """One sentence where the network's weights, or part of them, are those that it is made with."""
+    """One sentence where all or some of the network's weights still have their initial values."""
     network = reachable_network(segmenter)
     if network is None:
         return None
@@ -125,7 +125,7 @@ def is_unsaid(spec: SegmenterSpec) -> bool:
 
 
 def label_remarks(reader: LabelReader, confusion: ConfusionMatrix, ignored: float, names: Sequence[str]) -> list[str]:
-    """What is odd about labels themselves, one sentence each.
+    """Problems of the labels themselves, one sentence each.
 
     Args:
         reader: has read them.

@@ -54,18 +54,18 @@ class ExportRecord:
     Attributes:
         format: of the network, see :data:`blda_cli.exporting.formats.FORMATS`.
         files: in the folder.
-        model: identity of the segmenter that came in.
+        model: identity of the original segmenter.
         settings: of the correction; None where nothing was corrected.
         correction: the correction in a few words, likewise.
         statistics: names and digests of the files it was fitted to.
         layer: the layer that took the offsets; None where none did.
         behind: kinds of modules that the scores go through behind the network.
-        norms: identity of the norm statistics that were put in; None: the network's own.
+        norms: identity of the norm statistics put into the network; None: the network's own.
         output_kind: ``logits``, ``probabilities`` or ``classes`` (class ids).
         classes: names of the output's channels or ids.
         dtype: ``float32`` or ``float16``.
         agreement: how predictions agreed with those of ``blda align``.
-        provenance: how it came to be.
+        provenance: command line, options, versions and time.
     """
 
     format: str
@@ -167,7 +167,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
 
 
 def _checked(segmenter: Segmenter) -> NetworkSegmenter:
-    """The segmenter as one with a network.
+    """The segmenter, checked to hold a network that can be exported.
 
     Raises:
         BldaError: it has none, or one that no format can hold.
@@ -233,7 +233,7 @@ def _content(
     shown: np.ndarray,
     described: str | None,
 ) -> Content:
-    """What is exported: the network with the correction in it.
+    """The content of the export: the network with the correction in it.
 
     Raises:
         BldaError: the network cannot hold the correction.
@@ -281,7 +281,7 @@ def _content(
 
 
 def _tried_on(segmenter: NetworkSegmenter, shown: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Input of the network to try it on, part of an image where it takes any size, and the scores it gives of that."""
+    """A sample input of the network, part of an image where it takes any size, and the network's scores for it."""
     pixels = torch.from_numpy(shown).to(segmenter.device)[None].permute(0, 3, 1, 2).float()
     pixels = pixels.expand(segmenter.port.batch or 2, -1, -1, -1)
     for part in (pixels[..., : _TRIED_ON[0], : _TRIED_ON[1]], pixels):
@@ -398,11 +398,11 @@ _BY = {
     "pt2": "torch.export",
     "torchscript": "TorchScript",
 }
-"""What loads a format."""
+"""How a format is loaded."""
 
 
 def summary(record: ExportRecord, folder: Path) -> str:
-    """What was done, in one paragraph.
+    """Summary of an export, in one paragraph.
 
     Args:
         record: of the export.

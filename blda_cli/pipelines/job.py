@@ -15,13 +15,13 @@ from blda_cli.store.provenance import Provenance
 
 @dataclass(frozen=True)
 class Job:
-    """Where a command writes, how it tells what it does, and which process of several this is.
+    """Output, provenance, progress and process of a command.
 
     Attributes:
         output: the file or folder to write.
         overwrite: replace what is there, once the new output is complete.
         provenance: the command line, versions and time, recorded in the output.
-        monitor: is told the progress, and asks to stop.
+        monitor: receives the progress, and passes on the user's request to stop.
         shard: this process among those of ``torchrun``.
     """
 

@@ -1,4 +1,4 @@
-"""``blda merge``: put together what several runs made of different images, e.g. the shards of an array job."""
+"""``blda merge``: merge the outputs of several runs over different images, e.g. the shards of an array job."""
 
 import shutil
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from blda_cli.runtime.monitor import Monitor
 from blda_cli.store.predictions import ARGMAX, OVERLAYS, PREDICTIONS, AlignedFolder
 
 _RATE = 10.0
-"""Frames a second of a video that is made of images which are no video."""
+"""Frames per second of a video made of images that are not frames of a video."""
 
 
 def write_overlays(folder: AlignedFolder, count: int | None, monitor: Monitor) -> None:

@@ -139,7 +139,7 @@ def _reference(
 
 
 def _flattering(folders: Sequence[AlignedFolder], labelled: LabelRequest) -> list[str]:
-    """Say which runs are scored on images whose labels they were fitted to."""
+    """Remark on runs that are scored on images whose labels they were fitted to."""
     remarks = []
     for folder in folders if labelled.labels else ():
         inputs = AlignmentInputs.recorded(folder.record.statistics)

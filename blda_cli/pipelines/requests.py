@@ -1,4 +1,4 @@
-"""Requests: what each command is asked to do, one frozen dataclass a command. No torch, so that ``--help`` is quick.
+"""Requests: the input of each command, one frozen dataclass each. No torch, so that ``--help`` is quick.
 
 The fields declare type, help and range; the options of the command line and the keyword arguments of the Python
 interface are made from them, with the fields of their sections beside their own. A new option is one field and its use.
@@ -28,7 +28,7 @@ REQUEST_PRESETS: dict[str, dict[type, Any]] = {
     **{name: {AlignmentSettings: settings} for name, settings in PRESETS.items()},
     "strong": {InferenceOptions: STRONG},
 }
-"""What the sections of a request begin with under each preset."""
+"""Values of the sections of a request under each preset."""
 
 
 CHECK_HELP = "First look, on two images, whether forgotten weights or another input description would explain more."
@@ -108,7 +108,7 @@ class SubjectRequest(ModelRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRequest:
-    """Ground truth, and what the values in its files mean."""
+    """Ground truth, and its label encoding."""
 
     labels: str | None = setting(
         None,
@@ -171,7 +171,7 @@ class NormsRequest:
 
     @property
     def recorded(self) -> str:
-        """What the provenance calls them."""
+        """The form in which the provenance records them."""
         return self.norms or ("auto" if self.norm_weight is None else "instance")
 
 
@@ -258,7 +258,7 @@ class FilesRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputsRequest:
-    """What is written beside the predictions."""
+    """Outputs beside the predictions."""
 
     save_scores: bool = setting(False, "Also write the scores of all classes: float16 logs, scores/*.h5.")
     confidence: bool = setting(
@@ -292,7 +292,7 @@ class CorrectionRequest:
 
     Attributes:
         subject: the segmenter and the images.
-        files: what the correction is fitted to.
+        files: the statistics that the correction is fitted to.
         alignment: which correction.
         inference: how images are run.
         given: names of the options that were given, so that those without effect are refused.
@@ -330,7 +330,7 @@ class AlignRequest(CorrectionRequest):
     """``blda align``: correct a segmenter's predictions.
 
     Attributes:
-        outputs: what is written beside the predictions.
+        outputs: outputs beside the predictions.
     """
 
     ids: bool = setting(False, "Write the data set's original ids in place of class ids.")
@@ -396,7 +396,7 @@ class ReportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRequest:
-    """``blda check``: say whether a model's description is right."""
+    """``blda check``: check a model's description."""
 
     model: ModelRequest
     labelled: LabelRequest = LabelRequest()
@@ -412,7 +412,7 @@ class CheckRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRequest:
-    """``blda merge``: put together what was made of different images."""
+    """``blda merge``: merge outputs for different images."""
 
     parts: tuple[Path, ...] = setting(MISSING, "Statistics files, or folders of predictions.", metavar="PART PART ...")
 
@@ -422,7 +422,7 @@ def request(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Args:
         cls: the request.
-        values: what was given, by field, as the command line or Python hold it; None: not given.
+        values: the given values by field, as the command line or Python hold them; None: not given.
 
     Raises:
         OptionError: a value does not fit, one is missing, or some do not go together.
@@ -467,7 +467,7 @@ def refuse_unused(settings: AlignmentSettings, given: frozenset[str]) -> None:
         given: the options that were given.
 
     Raises:
-        OptionError: there is one; the message says what would take it.
+        OptionError: there is one; the message names the methods that use it.
     """
     concerned = settings_of(AlignmentSettings).keys() | settings_of(FilesRequest).keys() - {"stats"}
     given = frozenset("reference" if name == "anchors" else name for name in given)

@@ -1,4 +1,4 @@
-"""Load what a request names: the segmenter, its images and their labels."""
+"""Load the segmenter, the images and the labels that a request names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class Subject:
         images: all images.
         share: those that ``--shard`` leaves to this job.
         record: which share of which images that is, for the provenance; None: all.
-        bits: how many bits the images' values use of 16, where nothing says it; see `unsaid_bits`.
+        bits: how many of 16 bits the images' values use, where the description does not state it; see `unsaid_bits`.
     """
 
     spec: SegmenterSpec
@@ -86,7 +86,7 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
 
 
 def with_own_labels(spec: SegmenterSpec, segmenter: Segmenter) -> SegmenterSpec:
-    """The description, with what the model itself says of label files where the description says nothing."""
+    """The description, with the model's own label encoding where the description has none."""
     own, said = segmenter.label_encoding, spec.labels
     if own is None or said.encoding is not None or said.mapping:
         return spec

@@ -51,8 +51,8 @@ def build_report(
             takes what the statistics counted.
         candidates: corrections compared on the sampled pixels.
         made: how the report was made.
-        remarks: what the reader should know of the input.
-        reference: name and content of statistics of images of the training domain, to stand beside these.
+        remarks: sentences about the input.
+        reference: name and content of statistics of images of the training domain, shown beside these.
 
     Returns:
         The report.
@@ -120,7 +120,7 @@ def _domain(statistics: LogitStatistics) -> Domain:
 
 
 def estimate_source(statistics: LogitStatistics) -> LabelSource:
-    """The cells that stand for the target: those without labels where there are any."""
+    """The cells that represent the target: those without labels where there are any."""
     return _first(statistics, LabelSource.PSEUDO, LabelSource.SOFT, LabelSource.GROUND_TRUTH)
 
 
@@ -169,7 +169,7 @@ def _names(folders: Sequence[str]) -> list[str]:
 
 
 def _steps(content: StatisticsFile, before: Predictions, runs: Mapping[str, RunRecord]) -> dict[str, Sequence[float]]:
-    """Shares of the predicted classes from step to step: as it came, with norms, aligned."""
+    """Shares of the predicted classes after each step: the original network, with norms mixed, aligned."""
     norms = content.norms
     if not isinstance(norms, MixedNorms) or norms.weight == 1 or 1.0 not in norms.shares:
         return {}

@@ -1,4 +1,4 @@
-"""What ``blda check`` found, as data that all its renderers share."""
+"""The findings of ``blda check``, as data that all its renderers share."""
 
 from dataclasses import dataclass, field
 
@@ -17,10 +17,10 @@ class LabelFindings:
 
     Attributes:
         encoding: of the label files.
-        confusion: of the images looked at.
+        confusion: of the checked images.
         ignored: share of the label pixels that have no class.
         unmatched: classes of the encoding that are none of the network's.
-        remarks: what is odd about the labels themselves.
+        remarks: problems of the labels themselves.
         moved: label classes that seem to be other channels.
         other: an encoding that agrees far better, and the share of all pixels predicted as labelled with it and with
             the one used; None where there is none.
@@ -37,11 +37,11 @@ class LabelFindings:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something a user should look at.
+    """A remark for the user.
 
     Attributes:
-        finding: what it is about, for programs.
-        grave: results are worthless until it is mended.
+        finding: its kind, for programs.
+        grave: results are worthless until it is fixed.
         text: one sentence, with the way out.
     """
 
@@ -52,17 +52,17 @@ class Remark:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found.
+    """The findings of ``blda check``.
 
     Attributes:
         kind: of the model.
         classes: its classes.
         outputs: channels that are kept, before groups.
         grouped: whether the classes are groups of channels.
-        inspection: what one image's way through the network shows; None for ready-made logits.
+        inspection: facts about the network from one image; None for stored logits.
         size: (height, width) of that image.
         comparison: how the common descriptions fit; None where they cannot be tried.
-        images: how many were looked at.
+        images: how many were checked.
         shares: share of the pixels predicted as each class, float64 ``[C]``.
         frames: key, uint8 picture ``[H, W, 3]`` and class ids ``[H, W]`` of the images, small.
         labels: None where there are no labels.

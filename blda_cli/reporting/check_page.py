@@ -116,5 +116,5 @@ def _uri(picture: Image.Image) -> str:
 
 
 def _ascii(text: str) -> str:
-    """What Pillow's built-in font can draw."""
+    """Reduce text to the characters that Pillow's built-in font can draw."""
     return printable(text).encode("ascii", "replace").decode()

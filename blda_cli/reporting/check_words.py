@@ -1,4 +1,4 @@
-"""What ``blda check`` says: the findings in sentences, the terminal's lines and the JSON."""
+"""The findings of ``blda check`` as sentences, terminal lines and JSON."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from blda_cli.text import printable
 
 
 def loaded_lines(check: Check) -> list[tuple[str, str]]:
-    """What was loaded and what it is fed, as pairs of heading and text."""
+    """The loaded model and its input, as pairs of heading and text."""
     lines: list[tuple[str, str]] = []
     seen = check.inspection
     if seen is None:
@@ -45,7 +45,7 @@ def loaded_lines(check: Check) -> list[tuple[str, str]]:
 
 
 def described(comparison: Comparison) -> list[str]:
-    """What the comparison of descriptions says, in sentences."""
+    """The result of the comparison of descriptions, in sentences."""
     best = comparison.best
     if comparison.norms == 0:
         return [
@@ -203,7 +203,7 @@ def label_lines(check: Check) -> list[str]:
 
 
 def print_check(check: Check, console: Console) -> None:
-    """Print the findings on a terminal: remarks, the gravest first, then what they rest on."""
+    """Print the findings on a terminal: remarks, the gravest first, then the measurements."""
     for remark in check.remarks:
         style = "bold red" if remark.grave else "yellow"
         console.print(Text(f"{'Wrong' if remark.grave else 'Look'}: {remark.text}", style=style), end="\n\n")

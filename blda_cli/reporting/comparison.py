@@ -21,12 +21,12 @@ def compare_methods(content: StatisticsFile, reference: StatisticsFile | None = 
     """Try every method and form that needs no labels, with default strength, on the sampled pixels.
 
     Args:
-        content: its sample is what is predicted, its cells are what the corrections are fitted to.
+        content: the corrections are fitted to its cells and applied to its sample.
         reference: of images of the training domain, from which the strengths follow.
 
     Returns:
-        The network's own predictions first, then one candidate per method. Each sampled pixel counts as often as
-        the pixels it stands for, so shares and scores estimate those of all pixels.
+        The network's own predictions first, then one candidate per method. Each sampled pixel counts as often as the
+        pixels it represents, so shares and scores estimate those of all pixels.
     """
     statistics = content.statistics
     source = estimate_source(statistics)

@@ -126,7 +126,7 @@ def densities(
 
 
 def _shifts(correction: Correction, cells: LogitHistogram) -> np.ndarray | None:
-    """What is added to each cell's logits, ``[C, C, B]`` or ``[C, C, 1]``: label, channel, bin.
+    """The shift of each cell's logits, ``[C, C, B]`` or ``[C, C, 1]``: label, channel, bin.
 
     None of a correction that is no shift of single logits.
     """
@@ -165,7 +165,7 @@ def _curve(values: np.ndarray, counts: np.ndarray, edges: np.ndarray) -> Curve |
 
 
 def _reach(histograms: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """What holds the bulk of some histograms (bin centres and counts), those with too few pixels left out."""
+    """The reach of the bulk of some histograms (bin centres and counts), without those with too few pixels."""
     low, high = np.inf, -np.inf
     for centers, counts in histograms:
         if counts.sum() >= MINIMUM_PIXELS:

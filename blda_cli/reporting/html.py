@@ -121,7 +121,7 @@ def _strips(report: Report) -> list[str]:
 
 
 def _reach(report: Report) -> float:
-    """Half the axis of the strips: what holds every estimate, interval and true bias."""
+    """Half the axis of the strips, so that it holds every estimate, interval and true bias."""
     stages = [report.before, *(run.after for run in report.runs[:1])]
     values = [end for estimate in report.estimates for end in (estimate.bias, estimate.low, estimate.high)]
     values += [bias for stage in stages if stage.scores for bias in stage.scores.bias]

@@ -15,7 +15,7 @@ from blda_cli.data.classes import ClassSet
 from blda_cli.store.provenance import Provenance
 
 MANY_CLASSES = 40
-"""Above, classes are told by how often they are predicted relative to how often they should be."""
+"""With more classes, they are described by how often they are predicted relative to how often they should be."""
 
 
 class Verdict(StrEnum):
@@ -36,7 +36,7 @@ class Estimate:
     """How over- or under-predicted a class is, without its labels.
 
     Attributes:
-        bias: the estimate of ``Bias(l)``; NaN where too few pixels were seen.
+        bias: the estimate of ``Bias(l)``; NaN where there are too few pixels.
         low: lower end of its 90 % interval; NaN where there is none.
         high: upper end.
         frequency: how often it is predicted over how often it should be; NaN where that is not known.
@@ -108,10 +108,10 @@ class Run:
     """One folder of corrected predictions.
 
     Attributes:
-        name: tells it from the others.
+        name: unique among the runs.
         folder: where it lies.
-        method: what corrected the predictions, in a few words.
-        settings: all that was chosen.
+        method: the correction in a few words.
+        settings: all settings of the correction.
         changed: share of an image's pixels that changed, the mean over the images.
         after: the corrected predictions.
         made: statistics used, command and versions.
@@ -131,7 +131,7 @@ class Candidate:
     """A correction tried on the sampled pixels of the statistics alone.
 
     Attributes:
-        method: what it is, in a few words.
+        method: the correction in a few words.
         changed: share of the pixels it changes.
         share: per class, the share of the pixels predicted as it.
         scores: against the labels of the sampled pixels; None where the statistics have none.
@@ -145,12 +145,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Domain:
-    """What unlabelled statistics tell of each class, to stand beside those of another domain; NaN: too few pixels.
+    """Unlabelled measurements of each class in one domain, shown beside another's; NaN: too few pixels.
 
     Attributes:
         share: per class, the share of the pixels predicted as it.
         confidence: per class, the mean softmax probability of the pixels predicted as it.
-        level: per class, the level that its channel rests at where the class is not, in logits.
+        level: per class, the level of its channel at pixels of other classes, in logits.
     """
 
     share: list[float]
@@ -183,7 +183,7 @@ class Report:
         classes: the classes.
         images: how many images the statistics are of.
         pixels: how many pixels.
-        source: what the estimate is made from: the ``sample`` of pixels, or the cells of a label source.
+        source: the basis of the estimate: the ``sample`` of pixels, or the cells of a label source.
         estimates: one per class.
         mean_shifts: ``[C][C]``, label and channel: from a cell's mean to that of its anchor, in logits.
         shift_source: the cells that these are of.
@@ -193,10 +193,10 @@ class Report:
         rank_correlation: Spearman's, of the estimate with the true bias; NaN where there are no labels.
         made: how: the report's own command, the statistics and the labels.
         provenance: of the statistics.
-        remarks: what the reader should know of the input.
+        remarks: sentences about the input.
         steps: shares of the predicted classes, by step: as the network came, with its norms mixed, after each
             correction; empty where the norms are as they came.
-        gap: whether these images are in domain; None where no pixels were sampled to tell.
+        gap: whether these images are in domain; None where no pixels were sampled.
         reference: the same classes on images of the training domain; None where there are none.
     """
 
@@ -220,7 +220,8 @@ class Report:
 
     @property
     def many_classes(self) -> bool:
-        """Whether points of bias, a mean over the classes, say little: the least of 150 classes is −0.7."""
+        """Whether there are too many classes for the bias, a mean over them, to be telling: the least of 150 classes is
+        −0.7."""
         return len(self.classes) > MANY_CLASSES
 
     def order(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The report's tables: rows, columns and what their fields say, for the terminal and the page alike."""
+"""The report's tables: rows, columns and text of their fields, for terminal and page."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verd
 
 @dataclass(frozen=True)
 class Cell:
-    """A field of a table: what it says, what it is sorted by (NaN last), and what it says in small below."""
+    """A field of a table: its text, its sort key (NaN last), and the small text below."""
 
     text: str
     value: float
@@ -26,11 +26,11 @@ class Column:
     Attributes:
         heading: its name.
         short: its name where there is little room.
-        title: what it is, in full.
+        title: its meaning, in full.
         cells: from the first row to the last.
         after: the same after a correction, where the two stand side by side.
         detail: left out where there is little room.
-        stage_names: what ``cells`` and ``after`` are of.
+        stage_names: names of the stages of ``cells`` and ``after``.
     """
 
     heading: str
@@ -76,7 +76,7 @@ class NumberTable:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of the model, and how it is called and shown.
+    """A number of the model, with its names and format.
 
     Attributes:
         key: its name in the model and in ``report.json``.
@@ -111,7 +111,7 @@ CLASS_MEASURES = (
     Measure("iou", "IoU", "IoU", "Intersection over union, in percent", score),
     Measure("accuracy", "accuracy", "acc.", "Share of the class's pixels predicted as it, in percent", score),
 )
-"""What labels tell of each class; keys of :class:`Scores`."""
+"""Scores of each class against labels; keys of :class:`Scores`."""
 
 OVERALL_MEASURES = (
     Measure("mean_iou", "mean IoU", "mIoU", "Mean intersection over union, in percent", score),
@@ -141,7 +141,7 @@ OVERALL_MEASURES = (
     ),
     Measure("total_bias", "Σ |Bias|", "Σ |Bias|", "Sum of the absolute true biases, in points", score),
 )
-"""What labels tell of all classes together; keys of :class:`Scores`."""
+"""Scores of all classes together against labels; keys of :class:`Scores`."""
 
 _SCORES = (
     "Scores (percent, pooled over pixels; a class without a labelled pixel counts in no mean, pixels predicted as it "
@@ -156,7 +156,7 @@ _CHANGED = Measure("changed", "changed", "changed", "Share of the pixels changed
 
 
 def class_table(report: Report) -> NumberTable:
-    """One row a class: the estimate, then what the first correction changes, side by side."""
+    """One row per class: the estimate, then the numbers before and after the first correction, side by side."""
     stages = [report.before, *(run.after for run in report.runs[:1])]
     interval = "in small its 90 % interval: where it lies when the images are drawn anew, in nine cases of ten"
     estimates = [

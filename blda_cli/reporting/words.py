@@ -1,4 +1,4 @@
-"""The report in words: what was found, how sure that is, what a correction changed and what to do next."""
+"""The report in words: findings and their certainty, changes by a correction, next steps."""
 
 import math
 import shlex
@@ -15,7 +15,7 @@ from blda_cli.store.provenance import Provenance
 _NAMED = 4
 
 _MANY = 0.05
-"""Share of changed pixels from which the report says whose sake they changed for."""
+"""Share of changed pixels from which the report names the classes that gain by the changes."""
 
 _WORSE = 0.005
 """Loss of pixel accuracy from which the report says that more pixels are wrong."""
@@ -24,7 +24,7 @@ _SHARED_OPTIONS = (
     *("--model", "--weights", "--images", "--calibrator"),
     *("--slide", "--stride", "--scales", "--flip", "--batch-size", "--amp", "--device"),
 )
-"""What a command that counted has in common with one that corrects."""
+"""The options that a counting command and a correcting command share."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def summary(report: Report) -> list[str]:
 
 
 def next_steps(report: Report) -> list[Step]:
-    """What to do with these findings, the command for it included."""
+    """Suggested steps after these findings, with their commands."""
     made = report.made["statistics"]
     shared = _shared(report.provenance)
     stats = shlex.quote(str(made["file"]))
@@ -134,7 +134,7 @@ def next_steps(report: Report) -> list[Step]:
 
 
 def norms_step(provenance: Provenance) -> Step:
-    """What to do where the averages of the images lie far from those of the network's batch norms."""
+    """The suggested step where the norm distance is large."""
     return Step(
         "The batch norm statistics of these images differ from the network's: mix them first, which may bring more "
         "than any correction, and go on with these statistics.",
@@ -160,7 +160,7 @@ def _training_step(report: Report) -> list[Step]:
 
 
 def _views_step(report: Report) -> list[Step]:
-    """Averaged views, where the network can have them and had none."""
+    """The suggestion to average views, where the segmenter supports it and it was not done."""
     options = _options(report.provenance)
     ready_made = report.made["statistics"].get("model", {}).get("kind") == "logits"
     if ready_made or "--flip" in options or "--scales" in options:
@@ -307,7 +307,7 @@ def _changed(report: Report, run: Run) -> str:
 
 
 def _many_for_few(report: Report, run: Run) -> str:
-    """Say plainly that many pixels changed for few classes' sake, or that more are wrong than before."""
+    """Warn that many pixels changed in favour of few classes, or that more are wrong than before."""
     one, other = report.before.scores, run.after.scores
     if one is not None and other is not None and not math.isnan(one.pixel_accuracy):
         if other.pixel_accuracy >= one.pixel_accuracy - _WORSE:

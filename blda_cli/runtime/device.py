@@ -1,4 +1,4 @@
-"""Choice of the torch device, and work beside what a device computes."""
+"""Choice of the torch device, and work concurrent with its computation."""
 
 import os
 import re

@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Interrupted(Exception):  # noqa: N818  # a request, not an error
-    """The user asked to stop; what was done is kept, and the same command goes on from there."""
+    """The user asked to stop; finished work is kept, and the same command continues from there."""
 
 
 class Monitor(Protocol):

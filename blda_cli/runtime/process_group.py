@@ -21,7 +21,7 @@ _PATIENCE = timedelta(days=30)
 def process_group(device: torch.device | None = None) -> Iterator[None]:
     """Join the other processes, where there are some; none leaves before all have come to the end of their work.
 
-    A process that leaves early closes its connections, which the others, still at work, die of.
+    A process that leaves early closes its connections, which would end the others while they still work.
 
     Args:
         device: of this process' tensors that are added up; None where there are none.

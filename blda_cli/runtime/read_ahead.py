@@ -23,10 +23,10 @@ def read_ahead(
         function: called from several threads.
         items: taken as they are needed.
         workers: threads.
-        ahead: most items that are taken and not given yet.
+        ahead: most items that are taken but not yet yielded.
 
     Yields:
-        Every item and its result, in order; asking a result that is not there yet waits for it.
+        Every item and its result, in order; reading a pending result waits for it.
     """
     remaining = iter(items)
     waiting: deque[tuple[T, Future[R]]] = deque()
@@ -43,16 +43,16 @@ def read_ahead(
 
 
 def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Give each item once the next one has been made, so that a GPU already works on that one.
+    """Yield each item once the next one has been made, so that a GPU already works on the next.
 
     Args:
-        items: each is taken before the one before it is given.
+        items: each is taken before the one before it is yielded.
 
     Yields:
         Every item, in order.
 
     Raises:
-        BldaError: an item could not be made; those before it have been given.
+        BldaError: an item could not be made; those before it have been yielded.
     """
     made: deque[T] = deque()
     try:

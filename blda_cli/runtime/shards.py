@@ -1,7 +1,7 @@
 """Dividing images over processes.
 
-Those of ``torchrun`` know each other: each writes its own part, the first puts them together. The jobs of an array
-(``--shard I/N``) do not: each writes an output of its own, and ``blda merge`` puts them together.
+Processes of ``torchrun`` communicate: each writes its own part, and the first merges them. The jobs of an array
+(``--shard I/N``) do not: each writes an output of its own, and ``blda merge`` merges them.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Shard:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that puts the parts together."""
+        """Whether this is the process that merges the parts."""
         return self.rank == 0
 
     def of(self, items: Sequence[T]) -> Sequence[T]:

@@ -35,7 +35,7 @@ def of_one_kind(parts: Iterable[tuple[Path, T]], difference: Callable[[T, T], st
 
     Args:
         parts: at least one, each with the name to call it in messages.
-        difference: names what two of them differ in; None where they do not.
+        difference: names the difference of two parts; None where there is none.
 
     Yields:
         The parts.

@@ -16,7 +16,7 @@ import numpy as np
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 
-# What gzip takes together at most, and what may be declared without being there.
+# gzip's highest compression ratio, and the size that a file may declare without stored data.
 _MOST_COMPRESSED = 1100
 _SMALL = 1 << 20
 _MOST_IN_ATTRIBUTE = 1 << 20
@@ -52,11 +52,11 @@ def writing(path: Path) -> Iterator[h5py.File]:
 
 class CheckedFile:
     """An HDF5 file of others: links that lead out of it are refused, and types, shapes and ranges are checked before
-    what is declared is allocated. All messages begin with the name of what is odd.
+    memory is allocated for a declared size. All messages begin with the name of the wrong entry.
     """
 
     def __init__(self, file: h5py.File) -> None:
-        """Look at all links.
+        """Check all links.
 
         Raises:
             ValueError: one leads elsewhere.
@@ -74,7 +74,7 @@ class CheckedFile:
         return name in self._file
 
     def names(self, group: str) -> list[str]:
-        """What a group holds; nothing where there is none."""
+        """Names in a group; empty where there is no group."""
         if group not in self._file:
             return []
         if not isinstance(self._file[group], h5py.Group):
@@ -82,7 +82,7 @@ class CheckedFile:
         return list(self._file[group])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """What a dataset declares."""
+        """The declared shape of a dataset."""
         return tuple(map(int, self._dataset(name).shape))
 
     def array(
@@ -181,7 +181,7 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
         what: what it should be, for messages.
 
     Raises:
-        BldaError: it is not that; also where the block raises what h5py raises.
+        BldaError: it is not that; exceptions of h5py within the block are converted too.
     """
     try:
         _check_heaps(path)

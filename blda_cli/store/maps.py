@@ -24,7 +24,7 @@ def parts_of_maps(files: Iterable[object]) -> list[MapParts]:
 
 
 def map_path(folder: Path, part: RasterImage) -> Path:
-    """Where the predictions of the map lie that a part is of."""
+    """Path of the predictions of the map that a part belongs to."""
     return folder / f"{part.labelled_as}.tif"
 
 

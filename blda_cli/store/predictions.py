@@ -1,4 +1,4 @@
-"""Predictions on disk: PNG class ids in the images' tree, and ``run.json`` saying exactly how they were made.
+"""Predictions on disk: PNG class ids in the images' tree, and ``run.json`` with their provenance.
 
 An output folder holds ``predictions/KEY.png`` (after alignment), ``argmax/KEY.png`` (before), ``run.json`` and, on
 demand, ``scores/KEY.h5``. A classifier's folder holds ``predictions.csv`` instead of pictures. Scores have a file per
@@ -59,17 +59,17 @@ class RunRecord:
         palette: their colours.
         ids: the value each class has in the PNG files.
         model: the segmenter's identity and how it was run.
-        settings: method, form, strength and what else was chosen.
+        settings: method, form, strength and the other choices.
         statistics: file name and digest of the statistics used.
         images: key and location of each image, in order; see `image_at`.
-        stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
+        stamps: fingerprint of the files read for each image, see :func:`blda_cli.files.stamp`.
         pixels_before: pixels predicted as each class by argmax, without those that are rejected.
         pixels_after: pixels predicted as each class after alignment.
         pixels_changed: pixels predicted as another class than by argmax.
         pixels_rejected: pixels whose prediction was rejected for its low score.
         changed: share of pixels changed, per key of an image whose prediction is there.
         classified: class ids before and after, per key; of a classifier only.
-        provenance: how it came to be.
+        provenance: command line, options, versions and time.
     """
 
     classes: list[str]
@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def alignment(self) -> AlignmentSettings:
-        """The correction; what an older record does not hold is as by default.
+        """The correction's settings; those that an older record lacks have their defaults.
 
         Raises:
             ValueError: there is no such correction.
@@ -130,7 +130,7 @@ def read_record(path: Path) -> RunRecord:
     """Read a record, ``run.json`` of a folder that is complete.
 
     Raises:
-        BldaError: there is none, or it is not one of ours.
+        BldaError: there is none, or it is not a record of blda.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -250,7 +250,7 @@ class PredictionWriter:
 
         Args:
             folder: the output folder.
-            record: classes and the values they have in the PNG files; what is written is noted there.
+            record: classes and the values they have in the PNG files; written images are added to it.
         """
         self.record = record
         self._folder = folder

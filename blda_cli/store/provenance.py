@@ -35,14 +35,14 @@ class Provenance:
         source: where the images are from, as it was given.
         labels: statistics: source, encoding and ignored value of the labels counted; predictions: encoding and
             mapping that the model's description gives for labels.
-        norms: what batch norms were to normalise by: as ``--norms``.
-        norm_distance: how far the images' averages lie from the network's own, see
+        norms: the norm source, as ``--norms``.
+        norm_distance: how far the images' norm statistics lie from the network's own, see
             :attr:`blda_cli.segmenters.norms.ObservedNorms.distance`; of a sum the mean over its images.
         shard: which of a job's shards of the images this is, see :class:`blda_cli.runtime.shards.ArrayShard`.
-        bits: how many bits the images' values use of 16, where the model's description does not say it.
+        bits: how many of 16 bits the images' values use, where the model's description does not state it.
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
-        doubts: what a look at the model before the run found, a sentence by finding (``weights``, ``description``).
+        doubts: findings of the check before the run, one sentence per kind of finding (``weights``, ``description``).
     """
 
     command: str = ""
@@ -64,7 +64,7 @@ class Provenance:
         """Read the JSON of :meth:`as_json`, ignoring unknown fields.
 
         Raises:
-            ValueError: it is no such record; the message names what is odd.
+            ValueError: it is no such record; the message names the wrong entry.
         """
         check_type(content, Mapping[str, Any], "provenance")
         hints = get_type_hints(cls)

@@ -51,10 +51,10 @@ class StatisticsFile:
         model: the segmenter's identity and how it was run, as JSON.
         images: keys of the images counted, in order.
         complete: all images that were asked for are counted.
-        provenance: how the file came to be.
-        norms: averages that the network's batch norms had in place of its own, or the weight with which they were mixed
-            with each image's own; None: its own.
-        stamps: size and time of change of what was read for each image, see :func:`blda_cli.files.stamp`.
+        provenance: command line, options, versions and time.
+        norms: norm statistics that replaced the network's own, or the weight with which these were mixed with each
+            image's own; None: the network's own.
+        stamps: fingerprint of the files read for each image, see :func:`blda_cli.files.stamp`.
     """
 
     statistics: LogitStatistics
@@ -73,7 +73,7 @@ class StatisticsFile:
 
     @property
     def norms_shifted(self) -> bool:
-        """Whether the images' averages lie so far from those of the network's batch norms that theirs would help."""
+        """Whether the norm distance is so large that the images' own norm statistics would help."""
         mixed = isinstance(self.norms, MixedNorms) and self.norms.weight < 1
         return not mixed and (self.provenance.norm_distance or 0.0) >= SHIFTED
 
@@ -86,7 +86,7 @@ class StatisticsFile:
 
 
 def write_statistics(path: Path, content: StatisticsFile) -> None:
-    """Write statistics; the file appears under its name only when it is complete.
+    """Write statistics atomically.
 
     Args:
         path: where to; what is there is replaced.
@@ -154,7 +154,7 @@ def read_statistics(path: Path) -> StatisticsFile:
         Its content, tensors on the CPU.
 
     Raises:
-        BldaError: there is no such file, or it is not one of ours, truncated, or of a newer format.
+        BldaError: there is no such file, or it is not a statistics file, truncated, or of a newer format.
     """
     if not path.is_file():
         raise BldaError(f"{path}: no such statistics file; blda collect-stats makes one")
@@ -330,7 +330,7 @@ def merge_statistics(parts: Iterable[tuple[Path, StatisticsFile]]) -> Statistics
 
 
 def _mean_distance(parts: Iterable[tuple[float | None, int]]) -> float | None:
-    """Mean norm distance of parts, each with its number of images; None where no part knows its own."""
+    """Mean norm distance of parts, weighted by their numbers of images; None where no part has one."""
     known = [(distance, images) for distance, images in parts if distance is not None]
     images = sum(images for _, images in known)
     return sum(distance * images for distance, images in known) / images if images else None
