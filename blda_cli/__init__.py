@@ -1,6 +1,6 @@
 """blda: see and correct the class bias of a pretrained segmenter on images it was not trained on.
 
-What the command does is also there for a person's own inference loop::
+The command's functions are also available to a user's own inference loop::
 
     alignment = blda_cli.Alignment.from_file("dusk.h5").to("cuda")
     labels = alignment.predict(network(images))

@@ -204,8 +204,8 @@ class Alignment:
 
         Returns:
             Where the correction is one offset per class and a layer of the network can take it, a copy of the network
-            with another bias. Else a module that holds the copy as ``network`` and returns what it returns, with
-            corrected scores in it: those of corrections that are no offsets at the size of ``images``.
+            with another bias. Else a module that holds the copy as ``network`` and returns its output with corrected
+            scores in it: those of corrections that are no offsets at the size of ``images``.
 
         Raises:
             BldaError: the network cannot be run, has other channels, or other batch norms than :attr:`norms` are for.
@@ -267,7 +267,7 @@ def write_statistics(
 
     Args:
         path: the HDF5 file to write.
-        statistics: what was counted.
+        statistics: the statistics.
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
         norm_distance: :attr:`ObservedNorms.distance` of the pass, which detects images out of domain even where the
             network is confident in its predictions; None: unknown.

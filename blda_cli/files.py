@@ -19,7 +19,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary file beside ``path``, which takes its place when the block ends without an error.
 
     Args:
-        path: the file to be; its folder is made. Yields:
+        path: the file to be; its folder is made.
+
+    Yields:
         The temporary file's path.
 
     Raises:

@@ -248,7 +248,7 @@ def _fitted_values(settings: Mapping[str, Setting], values: Mapping[str, Any]) -
 
 
 class _UnfitError(Exception):
-    """A value does not fit; :meth:`Setting.fit` says what is expected."""
+    """A value does not fit; :meth:`Setting.fit` adds the expected values."""
 
 
 _WORDS: dict[Any, str] = {

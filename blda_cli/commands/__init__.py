@@ -46,7 +46,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # nobody reads on, which click ends quietly
+            raise  # the reader closed the pipe, which click ends quietly
         except click.UsageError as error:
             vars(error)["message"] = shortened(error.message, _LONGEST)
             raise

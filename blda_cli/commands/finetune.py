@@ -32,7 +32,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
     Args:
         section: of :class:`Settings`.
         names: of its settings, in the order of the help; an option is called like its setting.
-        types: how to parse those whose own type does not tell.
+        types: how to parse settings whose type does not determine it.
     """
     settings = settings_of(sections_of(Settings)[section])
     return together(*(option_of(settings[name], f"{section}__{name}", types.get(name)) for name in names))

@@ -13,7 +13,7 @@ from blda_cli.pipelines.requests import MergeRequest, request
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE.h5|DIR", help="The whole.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 def command(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
-    """Put together what was made of different images: statistics, or folders of predictions.
+    """Merge statistics, or folders of predictions, of different images.
 
     Statistics (FILE.h5 of blda collect-stats) add up to the same, count by count, as one run over all the images.
     Folders (of blda align) become one with one run.json. Parts of different models, classes or settings are refused,

@@ -161,7 +161,7 @@ _PARSERS: dict[Any, Callable[[Any], Any]] = {
 def request_command(
     cls: type, call: str, name: str, output: str, help: str, *, resumable: bool = True
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command: options to a request, one call, and the decorated function that shows what the call returned.
+    """Make a command: options to a request, one call, and the decorated function, which shows the result of the call.
 
     The command has the options of the request, ``--output``, ``--overwrite``, ``--json`` and ``--quiet``. The function
     is called as ``function(result, output, as_json)``, its docstring is the command's help.

@@ -45,7 +45,7 @@ def moved_classes(confusion: ConfusionMatrix) -> list[Match]:
     counts = confusion.counts.double()
     union = counts.sum(dim=0) + counts.sum(dim=1, keepdim=True) - counts
     iou = counts / union.clamp_min(1)
-    own_first = 1e-6 * torch.eye(len(iou), dtype=iou.dtype)  # where nothing speaks for another channel
+    own_first = 1e-6 * torch.eye(len(iou), dtype=iou.dtype)  # where there is no evidence for another channel
     channels = linear_sum_assignment((iou + own_first).numpy(), maximize=True)[1].tolist()
     found = [
         Match(label, channel, float(iou[label, label]), float(iou[label, channel]))

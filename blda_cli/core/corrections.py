@@ -100,8 +100,8 @@ class LocationCorrection:
 class QuantileCorrection:
     """Shifts that depend on the logit: ``score_c = log softmax_l(f_l + Δ[c, l](f_l))`` at ``l = c``.
 
-    Li et al., ICML 2025, eq. 7. The shift is tabulated at the centres of the statistics' bins, so it errs by at
-    most what it changes over half a bin.
+    Li et al., ICML 2025, eq. 7. The shift is tabulated at the centres of the statistics' bins, so its error is at most
+    its change over half a bin.
 
     Attributes:
         shifts: ``τ Δ``, float32 ``[C, C, B]``: hypothesis, channel, bin.

@@ -49,8 +49,8 @@ class AnchorQuantiles:
 class ShiftTable:
     """Shifts and CDFs of cells, tabulated at the edges of a grid and linear between them.
 
-    A bank may hold the cells of several domains: row ``r`` is label ``r mod C`` of domain ``r // C``. The row after
-    the last stands for pixels without a label, and shifts nothing.
+    A bank may hold the cells of several domains: row ``r`` is label ``r mod C`` of domain ``r // C``. The row after the
+    last is for pixels without a label, and shifts nothing.
 
     Attributes:
         grid: where it is tabulated, B bins.
@@ -71,7 +71,7 @@ class ShiftTable:
         Args:
             cells: ``[R, C, K]``.
             fitted: bool ``[R, C]``; the other cells' shift is zero, their CDF NaN.
-            anchors: what they are shifted onto.
+            anchors: the distributions they are shifted onto.
             grid: over the logits that will be looked up.
         """
         rows, num_classes = fitted.shape
@@ -178,7 +178,7 @@ def _interpolate(table: Tensor, position: Tensor, *starts: Tensor) -> Tensor:
 
     ``position`` is overwritten.
     """
-    below = position.nan_to_num_(0.0).int()  # NaN is for the loss to tell; as an index it would bring a GPU down
+    below = position.nan_to_num_(0.0).int()  # a NaN is reported by the loss; as an index it would crash a GPU
     within = position.sub_(below)
     for start in starts:
         below.add_(start)

@@ -130,7 +130,7 @@ class AlignmentSettings:
 
     @property
     def takes(self) -> set[str]:
-        """Fields and statistics files that change what is fitted."""
+        """Fields and statistics files that change the fit."""
         named = {"method", *self.entry.options, *self.entry.files, *self.form.options, *self.form.files}
         found = {"favour", "reference"} if self.finds_strength else set()
         return named | ({"shift"} if self.entry.forms else set()) | found

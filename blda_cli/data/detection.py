@@ -29,7 +29,7 @@ from blda_cli.data.label_files import RawLabel, packed, read_label_file
 from blda_cli.data.pairing import label_mark
 from blda_cli.errors import BldaError
 
-# Files looked into before the reading begins.
+# Files read to detect the encoding.
 SAMPLES = 5
 
 Groups = Mapping[str, Sequence[str]] | None
@@ -108,7 +108,9 @@ def choose_encoding(
         encoding: the user's choice: an encoding, its name, a data set's name, or ``"auto"``.
         classes: the segmenter's classes.
         groups: names of the classes that each of them groups.
-        ignore: a pixel value without a class. Returns:
+        ignore: a pixel value without a class.
+
+    Returns:
         The encoding in terms of the segmenter's classes, and the file of each key.
 
     Raises:
@@ -360,8 +362,8 @@ def _is_city_ids(encoding: LabelEncoding) -> bool:
 
 
 def _like_train_ids(values: Mapping[int, int], encoding: LabelEncoding) -> bool:
-    """Whether what is said to be Cityscapes label ids can hardly be: no vegetation, sky, person or car among them,
-    and 255, which label ids do not have, or mostly pixels without a class."""
+    """Whether values declared as Cityscapes label ids can hardly be these: no vegetation, sky, person or car among
+    them, and 255, which label ids do not have, or mostly pixels without a class."""
     if not values or any(18 < value < VOID for value in values):
         return False
     unclassed = sum(count for value, count in values.items() if value not in encoding.values)

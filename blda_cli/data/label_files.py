@@ -172,5 +172,5 @@ def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, origin
         palette[list(ids)] = classes.palette
         image.putpalette(palette.tobytes())
     with replacing(path) as temporary:
-        # Runs of equal ids are what there is to find: a third faster than the default strategy, and 12 to 36 % smaller.
+        # Label maps consist of runs of equal ids: a third faster than the default strategy, and 12 to 36 % smaller.
         image.save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)

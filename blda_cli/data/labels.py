@@ -123,7 +123,7 @@ def label_reader(
     source = Path(source)
     if _is_table(source):
         return _table_reader(images, source, classes, groups, ignore)
-    drawn = annotated_labels(images, source, classes, groups)  # whatever the encoding is said to be of other labels
+    drawn = annotated_labels(images, source, classes, groups)  # whatever encoding is declared for other labels
     if drawn is not None:
         return LabelReader(drawn, drawn.encoding, drawn.paths, drawn.unmatched)
     if (source / LABELMAP).is_file():

@@ -31,7 +31,7 @@ def without_label_maps(source: str | Path, root: Path, paths: Sequence[Path]) ->
     """Leave out label maps that lie beside their images, by their names.
 
     Args:
-        source: what the user gave, for messages.
+        source: the user's argument, for messages.
         root: the folder that was searched.
         paths: the files found there.
 

@@ -14,7 +14,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import check_regular
 
-# What is too large for Pillow is refused by it; what is merely large is not worth a warning.
+# Pillow refuses images that are too large; its warning about merely large ones is not needed.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Nor is metadata that is damaged; what cannot be decoded is an error.
 warnings.filterwarnings("ignore", module=r"PIL\.")

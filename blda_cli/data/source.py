@@ -98,7 +98,7 @@ class ImageSource(ABC):
         """
         if self.mask is None:
             return None
-        from blda_cli.data.pillow_images import read_mask  # which knows this module
+        from blda_cli.data.pillow_images import read_mask  # which imports this module
 
         valid, size = read_mask(self.mask), self.size()
         if valid.shape != size:

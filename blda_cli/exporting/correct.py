@@ -143,7 +143,7 @@ def corrected_module(
         probabilities: the network returns probabilities.
 
     Returns:
-        The copy where that suffices, else a module that holds it as ``network`` and returns what it returns, with the
+        The copy where that suffices, else a module that holds it as ``network`` and returns its output with the
         corrected scores in it.
 
     Raises:

@@ -61,7 +61,7 @@ def write(name: str, content: "Content", folder: Path) -> "SegmenterSpec":
         folder: where.
 
     Returns:
-        The description of what was written.
+        The description of the written network.
 
     Raises:
         BldaError: the format cannot hold the network, or a library is missing.

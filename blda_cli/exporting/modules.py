@@ -202,7 +202,7 @@ class Tail(nn.Module):
         self.at_input_size = at_input_size
 
     def forward(self, scores: Tensor, images: Tensor) -> Tensor:
-        """Scores ``[N, K, *spatial]`` of images ``[N, 3, H, W]`` to what the last stage gives."""
+        """Scores ``[N, K, *spatial]`` of images ``[N, 3, H, W]`` to the output of the last stage."""
         if self.at_input_size and scores.ndim == 4:
             scores = F.interpolate(scores, images.shape[-2:], mode="bilinear", align_corners=False)
         for stage in self.stages:

@@ -74,7 +74,7 @@ def _convert(program: Any, file: Path, output: str, **names: Any) -> None:
             made = torch.onnx.export(program, dynamo=True, output_names=[output], verbose=False, **names)
             assert made is not None
             made.save(file)
-        except Exception as error:  # it raises anything of an operation that it does not know
+        except Exception as error:  # it may raise any exception for an unknown operation
             raise BldaError(f"the network has no ONNX form: {reason(error)}; try --format pt2") from error
 
 

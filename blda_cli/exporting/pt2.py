@@ -66,7 +66,7 @@ def _exported(content: Content, images: Tensor, batch: object) -> ExportedProgra
 
 
 def _input(found: ExportedProgram) -> Tensor:
-    """The (fake) tensor that stands for the images."""
+    """The (fake) tensor of the images."""
     name = found.graph_signature.user_inputs[0]
     value: Tensor = next(node.meta["val"] for node in found.graph.nodes if node.name == name)
     return value

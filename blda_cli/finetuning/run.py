@@ -319,7 +319,7 @@ def _finish(loop: TrainingLoop, spec: SegmenterSpec, provenance: Provenance) -> 
     trained = folder.export(described, exported.module, adapted_norms="norms" in exported.identity)
     if not loop.target:
         return
-    # Loaded as any other model, so that the statistics are those of what was written.
+    # Loaded as any other model, so that the statistics are those of the written network.
     segmenter = load_segmenter(trained, loop.machine.device)
     stride = -(-len(loop.target) // _STATISTICS_IMAGES)
     collect_statistics(

@@ -186,7 +186,7 @@ class RunFolder:
         return state
 
     def cut_metrics(self, step: int) -> None:
-        """Drop what was logged after ``step``."""
+        """Drop the entries after ``step``."""
         if not self.metrics.is_file():
             return
         kept = []

@@ -69,7 +69,7 @@ class TrainingSettings:
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
     norms: Literal["auto", "target", "source", "batch"] = setting(
         "auto",
-        "What batch norms normalise by in training: averages that are kept, the network's blended with the target's or "
+        "Norm statistics in training: frozen ones, the network's blended with the target's or "
         "its own alone; those of each batch (published); auto: of each batch, unless the network then loses much.",
     )
     norm_weight: float | None = setting(
@@ -242,7 +242,7 @@ class RunSettings:
     export: Literal["teacher", "student"] = setting("teacher", "The network to write.")
     target_norms: bool = setting(
         True,
-        "Blend the averages of the written network's batch norms with the target images' (goes beyond the paper).",
+        "Blend the written network's norm statistics with the target images' (goes beyond the paper).",
     )
     check: bool = setting(True, CHECK_HELP)
 
@@ -351,7 +351,7 @@ class Settings:
         )
 
     def to_toml(self) -> str:
-        """As TOML; what is None is left out."""
+        """As TOML; None is left out."""
         return write(self)
 
 

@@ -210,7 +210,7 @@ class Trainer:
         losses = self.objective.source_losses(outputs, batch.source_labels)
         losses |= self.method.feature_losses("source", outputs, batch.source_labels)
         if self._feature_distance is not None:
-            with self._autocast():  # the encoder's inputs may be in half precision, as what is in front left them
+            with self._autocast():  # the encoder's inputs may be in half precision, as the layers before it left them
                 distance = self._feature_distance.loss(outputs, batch.source_labels)
             losses["feature_distance"] = host.feature_distance * distance
         self._backward(losses, share, report)

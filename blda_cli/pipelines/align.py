@@ -78,7 +78,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         Interrupted: the user asked to stop.
     """
     settings, files, inference, say = request.alignment, request.files, request.inference, job.monitor.say
-    # Files are looked at before the network is loaded, so that a misspelt name is refused at once.
+    # Files are checked before the network is loaded, so that a misspelt name is refused at once.
     prediction_folder.check_folder(job.output, job.overwrite)
     refuse_among(job.output, request.subject.images, [])
     inputs = AlignmentInputs.read(files) if files.stats else None
@@ -248,7 +248,7 @@ def write_predictions(
         statistics: recorded: file name and digest of the statistics.
         inference: how images are run.
         original_ids: write the data set's original ids in place of class ids.
-        outputs: what is written beside the predictions.
+        outputs: outputs beside the predictions.
 
     Returns:
         The record of the folder (in every process).
@@ -383,7 +383,7 @@ def _align(
 def _make_room(folder: Path, overwrite: bool, shard: Shard) -> Path:
     """Prepare the folder in which the predictions are assembled."""
     prediction_folder.check_folder(folder, overwrite)
-    wait_for_all(shard)  # nobody changes anything before everybody has looked
+    wait_for_all(shard)  # no process changes anything before all have checked
     if shard.first:
         work = prediction_folder.begin(folder, overwrite)
         usable = {shard.path(work / RECORD, rank) for rank in range(shard.world)}

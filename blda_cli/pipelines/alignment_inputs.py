@@ -124,7 +124,7 @@ class AlignmentInputs:
                     "collect statistics with this model"
                 )
             held, expected = content.model, model_identity(segmenter, inference)
-            if used is self.reference:  # collected with the network as it came, whatever norms the target wants
+            if used is self.reference:  # collected with the network's own norms, whatever the target's norm source
                 held, expected = ({**one, "norms": None} for one in (held, expected))
             difference = difference_of(held, expected)
             if difference is None and content.classes.names != segmenter.classes.names:

@@ -69,10 +69,10 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
 
     Args:
         request: the model, the images, their labels and the outputs.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Returns:
-        What was found.
+        The findings.
 
     Raises:
         BldaError: the model, an image or a label cannot be read, the network cannot be run, or a file cannot be
@@ -161,7 +161,7 @@ def look(
         files: the images; a dozen are taken, spread evenly.
         inference: how they are run.
         labels: reads their labels; None where there are none.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Raises:
         BldaError: the network cannot be run, or an image or label cannot be read.

@@ -288,7 +288,7 @@ def collect_statistics(
         model=model_identity(segmenter, inference),
         provenance=provenance,
     )
-    wait_for_all(shard)  # nobody writes before everybody has looked
+    wait_for_all(shard)  # no process writes before all have checked
     if overwrite:
         part.unlink(missing_ok=True)
     may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms

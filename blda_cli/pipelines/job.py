@@ -1,4 +1,4 @@
-"""A job: what a command needs beyond its own options."""
+"""A job: the inputs of a command beyond its own options."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -25,7 +25,7 @@ def write_overlays(folder: AlignedFolder, count: int | None, monitor: Monitor) -
     Args:
         folder: the predictions.
         count: how many images: those that changed most, none next to another; None: all.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Raises:
         BldaError: an image or a prediction cannot be read, or a picture cannot be written.
@@ -48,7 +48,7 @@ def write_video(folder: AlignedFolder, path: Path, monitor: Monitor) -> None:
     Args:
         folder: the predictions.
         path: the video, e.g. ``drive.mp4``; it is replaced.
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Raises:
         BldaError: the extra ``video`` is not installed, an image or a prediction cannot be read, or the video cannot be

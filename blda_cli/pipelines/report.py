@@ -127,7 +127,7 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
 def _reference(
     request: ReportRequest, folders: Sequence[AlignedFolder], content: StatisticsFile
 ) -> StatisticsInput | None:
-    """The reference that was asked for, or that the first run was made with if it is as it was."""
+    """The requested reference, or that of the first run if its file is unchanged."""
     if request.reference is not None:
         reference: StatisticsInput | None = StatisticsInput.read(request.reference)
     else:

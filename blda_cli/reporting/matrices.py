@@ -23,8 +23,8 @@ class Matrix:
 
     Attributes:
         title: above it.
-        rows: what a row is.
-        columns: what a column is.
+        rows: meaning of a row.
+        columns: meaning of a column.
         cells: ``[C][C]`` of text and the colours behind and of it; empty where it is a picture.
         picture: data URI; empty where it is a table.
         values: ``[C][C]`` as text for the read-out; empty where it is a table.

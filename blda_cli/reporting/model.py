@@ -92,7 +92,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a segmenter predicted, before or after a correction.
+    """Predictions of a segmenter, before or after a correction.
 
     Attributes:
         share: per class, the share of all pixels predicted as it.

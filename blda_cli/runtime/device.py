@@ -44,7 +44,7 @@ def _missing(name: str) -> BldaError:
 
 
 class SideStream:
-    """Work on results while a device goes on computing: a CUDA stream of its own; on other devices nothing special.
+    """Work on results while a device goes on computing: a CUDA stream of its own; without effect on other devices.
 
     Attributes:
         there: whether the device has such streams.

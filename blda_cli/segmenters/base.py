@@ -267,7 +267,7 @@ def _refuse_too_large(location: str, size: tuple[int, int], classes: int, option
     """Refuse an image that needs more memory than there is.
 
     Raises:
-        BldaError: it does; the message has its size, what it needs and the way out.
+        BldaError: it does; the message states its size, the memory it needs and the way out.
     """
     pixels = size[0] * size[1]
     left = available_memory() if pixels >= _LARGE else None

@@ -211,7 +211,7 @@ def try_description(
         observed, mixed = ObservedNorms(network), InstanceNorms(network, NORM_WEIGHT)
     counts = torch.zeros(len(segmenter.classes), len(segmenter.classes), dtype=torch.int64)
     with torch.no_grad():
-        with observed, mixed:  # in this order: what a norm sees is looked at before it is changed
+        with observed, mixed:  # in this order: a norm's input is recorded before it is changed
             classes = [_classes(changed, image) for image in images]
         with mixed:
             for image, own in zip(images, classes if copies else [], strict=False):

@@ -79,7 +79,7 @@ def _read(path: Path) -> ExportedProgram:
 
 
 def _image_input(program: ExportedProgram, path: Path, bands: int) -> torch.Tensor:
-    """The (fake) tensor that stands for the images in the program's graph."""
+    """The (fake) tensor of the images in the program's graph."""
     names = program.graph_signature.user_inputs
     inputs: Mapping[str, Any] = {
         node.name: node.meta.get("val")

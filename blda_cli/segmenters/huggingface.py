@@ -26,7 +26,7 @@ from blda_cli.segmenters.weights import load_weights, state_digest
 
 # Models that cut the image into a square grid of patches whose size they were made for.
 _SQUARE = ("dpt", "eomt")
-# Models that drop what is left of the image after the last whole patch.
+# Models that drop the rest of the image after the last whole patch.
 _PATCHED = ("beit", "data2vec-vision")
 
 _PATIENCE = 5.0
@@ -60,7 +60,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     config = _fetch(transformers.AutoConfig, path)
     masks = _is_mask_classification(config, path)
     auto = transformers.AutoModelForUniversalSegmentation if masks else transformers.AutoModelForSemanticSegmentation
-    # Names are looked at first: where the description has none, they must be right.
+    # Names are checked first: where the description has none, they must be right.
     own = None if spec.classes.names is not None else _classes(config, path)
     if spec.segmenter.weights is not None:
         model = auto.from_config(config)
@@ -138,7 +138,7 @@ def _fetch(auto: Any, path: str, **arguments: Any) -> Any:
 
 
 def _from_pretrained(auto: Any, path: str, **arguments: Any) -> Any:
-    """``from_pretrained``; of a name on the hub only what is kept of it where the hub does not answer."""
+    """``from_pretrained``; from the local cache alone where the hub does not answer."""
     local = not Path(path).is_dir() and not _hub_answers()
     return auto.from_pretrained(path, trust_remote_code=False, local_files_only=local, **arguments)
 
@@ -151,7 +151,7 @@ def _hub_answers() -> bool:
 
     try:
         get_session().head(ENDPOINT, timeout=_PATIENCE)
-    except Exception:  # of whichever library it speaks HTTP with
+    except Exception:  # of whichever HTTP library it uses
         return False
     return True
 

@@ -57,7 +57,7 @@ def blended(
 ) -> Tensor:
     """Run window by window and average with weights that fall off linearly towards a window's edges.
 
-    What windows give there, where they see only one side, hardly counts, so that no seams are left.
+    Scores near an edge, where the window has context on one side only, hardly count, so that no seams are left.
 
     Args:
         score: scores ``[N, C, h, w]`` of images ``[N, B, h, w]``.
@@ -151,7 +151,7 @@ def upload(
     On CUDA each batch is copied from pinned memory, on a stream of its own, while the one before is worked on.
 
     Args:
-        batches: what was read.
+        batches: the batches read.
         device: where to.
 
     Yields:

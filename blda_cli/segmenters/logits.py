@@ -1,4 +1,4 @@
-"""Kind ``logits``: ready-made logits on disk, from any framework."""
+"""Kind ``logits``: stored logits, from any framework."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -353,7 +353,7 @@ class NetworkSegmenter(Segmenter):
         return torch.cat(parts)[: images.shape[0]]
 
     def read_scores(self, output: Any, images: Tensor) -> Tensor:
-        """The scores ``[N, C, h, w]`` or ``[N, C]`` in what the network returned for its input ``images``.
+        """Find the scores ``[N, C, h, w]`` or ``[N, C]`` in the network's output for its input ``images``.
 
         Raises:
             BldaError: there are none, or several outputs could be meant.

@@ -40,7 +40,7 @@ def named_outputs(output: object) -> dict[str, Tensor]:
 
     Returns:
         Every tensor under its key, position or field; of nested ones, the names joined by dots (``"out.0"``). A lone
-        tensor is called ``"output"``. What is no tensor is left out.
+        tensor is called ``"output"``. Other values are left out.
     """
     return {".".join(path) or "output": value for path, value in _walk(output, ())}
 
@@ -67,7 +67,7 @@ def _entries(output: object) -> list[tuple[str, Any]]:
 
 
 def find_scores(output: object, head: str | int | None = None, channels: int | None = None) -> Tensor:
-    """The scores among what a network returned.
+    """Find the scores in a network's return value.
 
     Without ``head``: the one called ``out`` or ``logits``; else, of the outputs that have the channels wanted and are
     not called auxiliary, the one of the largest size.
@@ -132,7 +132,7 @@ def _main_output(found: dict[str, Tensor], channels: int | None) -> Tensor:
                 break
         candidates = fitting or candidates
     elif len({value.shape[1] for value in candidates.values() if value.ndim > 1}) > 1:
-        raise _several(candidates)  # how many classes there are would tell
+        raise _several(candidates)  # the number of classes would decide
     sizes = {
         name: value.numel() // max(1, value.shape[1] if value.ndim > 1 else 1) for name, value in candidates.items()
     }
@@ -256,7 +256,7 @@ class OutputMeaning:
             place = 0
         if place is None:
             return scores
-        # The log-odds of ½: what is not more likely than not to be one of the others is background.
+        # The log-odds of ½: a pixel is background unless one of the others is more likely than not.
         return torch.cat([scores[:, :place], torch.zeros_like(scores[:, :1]), scores[:, place:]], dim=1)
 
 

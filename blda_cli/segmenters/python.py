@@ -115,7 +115,7 @@ def _import(module_name: str, folder: Path) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # where dataclasses and pickling look a class's module up
+    sys.modules[name] = module  # where dataclasses and pickling look up a class's module
     specification.loader.exec_module(module)
     return module
 

@@ -51,7 +51,7 @@ class NetworkSection:
     )
     adapted_norms: bool = setting(
         False,
-        "Batch norms hold averages of the target images already, as `finetune` writes them: how far they lie from "
+        "Batch norms hold statistics of the target images already, as `finetune` writes them: how far they lie from "
         "those of the images is then no sign of another domain.",
     )
     corrected: str | None = setting(

@@ -26,7 +26,7 @@ def write_annotations(folder: AlignedFolder, tool: str, monitor: Monitor) -> Non
         tool: ``"cvat"`` (its "Segmentation mask 1.1": masks in the classes' colours and ``labelmap.txt``), ``"coco"``
             (``instances.json``, a region of runs for each class and image) or ``"labelme"`` (``KEY.json``, a mask for
             each class).
-        monitor: is told the progress.
+        monitor: receives the progress.
 
     Raises:
         BldaError: a prediction cannot be read, a file cannot be written, or two classes have one colour.

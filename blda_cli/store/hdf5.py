@@ -92,7 +92,7 @@ class CheckedFile:
 
         Args:
             name: of the dataset.
-            shape: what it must have.
+            shape: the expected shape.
             kind: ``"i"`` for whole numbers, ``"f"`` for floating-point ones, ``"if"`` for either.
             least: smallest value.
             most: largest value.
@@ -178,7 +178,7 @@ def reading(path: Path, what: str) -> Iterator[CheckedFile]:
 
     Args:
         path: the file.
-        what: what it should be, for messages.
+        what: the expected kind of file, for messages.
 
     Raises:
         BldaError: it is not that; exceptions of h5py within the block are converted too.
@@ -214,7 +214,7 @@ def _check_heaps(path: Path) -> None:
             place, end = heap.end(), heap.start() + int.from_bytes(heap[1], "little")
             while place + _HEAP_ENTRY.size <= min(end, len(data)):
                 index, size = _HEAP_ENTRY.unpack_from(data, place)
-                step = _HEAP_ENTRY.size + -(-size // 8) * 8 if index else size  # what is free counts its own head
+                step = _HEAP_ENTRY.size + -(-size // 8) * 8 if index else size  # free space counts its header
                 if not _HEAP_ENTRY.size <= step <= end - place:
                     raise ValueError(f"its heap of texts is damaged at byte {place}")
                 place += step

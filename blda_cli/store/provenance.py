@@ -31,7 +31,7 @@ class Provenance:
         options: the options that were given, by name (``--model``), as they are written; one that is on or off is
             true or false, one of several values a list. Files of earlier versions have none.
         date: ISO 8601.
-        versions: of the program and what it uses.
+        versions: of the program and its libraries.
         source: where the images are from, as it was given.
         labels: statistics: source, encoding and ignored value of the labels counted; predictions: encoding and
             mapping that the model's description gives for labels.
@@ -104,7 +104,7 @@ class Provenance:
 
 
 def current_provenance(command: str, options: Mapping[str, Any]) -> Provenance:
-    """Provenance record of what is run now: command, options, versions, timestamp.
+    """Provenance record of the present run: command, options, versions, timestamp.
 
     Args:
         command: the command line, or the call from Python.

@@ -64,8 +64,8 @@ def count_cells_soft(counts: Tensor, logits: Tensor, limit: float) -> None:
     """Histogram every channel under every label, weighted by the label's softmax probability.
 
     Args:
-        counts: float64 ``[C, C, B]``, as in :func:`count_cells`. What is added to it are multiples of
-            :data:`SOFT_UNIT`, each probability rounded to the nearest, so sums are exact in any order.
+        counts: float64 ``[C, C, B]``, as in :func:`count_cells`. The added weights are multiples of :data:`SOFT_UNIT`,
+            each probability rounded to the nearest, so sums are exact in any order.
         logits: ``[N, C, P]`` floating point, every value in ``[-limit, limit)``.
         limit: half the axis, a power of two.
     """

@@ -37,7 +37,7 @@ Array = NDArray[Any]
 
 def argmax(logits: Tensor) -> Tensor:
     """See :func:`blda_cli.core.kernels.argmax`."""
-    if logits.dtype is torch.float64:  # which float32 could not tell apart
+    if logits.dtype is torch.float64:  # whose differences float32 could not represent
         return torch_kernels.argmax(logits)
     return align_offset(logits, torch.zeros(logits.shape[1]))
 

@@ -46,7 +46,7 @@ class Labelled:
         return images | {os.fspath(path): stamp([path]) for path in self.labels.paths.values()}
 
     def with_few(self, few: "Labelled") -> "Labelled":
-        """These and a few others, which make up half of what is drawn; an image of both has the label of the others."""
+        """These and a few others, which make up half of the draws; an image in both has the label of the others."""
         known = {file.location for file in few.files}
         mine = [file for file in self.files if file.location not in known]
         readers = dict.fromkeys(mine, self.labels) | dict.fromkeys(few.files, few.labels)

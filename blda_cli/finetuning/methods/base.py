@@ -28,7 +28,7 @@ from blda_cli.segmenters.options import InferenceOptions
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is made from.
+    """The arguments that a method is constructed from.
 
     Attributes:
         settings: of the run.

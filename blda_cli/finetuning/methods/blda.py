@@ -101,7 +101,7 @@ class Blda(Objective):
         return self._losses("source", outputs, labels, labels, table, torch.ones((), device=logits.device))
 
     def target_labels(self, logits: Tensor) -> Tensor | None:
-        """Where asked for, labels by the location form from the target's cells."""
+        """Labels by the location form from the target's cells, if the settings ask for them."""
         if not self.settings.debias_pseudo_labels:
             return None
         means = self.target.means().view(self.num_classes, self.num_classes)

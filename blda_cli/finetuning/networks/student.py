@@ -87,7 +87,7 @@ class Student(nn.Module):
         Args:
             segmenter: has the network.
             density: a density head is needed.
-            feature_layer: the layer whose input are the features; None: it is looked for.
+            feature_layer: the layer whose input are the features; None: it is searched for.
             crop: (height, width) of the training crops.
             features: they are needed.
 
@@ -117,7 +117,7 @@ class Student(nn.Module):
             self.network.get_submodule(self.encoder).register_forward_hook(self._see_encoder, with_kwargs=True)
 
     def forward(self, images: Tensor, size: tuple[int, int]) -> tuple[Any, Tensor | None, Tensor | None, Any]:
-        """What the network returns, the classifier's input, the density ``[N, *size]`` and the encoder's output."""
+        """The network's output, the classifier's input, the density ``[N, *size]`` and the encoder's output."""
         output = self.network(images)
         features, density = self._tapped.classifier_input, None
         if self.density_head is not None:
