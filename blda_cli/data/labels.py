@@ -30,7 +30,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
 Orientation = Literal["shown", "stored"]
-"""How labels lie of images that EXIF turns: ``[labels] orientation``."""
+"""Orientation of the labels of images that EXIF turns: ``[labels] orientation``."""
 
 # The most values shown in a message.
 _SHOWN = 8
@@ -111,7 +111,7 @@ def label_reader(
             files' names, then by their contents, and refuses where these are ambiguous.
         groups: for each of the segmenter's classes the names of the classes it groups, where it groups any.
         ignore: a pixel value without a class, besides those the encoding has.
-        orientation: how labels lie of images that EXIF turns: as these are shown, or as they are stored. None:
+        orientation: of the labels of images that EXIF turns: as the images are shown, or as they are stored. None:
             determined by their sizes, and refused where these are ambiguous.
 
     Returns:
@@ -200,7 +200,8 @@ class _PictureReader:
         return all(value in (VOID, self.ignore) or self.lookup.knows(value) for value in greys)
 
     def _upright(self, raw: RawLabel, path: Path, file: ImageSource) -> RawLabel:
-        """A label as its image is shown, where EXIF turns the image and the label may lie as that is stored."""
+        """A label in its image's shown orientation; where EXIF turns the image, the label may be as the image is
+        stored."""
         number = file.orientation()
         if number == 1 or raw.turned:
             return raw

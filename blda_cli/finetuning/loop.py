@@ -31,7 +31,7 @@ _INTERRUPT_STEPS = 10
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run is carried out; its result does not depend on this.
+    """Device, threads and logging of a run; its result does not depend on them.
 
     Attributes:
         device: of this process.

@@ -20,7 +20,7 @@ class DataSettings:
     weights: str | None = setting(None, "The weights to start from, in place of the TOML's.")
     weights_key: str | None = setting(None, "Key or prefix of the network's weights in a file that holds several.")
     source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.")
-    source_labels: str = setting("", "Their labels.")
+    source_labels: str = setting("", "Labels of the source images.")
     source_encoding: str = setting("auto", "What the values in the label files mean.")
     target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.")
     source: bool = setting(
@@ -31,10 +31,10 @@ class DataSettings:
     labelled_images: str = setting(
         "", "A few labelled images of the target domain: half of the labelled crops are drawn from them."
     )
-    labelled_labels: str = setting("", "Their labels.")
+    labelled_labels: str = setting("", "Labels of the labelled target images.")
     labelled_encoding: str = setting("auto", "What the values in those label files mean.")
     val_images: str | None = setting(None, "Images to validate on.")
-    val_labels: str | None = setting(None, "Their labels.")
+    val_labels: str | None = setting(None, "Labels of the validation images.")
     val_encoding: str = setting("auto", "What the values in those label files mean.")
 
 
@@ -60,10 +60,10 @@ class TrainingSettings:
     accumulate: int = setting(1, "Batches whose gradients are averaged in one step.", at_least=1, at_most=1 << 16)
     learning_rate: float = setting(6e-5, "The encoder's learning rate, of AdamW.", at_least=0)
     head_factor: float = setting(10.0, "The other layers' learning rate over the encoder's.", at_least=0)
-    weight_decay: float = setting(0.01, "Of AdamW.", at_least=0)
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", at_least=0)
     warmup: int = setting(1500, "Steps of linear warm-up; at most a tenth of the iterations.", at_least=0)
     seed: int = setting(
-        0, "Of all randomness, which is a function of it, the step and the crop.", at_least=0, at_most=2**32 - 1
+        0, "Seed of all randomness, which is a function of it, the step and the crop.", at_least=0, at_most=2**32 - 1
     )
     amp: bool = setting(False, "Train in mixed precision.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
@@ -110,7 +110,7 @@ class HostSettings:
         (0.15, 1.15), "Range of the blur's standard deviation, in pixels.", at_least=1e-3, form="[smallest, largest]"
     )
     rare_class_sampling: bool = setting(True, "Draw source images and crops by their rare classes.")
-    rare_class_temperature: float = setting(0.01, "Of the softmax over 1 - frequency.", at_least=1e-4)
+    rare_class_temperature: float = setting(0.01, "Temperature of the softmax over 1 - frequency.", at_least=1e-4)
     rare_class_share: float = setting(
         0.0015, "Share of its labelled pixels that makes an image worth drawing for a class.", at_least=0, at_most=1
     )
@@ -196,8 +196,8 @@ class RoundSettings:
     portion: float = setting(
         0.2, "Share of the target's pixels that gets a label in the first round.", at_least=0, at_most=1
     )
-    portion_step: float = setting(0.05, "How much that grows a round.", at_least=0, at_most=1)
-    portion_limit: float = setting(0.5, "How far it grows.", at_least=0, at_most=1)
+    portion_step: float = setting(0.05, "Growth of that share per round.", at_least=0, at_most=1)
+    portion_limit: float = setting(0.5, "Largest such share.", at_least=0, at_most=1)
     label_scales: tuple[float, ...] = setting(
         (1.0,),
         "Image scales that a round's labels are averaged over (published for testing: 0.5,0.75,1.0).",
@@ -216,11 +216,13 @@ class CagSettings:
 
     margin: float | None = setting(
         None,
-        "How much nearer a pixel's feature must be to one anchor than to the next; by default 2.5 for features of 256 "
-        "channels (published), else a quarter of the mean distance between two anchors.",
+        "How much nearer a pixel's feature must be to one category anchor than to the next; by default 2.5 for features "
+        "of 256 channels (published), else a quarter of the mean distance between two category anchors.",
         at_least=0,
     )
-    confidence: float = setting(0.95, "Probability from which a pixel is labelled by it.", at_least=0, at_most=1)
+    confidence: float = setting(
+        0.95, "Probability from which a pixel is labelled by its most probable class.", at_least=0, at_most=1
+    )
     distance_weight: float = setting(
         0.1, "Weight of the distance between classes' mean features and anchors.", at_least=0
     )

@@ -111,7 +111,7 @@ class AlignmentInputs:
         Args:
             segmenter: the segmenter.
             inference: how it is run.
-            force: accept other differences than those that make the statistics unusable.
+            force: accept statistics that differ in anything but the number of classes.
 
         Raises:
             BldaError: model, preprocessing, inference options or classes differ; the message names the difference.

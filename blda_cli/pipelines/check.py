@@ -58,7 +58,7 @@ _NEARLY_ALL = 0.95
 """Share of the pixels predicted as one class from which on a remark is made."""
 
 Labels = Callable[[str | None], LabelReader]
-"""Reads the labels of the images with the encoding of a name, or with the one asked for."""
+"""Returns a reader of the images' labels with a named encoding, or for None with the request's."""
 
 
 FILES = ("check.html", "check.json", "overlays.png")

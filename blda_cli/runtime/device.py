@@ -56,12 +56,14 @@ class SideStream:
         self._stream = torch.cuda.Stream(device, priority=-1) if self.there else None
 
     def mark(self) -> torch.cuda.Event | None:
-        """The point up to which work has been given to the device's ordinary stream; None where there is no other."""
+        """A point in the device's ordinary stream, after the work submitted so far; None where there is no side
+        stream."""
         return torch.cuda.current_stream(self._stream.device).record_event() if self._stream is not None else None
 
     @contextmanager
     def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
-        """Within ``with``, work in this stream, once the device has come to ``mark``; in the end all of it is done."""
+        """Within ``with``, work in this stream, once the device has reached ``mark``; on leaving, wait until it is
+        done."""
         if self._stream is None or mark is None:
             yield
             return

@@ -33,7 +33,7 @@ BUFFERS = ("running_mean", "running_var")
 
 
 def norm_layers(network: nn.Module) -> dict[str, Any]:
-    """The layers that normalise by running statistics, by name: batch norms, frozen ones and subclasses included."""
+    """The layers with running statistics, by name: batch norms, frozen ones, and other layers with such buffers."""
     return {
         name: layer
         for name, layer in network.named_modules()

@@ -398,7 +398,8 @@ def network_segmenter(
         corrected: how its predictions were corrected, according to the model's own files.
 
     Returns:
-        The segmenter. Where neither names the classes, the network is run on a grey image to count its channels.
+        The segmenter. Where neither description nor model names the classes, the network is run on a grey image to
+        count its channels.
 
     Raises:
         BldaError: the classes do not fit, or the network cannot be run.

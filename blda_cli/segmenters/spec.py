@@ -68,17 +68,17 @@ class PreprocessingSection:
         None, "Subtracted from each channel, in the order of `color` or `bands`.", form="one number per channel"
     )
     std: tuple[float, ...] | None = setting(
-        None, "What each channel is then divided by.", above=0, form="one number per channel"
+        None, "Each channel is then divided by this.", above=0, form="one number per channel"
     )
     scale: float | None = setting(
         None,
-        "What the result is then divided by. Where it is given the pixels are in 0..255 before `mean` is subtracted, "
+        "The result is then divided by this. Where it is given the pixels are in 0..255 before `mean` is subtracted, "
         "else in 0..1.",
         above=0,
     )
     size: tuple[int, int] | None = setting(
         None,
-        "The image is resized to it before; the logits are resized back.",
+        "The image is first resized to this; the logits are resized back.",
         at_least=1,
         at_most=1 << 16,
         form="[height, width]",
@@ -189,7 +189,7 @@ class LabelsSection:
         "named is ignored.",
     )
     orientation: Literal["shown", "stored"] | None = setting(
-        None, "How labels lie of images that EXIF turns: as these are shown, or as they are stored."
+        None, "Orientation of the labels of images that EXIF turns: as the images are shown, or as they are stored."
     )
 
 

@@ -25,7 +25,7 @@ from blda_cli.runtime.read_ahead import read_ahead
 _CACHE_BYTES = 1 << 30
 
 _CROP_STEP = 32
-"""The default crop is made smaller in steps of so many pixels, which all common networks can halve often enough."""
+"""The default crop is reduced in steps of this many pixels; all common networks take multiples of it."""
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class Blda(Objective):
         return ShiftTable.build(cells, fitted, self._anchors, LogitGrid.spanning(span, self._table_bins))
 
     def _expected_cells(self) -> LogitHistogram:
-        """The target's cells as the histogram that their mixtures make one expect; empty where never fitted."""
+        """The expected histogram of the target's cells under their mixtures; empty for cells that were never fitted."""
         cells, fitted = _cells(self.target, self.num_classes)
         reach = (cells.means.abs() + 4 * cells.variances.sqrt()).amax().log2().ceil().exp2()
         exact = float64_device(fitted.device)
