@@ -25,8 +25,8 @@ class DataSettings:
     target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.")
     source: bool = setting(
         True,
-        "Train with labelled source images, too. --no-source: there are none, the target labels itself by the "
-        "strongest predictions that need no training (blda, dacs, cbst).",
+        "Train with labelled source images, too. --no-source: without any; the target is labelled by "
+        "the strongest predictions that need no training (blda, dacs, cbst).",
     )
     labelled_images: str = setting(
         "", "A few labelled images of the target domain: half of the labelled crops are drawn from them."
@@ -216,8 +216,8 @@ class CagSettings:
 
     margin: float | None = setting(
         None,
-        "How much nearer a pixel's feature must be to one category anchor than to the next; by default 2.5 for features "
-        "of 256 channels (published), else a quarter of the mean distance between two category anchors.",
+        "How much nearer a pixel's feature must be to one category anchor than to the next; by default 2.5 for "
+        "features of 256 channels (published), else a quarter of the mean distance between two category anchors.",
         at_least=0,
     )
     confidence: float = setting(

@@ -31,7 +31,7 @@ REQUEST_PRESETS: dict[str, dict[type, Any]] = {
 """Values of the sections of a request under each preset."""
 
 
-CHECK_HELP = "First look, on two images, whether forgotten weights or another input description would explain more."
+CHECK_HELP = "First check, on two images, for forgotten weights and for an input description that fits better."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class ModelRequest:
     )
     valid_mask: str | None = setting(
         None,
-        "Masks, called as the images: where they are 0 there is no data, which is neither counted nor predicted.",
+        "Masks, named as the images: where they are 0 there is no data, which is neither counted nor predicted.",
         metavar="DIR",
         path=True,
     )
@@ -194,7 +194,7 @@ class CollectRequest:
     )
     bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
     by: Literal["folder"] | None = setting(
-        None, "Write one file for each subfolder of --images, as OUTPUT-SUBFOLDER.h5: domains apart from one another."
+        None, "Write one file for each subfolder of --images, as OUTPUT-SUBFOLDER.h5: keeps domains apart."
     )
     check: bool = setting(True, CHECK_HELP)
     norms: NormsRequest = NormsRequest()
