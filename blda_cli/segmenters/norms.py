@@ -52,8 +52,8 @@ def take_norms(
 ) -> Norms | None:
     """Measure norm statistics on images and blend them with the network's own.
 
-    The network's own count as as many images as are given, or as eight where there are fewer: of all weights, an even
-    mix raised scores most out of domain and lowered them least in domain.
+    The network's own count as as many images as are given, or as eight where there are fewer: mixed evenly, scores rose
+    most and fell least, both for networks as they were published and for networks after fine-tuning.
 
     The images are run one by one, as in later passes. Meanwhile every norm normalises by the image's own statistics, so
     that the norms behind it get the input that they will get once all are replaced. A norm that the images do not
