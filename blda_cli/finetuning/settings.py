@@ -216,18 +216,18 @@ class CagSettings:
 
     margin: float | None = setting(
         None,
-        "How much nearer a pixel's feature must be to one category anchor than to the next; by default 2.5 for "
-        "features of 256 channels (published), else a quarter of the mean distance between two category anchors.",
+        "How much nearer a pixel's feature must be to one centroid than to the next; by default 2.5 for "
+        "features of 256 channels (published), else a quarter of the mean distance between two centroids.",
         at_least=0,
     )
     confidence: float = setting(
         0.95, "Probability from which a pixel is labelled by its most probable class.", at_least=0, at_most=1
     )
     distance_weight: float = setting(
-        0.1, "Weight of the distance between classes' mean features and anchors.", at_least=0
+        0.1, "Weight of the distance between classes' mean features and centroids.", at_least=0
     )
     discriminative_weight: float = setting(
-        0.1, "Weight of the margin between anchors that features must keep.", at_least=0
+        0.1, "Weight of the margin between centroids that features must keep.", at_least=0
     )
 
 

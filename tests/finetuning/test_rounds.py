@@ -76,8 +76,8 @@ def test_every_method_runs_with_and_without_the_correction(
     if method == "cag":
         losses |= {f"{domain}_{name}" for domain in ("source", "target") for name in ("distance", "discriminative")}
         for stage in (1, 2):
-            with np.load(tmp_path / "run" / "anchors" / f"stage-{stage}.npz") as kept:
-                assert kept["anchors"].shape == (4, 12)
+            with np.load(tmp_path / "run" / "centroids" / f"stage-{stage}.npz") as kept:
+                assert kept["centroids"].shape == (4, 12)
                 assert kept["classes"].tolist() == ["road", "tree", "car", "sky"]
     else:
         for number in (1, 2):
@@ -95,7 +95,7 @@ def test_every_method_runs_with_and_without_the_correction(
     ("method", "stop_in", "after"),
     [
         *(("cbst-sp", f"round {number}: {what}", 2) for number in (1, 2) for what in ("ranking", "labelling")),
-        *(("cag", f"stage {number}: {what}", 2) for number in (1, 2) for what in ("anchors", "active pixels")),
+        *(("cag", f"stage {number}: {what}", 2) for number in (1, 2) for what in ("centroids", "active pixels")),
         *((method, "training", step) for method in ("cbst-sp", "cag") for step in (1, 3, 4)),
     ],
 )
@@ -301,7 +301,7 @@ def test_cag_labels_by_anchors_and_by_probability_and_averages_what_they_cost(pr
     cag = Cag(MethodContext(settings, 4, torch.device("cpu"), nn.Identity(), Objective()))
     anchors, margin = torch.randn(4, 3, generator=generator), 0.4
     known = torch.ones(4, dtype=torch.bool)
-    cag.load_state_dict({"anchors": anchors, "known": known, "margin": margin, "labeller": {}})
+    cag.load_state_dict({"centroids": anchors, "known": known, "margin": margin, "labeller": {}})
     features, logits = torch.randn(2, 3, 4, 5, generator=generator), 2 * torch.randn(2, 4, 8, 10, generator=generator)
     batch = SimpleNamespace(target_images=torch.zeros(2, 3, 8, 10))
     pseudo = cag.label(batch, Outputs(logits, features=features))  # type: ignore[arg-type]

@@ -104,8 +104,8 @@ def test_two_ranks_look_at_the_data_as_one_does(still_project: Any, tmp_path: Pa
     one, other = state(tmp_path / "alone"), state(tmp_path / "both")
     assert one["stage"] == other["stage"] == 1
     if method == "cag":
-        torch.testing.assert_close(other["method"]["anchors"], one["method"]["anchors"], atol=1e-3, rtol=1e-3)
-        assert (tmp_path / "both" / "anchors" / "stage-2.npz").is_file()
+        torch.testing.assert_close(other["method"]["centroids"], one["method"]["centroids"], atol=1e-3, rtol=1e-3)
+        assert (tmp_path / "both" / "centroids" / "stage-2.npz").is_file()
         return
     assert other["method"]["preferred"] == one["method"]["preferred"]
     torch.testing.assert_close(other["method"]["priors"], one["method"]["priors"])

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
-from blda_cli.core.category_anchors import (
-    AnchorSums,
+from blda_cli.core.centroids import (
+    CentroidSums,
     active_labels,
     at_features,
     default_margin,
@@ -18,7 +18,7 @@ from blda_cli.core.category_anchors import (
 
 C, D = 4, 5
 ANCHORS = torch.randn(C, D, generator=torch.Generator().manual_seed(9)) * 2
-ANCHORS[2] = torch.inf  # a class without an anchor
+ANCHORS[2] = torch.inf  # a class without a centroid
 
 
 def scene(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,8 @@ def scene(seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(2, D, 6, 7, generator=generator), labels
 
 
-def exact_distance(feature: np.ndarray, anchor: np.ndarray) -> float:
-    return math.inf if np.isinf(anchor).any() else math.sqrt(sum((feature - anchor) ** 2))
+def exact_distance(feature: np.ndarray, centroid: np.ndarray) -> float:
+    return math.inf if np.isinf(centroid).any() else math.sqrt(sum((feature - centroid) ** 2))
 
 
 def test_anchors_are_the_mean_features_of_pixels_classified_rightly() -> None:
@@ -38,7 +38,7 @@ def test_anchors_are_the_mean_features_of_pixels_classified_rightly() -> None:
     predicted = torch.where(torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.5, labels, 0)
     labels[labels == 3] = 2  # no pixel of class 3
     predicted[predicted == 3] = 2
-    sums = AnchorSums(C, D)
+    sums = CentroidSums(C, D)
     for n in range(2):
         sums.update(features[n : n + 1], labels[n : n + 1], predicted[n : n + 1])
     for c in range(C):
@@ -48,7 +48,7 @@ def test_anchors_are_the_mean_features_of_pixels_classified_rightly() -> None:
             if labels[n, row, column] == c and predicted[n, row, column] == c
         ]
         expected = torch.stack(own).mean(dim=0) if own else torch.full((D,), torch.inf).double()
-        torch.testing.assert_close(sums.anchors()[c].double(), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(sums.centroids()[c].double(), expected, atol=1e-6, rtol=1e-5)
         assert sums.pixels[c] == len(own)
     assert sums.pixels[3] == 0
 
@@ -59,7 +59,7 @@ def test_active_pixels_are_nearer_to_one_anchor_by_the_margin(margin: float) -> 
     found = distances(features, ANCHORS)
     labels = active_labels(features, ANCHORS, margin)
     for n, row, column in np.ndindex(2, 6, 7):
-        exact = [exact_distance(features[n, :, row, column].numpy(), anchor) for anchor in ANCHORS.numpy()]
+        exact = [exact_distance(features[n, :, row, column].numpy(), centroid) for centroid in ANCHORS.numpy()]
         np.testing.assert_allclose(found[n, :, row, column].numpy(), exact, rtol=1e-4)
         nearest, second = sorted(exact)[:2]
         assert int(labels[n, row, column]) == (exact.index(nearest) if second - nearest > margin else IGNORE_INDEX)
@@ -67,7 +67,7 @@ def test_active_pixels_are_nearer_to_one_anchor_by_the_margin(margin: float) -> 
     assert (labels != IGNORE_INDEX).any()
 
 
-def test_the_margin_is_the_published_one_or_a_share_of_the_distance_between_anchors() -> None:
+def test_the_margin_is_the_published_one_or_a_share_of_the_distance_between_centroids() -> None:
     assert default_margin(torch.randn(3, 256)) == 2.5
     pairs = [exact_distance(ANCHORS[a].numpy(), ANCHORS[b].numpy()) for a, b in ((0, 1), (0, 3), (1, 3))]
     assert default_margin(ANCHORS) == pytest.approx(0.25 * np.mean(pairs), rel=1e-5)
