@@ -236,7 +236,7 @@ def _by_contents(
                 _refuse_accidents(samples, fitting[0], lookups, values, ignore, classes)
             return fitting[0].encoding
         if meanings:
-            names = " or ".join(lookup.encoding.name for lookup in fitting)
+            names = " or ".join(dict.fromkeys(lookup.encoding.name for lookup in fitting))
             raise BldaError(
                 f"the labels in {samples.paths[0].parent} could be {names}: say which with the label encoding "
                 f"(values {_listed(values)})"

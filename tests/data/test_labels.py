@@ -366,7 +366,7 @@ class TestWhatFitsByAccident:
 
     def test_label_ids_that_are_train_ids_too(self, folders: Folders) -> None:
         folders.add("a.png", "a.png", np.array([[7, 8, 11, 17]], np.uint8))
-        with pytest.raises(BldaError, match=r"could be .*cityscapes-train-ids.* or cityscapes-ids"):
+        with pytest.raises(BldaError, match="could be ids or cityscapes-ids or cityscapes-train-ids:"):
             folders.reader()
         np.testing.assert_array_equal(folders.read(encoding="cityscapes-ids"), [[0, 1, 2, 5]])
 
@@ -604,3 +604,21 @@ class TestRealFrames:
             np.testing.assert_array_equal(named(image), plain(image))
         with pytest.raises(BldaError, match="holds the value 11"):
             label_reader(images, day / "labels", CAMVID, encoding="ids")(images[0])
+
+
+def test_each_encoding_that_fits_is_named_once(folders: Folders) -> None:
+    groups = {
+        **{name: [name] for name in ("sky", "pole", "road", "fence")},
+        "building": ["building", "wall"],
+        "pavement": ["sidewalk"],
+        "tree": ["vegetation", "terrain"],
+        "sign": ["traffic light", "traffic sign"],
+        "car": ["car", "truck", "bus", "train"],
+        "pedestrian": ["person"],
+        "bicyclist": ["rider", "motorcycle", "bicycle"],
+    }
+    folders.add("a.png", "a.png", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    with pytest.raises(BldaError, match="could be") as caught:
+        folders.read(CAMVID, groups={name: groups[name] for name in CAMVID.names})
+    named = str(caught.value).split("could be ")[1].split(":")[0].split(" or ")
+    assert sorted(named) == ["camvid", "cityscapes-train-ids"]
