@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from blda_cli.finetuning.checkpoint import check_alike, check_optimizer, check_t
 from blda_cli.finetuning.data.augmentation import augment
 from blda_cli.finetuning.data.mixing import paste
 from blda_cli.finetuning.data.samples import Batch
-from blda_cli.finetuning.methods import load
 from blda_cli.finetuning.methods.base import MethodContext, TrainingMethod
 from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objective
 from blda_cli.finetuning.networks.feature_distance import FeatureDistance
@@ -81,10 +81,10 @@ class Trainer:
         if not any(one.requires_grad for one in segmenter.module.parameters()):
             raise BldaError("the network has no parameter that requires gradients, so there is nothing to train")
         self._classes = len(segmenter.classes)
-        self.objective: Objective = load(settings.correction.make).of(settings, self._classes, self._device)
+        self.objective: Objective = resolve_name(settings.correction.make).of(settings, self._classes, self._device)
         network = segmenter.module
         self.teacher = Teacher(network, settings.host.teacher_momentum, holds_norms=holds_norms)
-        self.method: TrainingMethod = load(settings.method.make)(
+        self.method: TrainingMethod = resolve_name(settings.method.make)(
             MethodContext(settings, self._classes, self._device, self.teacher.network, self.objective)
         )
         if current_shard().world > 1 and self._device.type == "cuda" and not holds_norms:

@@ -119,11 +119,12 @@ def collect_stats(request: CollectRequest, job: Job) -> dict[Path, StatisticsFil
     whole = Path(request.subject.images)
     if not whole.is_dir():
         raise BldaError(f"--by folder needs a folder of subfolders, and {whole} is none")
-    loose = [image.key for image in find_images(whole) if "/" not in image.key]
+    keys = [image.key for image in find_images(whole)]
+    loose = [key for key in keys if "/" not in key]
     if loose:
         raise BldaError(f"--by folder needs all images in subfolders of {whole}, and {loose[0]} is in none")
     written = {}
-    for name in sorted({image.key.split("/")[0] for image in find_images(whole)}):
+    for name in sorted({key.split("/")[0] for key in keys}):
         labels = request.labelled.labels
         if labels is not None and (Path(labels) / name).is_dir():
             labels = str(Path(labels) / name)

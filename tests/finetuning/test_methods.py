@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 
 from blda_cli.errors import BldaError
-from blda_cli.finetuning import methods
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry
 from blda_cli.finetuning.settings import Settings
 from blda_cli.settings import sections_of, settings_of
@@ -53,6 +53,6 @@ def test_every_entry_names_what_there_is() -> None:
     entries: list[MethodEntry | CorrectionEntry] = [*METHODS.values(), *CORRECTIONS.values()]
     known = [f"{section}.{name}" for section, cls in sections_of(Settings).items() for name in settings_of(cls)]
     for entry in entries:
-        assert isinstance(methods.load(entry.make), type)
+        assert isinstance(resolve_name(entry.make), type)
         for option in entry.options:
             assert any(re.fullmatch(option.replace("*", ".*"), name) for name in known), option

@@ -5,7 +5,6 @@ derived from :class:`blda_cli.finetuning.methods.base.TrainingMethod` and one en
 refused options and required data follow from the entry.
 """
 
-import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -144,12 +143,6 @@ CORRECTIONS: dict[str, CorrectionEntry] = {
     "none": CorrectionEntry(f"{_HERE}.objective:Objective"),
     "blda": CorrectionEntry(f"{_HERE}.blda:Blda", options=("blda.*",)),
 }
-
-
-def load(make: str) -> Any:
-    """Import the object that ``package.module:name`` names."""
-    module, _, name = make.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def takes(options: Iterable[str], name: str) -> bool:
