@@ -133,8 +133,8 @@ def train(
     settings = settings.with_values({"training.crop": fitting_crop(cropped, settings.training.crop, monitor)}, "images")
     state = resumed_state(folder, settings) if begun else None
     _try_crop(segmenter, settings.training.crop)
-    if settings.run.check and current_shard().first:
-        say_doubts(spec, segmenter, target or source.files, monitor)
+    first = current_shard().first
+    doubts = say_doubts(spec, segmenter, target or source.files, monitor) if settings.run.check and first else {}
 
     read = {**source.stamps(), **{file.location: file.fingerprint() for file in target}}
     stamps = {os.path.abspath(name): state for name, state in read.items()}  # noqa: PTH100  # the stamp follows links
@@ -144,8 +144,7 @@ def train(
             f"{changed} is not as it was when the run in {output} began: a run goes on with the data it began with"
         )
     counts = {"source": len(source.files), "target": len(target)}
-    record = {**provenance.as_json(), "model": initial, **counts, "data": stamps}
-    first = current_shard().first
+    record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
     if settings.labels_itself and state is None:
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it

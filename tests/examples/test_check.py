@@ -169,6 +169,16 @@ def test_collect_align_and_report_carry_a_doubt(world: Path, model: Write) -> No
     assert list(read_statistics(world / "m.h5").provenance.all_doubts()) == ["description"]
 
 
+@pytest.mark.parametrize(("check", "doubts"), [("--check", ["description"]), ("--no-check", [])])
+def test_a_run_folder_records_a_doubt(world: Path, model: Write, check: str, doubts: list[str]) -> None:
+    run(
+        *("finetune", "--model", model(HALF), "--source-images", world / "images", "--source-labels", world / "labels"),
+        *("--target-images", world / "images", "--output", world / "run", "--iterations", 1, "--crop", 32, check),
+    )
+    assert list(json.loads((world / "run" / "run.json").read_text()).get("doubts", {})) == doubts
+    assert read_statistics(world / "run" / "statistics.h5").provenance.doubts == {}  # of the trained network
+
+
 def test_no_check_looks_at_nothing(world: Path, model: Write) -> None:
     said = run(
         "collect-stats", "--model", model(HALF), "--images", world / "images", "--output", world / "s.h5", "--no-check"
