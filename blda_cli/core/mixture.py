@@ -25,12 +25,17 @@ class GaussianMixture:
     means: Tensor
     variances: Tensor
 
-    def __getitem__(self, index: int) -> "GaussianMixture":
-        return GaussianMixture(self.weights[index], self.means[index], self.variances[index])
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, means and variances."""
+        return self.weights, self.means, self.variances
+
+    def __getitem__(self, index: int | slice) -> "GaussianMixture":
+        return GaussianMixture(*(values[index] for values in self.parameters))
 
     def to(self, device: torch.device) -> "GaussianMixture":
         """The same mixtures on another device."""
-        return GaussianMixture(self.weights.to(device), self.means.to(device), self.variances.to(device))
+        return GaussianMixture(*(values.to(device) for values in self.parameters))
 
     def cdf(self, values: Tensor) -> Tensor:
         """See :class:`Distributions`."""

@@ -134,11 +134,13 @@ class OnlineMixture:
     last updated, so that rows seen rarely catch up. A row's first fit is used unblended: blended, a row first seen
     after 40 updates would keep two thirds of its random start and count as fitted.
 
+    Updates change the tensors in place, so that a CUDA graph can replay them.
+
     Attributes:
         mixture: ``[*rows, K]`` float32.
         staleness: ``n``, float32 ``[*rows]``.
         fitted: rows updated at least once, bool ``[*rows]``.
-        step: updates so far.
+        step: updates so far, a float32 scalar on the device.
         momentum: blending at the end of the warm-up.
         warmup: updates until then.
         blend_first_fit: a row's first fit, too, is blended with the row's random start, as published.
@@ -160,7 +162,7 @@ class OnlineMixture:
         self.mixture = GaussianMixture(torch.full_like(means, 1 / components), means, torch.ones_like(means))
         self.staleness = torch.ones(rows, device=device)
         self.fitted = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.step = 0
+        self.step = torch.zeros((), device=device)
         self.momentum = momentum
         self.warmup = warmup
         self.blend_first_fit = blend_first_fit
@@ -180,19 +182,15 @@ class OnlineMixture:
 
     def blend(self, batch: GaussianMixture, rows: Tensor) -> None:
         """Blend in the mixtures fitted to a batch, in the rows that the mask ``rows`` (bool ``[*rows]``) selects."""
-        kept = (self.momentum * min(self.step / max(self.warmup, 1), 1.0)) ** self.staleness
+        kept = (self.momentum * (self.step / max(self.warmup, 1)).clamp(max=1.0)) ** self.staleness
         if not self.blend_first_fit:
             kept = torch.where(self.fitted, kept, 0.0)
         kept = torch.where(rows, kept, 1.0).unsqueeze(-1)
-        old = self.mixture
-        self.mixture = GaussianMixture(
-            torch.lerp(batch.weights, old.weights, kept),
-            torch.lerp(batch.means, old.means, kept),
-            torch.lerp(batch.variances, old.variances, kept),
-        )
-        self.staleness = torch.where(rows, 1.0, self.staleness + 1)
-        self.fitted = self.fitted | rows
-        self.step += 1
+        for old, new in zip(self.mixture.parameters, batch.parameters, strict=True):
+            old.copy_(torch.lerp(new, old, kept))
+        self.staleness.add_(1.0).masked_fill_(rows, 1.0)
+        self.fitted.logical_or_(rows)
+        self.step.add_(1)
 
     def means(self) -> Tensor:
         """The mean of every mixture, ``[*rows]``."""
@@ -206,16 +204,16 @@ class OnlineMixture:
             "variances": self.mixture.variances,
             "staleness": self.staleness,
             "fitted": self.fitted,
-            "step": self.step,
+            "step": int(self.step),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state on this bank's device."""
-        device = self.staleness.device
-        self.mixture = GaussianMixture(*(state[name].to(device) for name in ("weights", "means", "variances")))
-        self.staleness = state["staleness"].to(device)
-        self.fitted = state["fitted"].to(device)
-        self.step = state["step"]
+        for name, values in zip(("weights", "means", "variances"), self.mixture.parameters, strict=True):
+            values.copy_(state[name])
+        self.staleness.copy_(state["staleness"])
+        self.fitted.copy_(state["fitted"])
+        self.step.fill_(state["step"])
 
 
 def fit(mixture: GaussianMixture, values: Tensor, counts: Tensor, bin_width: Tensor | float = 0.0) -> GaussianMixture:

@@ -163,7 +163,9 @@ class Times:
         return statistics.median(self.few) - statistics.median(self.one)
 
 
-def measure(case: Case, device: str, workers: int, batch_size: int, repeats: int, folder: Path) -> dict[str, Any]:
+def measure(
+    case: Case, device: str, workers: int, batch_size: int, repeats: int, norms: str, folder: Path
+) -> dict[str, Any]:
     """Wall and processor times of the bare loop and of the commands, on one image, on a few and on all."""
     files = find_images(case.images)
     sources = {"one": folder / "one.txt", "few": folder / "few.txt", "all": case.images}
@@ -174,7 +176,7 @@ def measure(case: Case, device: str, workers: int, batch_size: int, repeats: int
     common += ["--weights", case.weights] if case.weights else []
     common += ["--amp"] if case.amp else []
     outputs = {
-        "collect-stats": ["--output", folder / "s.h5"],
+        "collect-stats": ["--output", folder / "s.h5", "--norms", norms],
         "align": ["--output", folder / "o", "--stats", folder / "s.h5"],
     }
     variants: dict[str, Callable[[Path], None]] = {
@@ -290,6 +292,7 @@ def blda(*arguments: Any) -> None:
     "--count", type=click.IntRange(min=FEW_IMAGES + 1), default=24, show_default=True, help="Images of a run."
 )
 @click.option("--repeats", default=5, show_default=True, help="Runs that count.")
+@click.option("--norms", default="source", show_default=True, help="Of collect-stats; auto first compares some weights.")
 @click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
 def main(
@@ -302,6 +305,7 @@ def main(
     chosen: str | None,
     count: int,
     repeats: int,
+    norms: str,
     workers: int | None,
     json_file: Path | None,
 ) -> None:
@@ -333,7 +337,7 @@ def main(
             case = cases[name]()
             read, written = files_a_second(case.images)
             print(f"{case.name}: one thread reads {read:.0f} images a second, writes {written:.0f} PNGs", flush=True)
-            results.append(measure(case, device, workers, batch_size, repeats, folder))
+            results.append(measure(case, device, workers, batch_size, repeats, norms, folder))
             print(HEADER)
             for clock in CLOCKS:
                 print(table_row(case.name, clock, results[-1][clock]), flush=True)

@@ -141,11 +141,15 @@ def test_equal_logits_make_a_grid_too() -> None:
     assert float(count_cells(grid, logits, torch.zeros(1, 4, 4, dtype=torch.long)).sum()) == 32
 
 
+def copied(bank: OnlineMixture) -> GaussianMixture:
+    return GaussianMixture(*(values.clone() for values in bank.mixture.parameters))
+
+
 def test_rows_with_few_pixels_keep_their_mixture_and_catch_up() -> None:
     bank = OnlineMixture((2,), momentum=0.99, warmup=10)
     values = torch.linspace(2, 4, 50)
     enough, few = torch.full((50,), MINIMUM_PIXELS / 50), torch.full((50,), 1.0)
-    before = bank.mixture
+    before = copied(bank)
     for _ in range(20):
         bank.update(values, torch.stack([enough, few]))
     assert torch.equal(bank.mixture.means[1], before.means[1])
@@ -158,15 +162,15 @@ def test_a_row_first_seen_late_has_the_fit_alone_or_as_published_a_part_of_it(bl
     bank = OnlineMixture((2,), momentum=0.99, warmup=10, blend_first_fit=blended)
     values = torch.linspace(2, 4, 50)
     enough, few = torch.full((50,), MINIMUM_PIXELS / 50), torch.full((50,), 1.0)
-    start = bank.mixture[1]
+    start = copied(bank)[1]
     for _ in range(20):
         bank.update(values, torch.stack([enough, few]))
-    first, second = fit(start, values, enough), bank.mixture
+    first, second = fit(start, values, enough), start
     for present in (enough, few, few, enough):
         bank.update(values, torch.stack([few, present]))
         if bank.step == 21:
             kept = 0.99**21 if blended else 0.0
-            second = bank.mixture[1]
+            second = copied(bank)[1]
             torch.testing.assert_close(second.means, kept * start.means + (1 - kept) * first.means)
     again = fit(second, values, enough)
     torch.testing.assert_close(bank.mixture.means[1], 0.99**3 * second.means + (1 - 0.99**3) * again.means)
@@ -174,7 +178,7 @@ def test_a_row_first_seen_late_has_the_fit_alone_or_as_published_a_part_of_it(bl
 
 def test_the_first_update_takes_the_batch_alone() -> None:
     bank = OnlineMixture((1,))
-    start = bank.mixture
+    start = copied(bank)
     values, counts = torch.linspace(-1, 5, 100), torch.full((1, 100), 10.0)
     bank.update(values, counts)
     torch.testing.assert_close(bank.mixture.means, fit(start, values, counts).means)

@@ -87,10 +87,11 @@ def test_the_strength_falls_from_1_to_the_published_one() -> None:
     blda, fixed = method(), method(blda__tau=0.3)
     blda.costs = torch.tensor([1.0, 1.5])
     strengths = []
-    for blda.source.step in (0, 800, 20_000, 40_000, 60_000):
+    for step in (0, 800, 20_000, 40_000, 60_000):
+        blda.source.step.fill_(step)
         strengths.append(float(blda.tau))
     assert strengths == pytest.approx([1, 0.1**0.02, 0.1**0.5, 0.1, 0.1])
-    fixed.source.step = 20_000
+    fixed.source.step.fill_(20_000)
     assert float(fixed.tau) == pytest.approx(0.3)
 
 
@@ -215,3 +216,26 @@ def test_tables_stay_small_with_many_classes(classes: int) -> None:
     blda = Blda(Settings().blda, classes, torch.device("cpu"))
     assert 64 <= blda._table_bins <= 2048
     assert blda._table_bins * classes**2 <= 1 << 22
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_steps_replayed_as_a_graph_are_those_launched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(blda: Blda) -> list[Tensor]:
+        seen = []
+        for seed in range(6):
+            outputs, labels = (one.cuda() if isinstance(one, Tensor) else one for one in forward(seed))
+            outputs = Outputs(outputs.logits.detach().cuda().requires_grad_(), density=outputs.density.detach().cuda())
+            losses = blda.source_losses(outputs, labels)
+            weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)).cuda()
+            losses |= blda.mixed_losses(outputs, MixedTargets(labels.clamp(min=0), weights, labels == 1))
+            losses["masked"] = blda.masked_loss(outputs, labels, weights)
+            torch.stack(list(losses.values())).sum().backward()
+            seen += [*(value.detach() for value in losses.values()), outputs.logits.grad, blda.costs.clone()]
+        return seen
+
+    settings = Settings().with_values({"blda.density_weight": 0.5}, "test")
+    graphed = run(Blda(settings.blda, C, torch.device("cuda")))
+    monkeypatch.setattr("blda_cli.finetuning.methods.blda.GraphedCall", torch.no_grad())
+    plain = run(Blda(settings.blda, C, torch.device("cuda")))
+    for one, other in zip(graphed, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

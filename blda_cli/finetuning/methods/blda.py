@@ -1,5 +1,6 @@
 """BLDA (Li et al., ICML 2025): self-training with logits shifted onto shared distributions, and density regression."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from blda_cli.finetuning.methods.objective import Losses, MixedTargets, Objectiv
 from blda_cli.finetuning.methods.pseudo_labels import debiased_labels
 from blda_cli.finetuning.networks.student import Outputs
 from blda_cli.finetuning.settings import PUBLISHED, BldaSettings, Settings
+from blda_cli.runtime.graphs import GraphedCall
 from blda_cli.runtime.process_group import all_maximum, all_sum
 from blda_cli.runtime.shards import current_shard
 
@@ -35,6 +37,21 @@ less."""
 
 _TABLE_VALUES = 1 << 22
 """Most values of the shift table: with many classes it gets coarser."""
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the losses of a batch regress and correct by; no gradient.
+
+    Attributes:
+        shift: ``Δ[r, l](f_l)`` of every pixel and channel, float32 ``[N, C, h, w]``.
+        density: ``F[r, y](f_y)``, float32 ``[N, h, w]``; NaN where there is none.
+        tau: strength, a scalar.
+    """
+
+    shift: Tensor
+    density: Tensor
+    tau: Tensor
 
 
 class Blda(Objective):
@@ -70,8 +87,12 @@ class Blda(Objective):
         self.source, self.target = bank((num_classes**2 + 2,)), bank((num_classes**2,))
         self.target_pixels = torch.zeros(num_classes, device=device)
         self.costs = torch.zeros(2, device=device)
-        self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
+        self._anchors = AnchorQuantiles.of(self.source.mixture[-2:])
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
+        # Some five hundred small kernels a step, which take longer to launch than to run.
+        self._see_source, self._see_mixed, self._see_masked = map(
+            GraphedCall, (self._source_targets, self._mixed_targets, self._masked_targets)
+        )
 
     @property
     def tau(self) -> Tensor:
@@ -84,21 +105,15 @@ class Blda(Objective):
         grow, the cells with them, and the shifts with the cells (DABNet's logits grew to some hundreds in 300 steps).
         """
         if self.settings.tau is not None:
-            return self.costs.new_tensor(self.settings.tau)
-        decayed = PUBLISHED["blda.tau"] ** min(self.source.step / _DECAY, 1)
+            return torch.full_like(self.source.step, self.settings.tau)
+        decayed = PUBLISHED["blda.tau"] ** (self.source.step / _DECAY).clamp(max=1.0)
         plain, full = self.costs
         limit: Tensor = _MOST_ADDED * plain / (full - plain).clamp(min=torch.finfo(plain.dtype).tiny)
-        return limit.clamp(max=decayed)
+        return limit.minimum(decayed)
 
     def source_losses(self, outputs: Outputs, labels: Tensor) -> Losses:
         """Corrected cross-entropy and density regression, after the banks are updated with the batch."""
-        logits = outputs.logits.detach().float()
-        span = all_maximum(reach(logits))
-        self._update(self.source, logits, labels, span, anchors=True)
-        self._anchors = AnchorQuantiles.of(_rows(self.source.mixture, slice(-2, None)))
-        table = self._table(span, target=False)
-        self._see_costs(logits, labels, table)
-        return self._losses("source", outputs, labels, labels, table, torch.ones((), device=logits.device))
+        return self._losses("source", outputs, labels, self._see_source(outputs.logits.detach(), labels))
 
     def target_labels(self, logits: Tensor) -> Tensor | None:
         """Labels by the location form from the target's cells, if the settings ask for them."""
@@ -109,20 +124,13 @@ class Blda(Objective):
 
     def mixed_losses(self, outputs: Outputs, targets: MixedTargets) -> Losses:
         """The same on mixed images, weighted."""
-        logits, labels = outputs.logits.detach().float(), targets.labels
-        span = all_maximum(reach(logits))
-        own = torch.where(targets.from_source | (targets.weights == 0), IGNORE_INDEX, labels)
-        counts = self._update(self.target, logits, own, span, anchors=False)
-        self.target_pixels = torch.lerp(counts, self.target_pixels, self.settings.momentum)
-        rows = torch.where(targets.from_source | (labels == IGNORE_INDEX), labels, labels + self.num_classes)
-        return self._losses("mixed", outputs, labels, rows, self._table(span, target=True), targets.weights)
+        seen = self._see_mixed(outputs.logits.detach(), targets.labels, targets.weights, targets.from_source)
+        return self._losses("mixed", outputs, targets.labels, seen, targets.weights)
 
     def masked_loss(self, outputs: Outputs, labels: Tensor, weights: Tensor) -> Tensor:
         """Corrected cross-entropy by the target's cells, which are not updated with the masked images."""
-        table = self._table(reach(outputs.logits), target=True)
-        rows = torch.where(labels == IGNORE_INDEX, -1, labels + self.num_classes)
-        shift = table.shift(outputs.logits, rows)
-        loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.tau)).mean()
+        seen = self._see_masked(outputs.logits.detach(), labels)
+        loss: Tensor = (weights * corrected_cross_entropy(outputs.logits, labels, seen.shift, seen.tau)).mean()
         return loss
 
     def metrics(self) -> dict[str, list[float]]:
@@ -152,8 +160,33 @@ class Blda(Objective):
         """See :class:`Objective`."""
         self.source.load_state_dict(state["source"])
         self.target.load_state_dict(state["target"])
-        self.target_pixels = state["target_pixels"].to(self.target_pixels.device)
-        self.costs = state["costs"].to(self.costs.device)
+        self.target_pixels.copy_(state["target_pixels"])
+        self.costs.copy_(state["costs"])
+
+    def _source_targets(self, logits: Tensor, labels: Tensor) -> _Targets:
+        """Update the source's banks with a batch, then look its pixels up."""
+        span = all_maximum(reach(logits))
+        self._update(self.source, logits, labels, span, anchors=True)
+        self._anchors.table.copy_(AnchorQuantiles.of(self.source.mixture[-2:]).table)
+        table = self._table(span, target=False)
+        self._see_costs(logits, labels, table)
+        return self._looked_up(table, logits, labels)
+
+    def _mixed_targets(self, logits: Tensor, labels: Tensor, weights: Tensor, from_source: Tensor) -> _Targets:
+        """Update the target's bank with a mixed batch, then look its pixels up."""
+        span = all_maximum(reach(logits))
+        own = torch.where(from_source | (weights == 0), IGNORE_INDEX, labels)
+        counts = self._update(self.target, logits, own, span, anchors=False)
+        self.target_pixels.copy_(torch.lerp(counts, self.target_pixels, self.settings.momentum))
+        rows = torch.where(from_source | (labels == IGNORE_INDEX), labels, labels + self.num_classes)
+        return self._looked_up(self._table(span, target=True), logits, rows)
+
+    def _masked_targets(self, logits: Tensor, labels: Tensor) -> _Targets:
+        rows = torch.where(labels == IGNORE_INDEX, -1, labels + self.num_classes)
+        return self._looked_up(self._table(reach(logits), target=True), logits, rows)
+
+    def _looked_up(self, table: ShiftTable, logits: Tensor, rows: Tensor) -> _Targets:
+        return _Targets(table.shift(logits, rows), table.density(logits, rows), self.tau)
 
     def _update(self, bank: OnlineMixture, logits: Tensor, labels: Tensor, span: Tensor, *, anchors: bool) -> Tensor:
         """Update a bank with the batch of all processes; returns the pixels of each label, ``[C]``."""
@@ -173,19 +206,15 @@ class Blda(Objective):
         logits, labels = logits[some], labels[some]
         shift = table.shift(logits, labels)
         costs = [corrected_cross_entropy(logits, labels, shift, tau).mean() for tau in (0.0, 1.0)]
-        new = max(1 / self.source.step, 1 - _COSTS_MOMENTUM)
-        self.costs = self.costs.lerp(all_sum(torch.stack(costs)), new)
+        new = (1 / self.source.step).clamp(min=1 - _COSTS_MOMENTUM)
+        self.costs.copy_(self.costs.lerp(all_sum(torch.stack(costs)), new))
 
     def _table(self, span: Tensor, *, target: bool) -> ShiftTable:
         """The source's shifts, and below them the target's."""
         cells, fitted = _cells(self.source, self.num_classes)
         if target:
             own, own_fitted = _cells(self.target, self.num_classes)
-            cells = GaussianMixture(
-                torch.cat([cells.weights, own.weights]),
-                torch.cat([cells.means, own.means]),
-                torch.cat([cells.variances, own.variances]),
-            )
+            cells = GaussianMixture(*map(torch.cat, zip(cells.parameters, own.parameters, strict=True)))
             fitted = torch.cat([fitted, own_fitted])
         return ShiftTable.build(cells, fitted, self._anchors, LogitGrid.spanning(span, self._table_bins))
 
@@ -202,13 +231,12 @@ class Blda(Objective):
         return histogram
 
     def _losses(
-        self, name: str, outputs: Outputs, labels: Tensor, rows: Tensor, table: ShiftTable, weights: Tensor
+        self, name: str, outputs: Outputs, labels: Tensor, seen: _Targets, weights: Tensor | float = 1.0
     ) -> Losses:
         assert outputs.density is not None
-        shift = table.shift(outputs.logits, rows)
-        density = cumulative_density_loss(outputs.density, table.density(outputs.logits, rows))
+        density = cumulative_density_loss(outputs.density, seen.density)
         return {
-            name: (weights * corrected_cross_entropy(outputs.logits, labels, shift, self.tau)).mean(),
+            name: (weights * corrected_cross_entropy(outputs.logits, labels, seen.shift, seen.tau)).mean(),
             f"{name}_density": self.settings.density_weight * (weights * density).mean(),
         }
 
@@ -218,17 +246,8 @@ class Blda(Objective):
         return torch.where(fitted, self.target_pixels.clamp(min=1) * 1e6, 0.0)
 
 
-def _rows(mixture: GaussianMixture, rows: slice) -> GaussianMixture:
-    return GaussianMixture(mixture.weights[rows], mixture.means[rows], mixture.variances[rows])
-
-
 def _cells(bank: OnlineMixture, size: int) -> tuple[GaussianMixture, Tensor]:
     """A bank's cells ``[C, C, K]``, and which of them were ever updated."""
-    cells = _rows(bank.mixture, slice(size**2))
     shape = (size, size)
-    return (
-        GaussianMixture(
-            cells.weights.unflatten(0, shape), cells.means.unflatten(0, shape), cells.variances.unflatten(0, shape)
-        ),
-        bank.fitted[: size**2].unflatten(0, shape),
-    )
+    cells = GaussianMixture(*(values[: size**2].unflatten(0, shape) for values in bank.mixture.parameters))
+    return cells, bank.fitted[: size**2].unflatten(0, shape)
