@@ -56,6 +56,7 @@ class GraphedCall(Generic[Result]):
     def _capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Result]:
         held = tuple(torch.empty_like(values) for values in inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Only this thread's calls are captured: those that read images go on pinning and copying memory.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = self._function(*held)
         return graph, held, result

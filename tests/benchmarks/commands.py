@@ -292,7 +292,7 @@ def blda(*arguments: Any) -> None:
     "--count", type=click.IntRange(min=FEW_IMAGES + 1), default=24, show_default=True, help="Images of a run."
 )
 @click.option("--repeats", default=5, show_default=True, help="Runs that count.")
-@click.option("--norms", default="source", show_default=True, help="Of collect-stats; auto first compares some weights.")
+@click.option("--norms", default="source", show_default=True, help="Of collect-stats.")
 @click.option("--workers", type=int, help="Threads that read images.  [default: 2, on a GPU 8]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers here.")
 def main(
