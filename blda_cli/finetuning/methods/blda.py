@@ -90,9 +90,9 @@ class Blda(Objective):
         self._anchors = AnchorQuantiles.of(self.source.mixture[-2:])
         self._table_bins = 1 << min((_TABLE_VALUES // num_classes**2).bit_length() - 1, 11)
         # Some five hundred small kernels a step, which take longer to launch than to run.
-        self._see_source, self._see_mixed, self._see_masked = map(
-            GraphedCall, (self._source_targets, self._mixed_targets, self._masked_targets)
-        )
+        self._see_source = GraphedCall(self._source_targets)
+        self._see_mixed = GraphedCall(self._mixed_targets)
+        self._see_masked = GraphedCall(self._masked_targets)
 
     @property
     def tau(self) -> Tensor:
