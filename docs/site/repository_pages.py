@@ -39,7 +39,7 @@ CHANGELOG
 """
 
 
-def add_contents(app: Sphinx, name: str, source: list[str]) -> None:  # noqa: ARG001
+def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     """Add the site's table of contents to the README, where readers of the file itself do not see it."""
     if name == app.config.root_doc:
         source[0] += CONTENTS
