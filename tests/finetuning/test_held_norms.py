@@ -98,6 +98,22 @@ def test_averages_are_kept_where_a_network_fails_by_the_batch(images: str, tmp_p
     assert not prepared(tmp_path, "auto", batch_size=7)[0]
 
 
+def test_one_process_that_finds_harm_decides_for_all(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs that round differently, processes may find different costs on the same crops."""
+    alone, _ = prepared(tmp_path, "auto")
+    found = []
+
+    def maximum(own: torch.Tensor) -> torch.Tensor:
+        found.append(bool(own))
+        return torch.ones_like(own)
+
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.all_maximum", maximum)
+    assert prepared(tmp_path, "auto")[0]
+    assert found == [alone]
+
+
 @pytest.mark.parametrize(("norms", "told"), [("auto", True), ("batch", True), ("target", False), ("source", False)])
 def test_processes_without_cuda_are_told_that_each_has_its_own_norms(
     images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: str, told: bool
