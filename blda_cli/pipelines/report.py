@@ -120,7 +120,7 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         (str(reference.path), reference.content) if reference else None,
     )
     if job is not None:
-        _write(result, content, folders, reference, job.output)
+        _write(result, content, folders, reference, reader, job.output)
     return result
 
 
@@ -245,10 +245,11 @@ def _write(
     content: StatisticsFile,
     folders: Sequence[AlignedFolder],
     reference: StatisticsInput | None,
+    reader: LabelReader | None,
     output: Path,
 ) -> None:
     """Write the three files of a report."""
-    page = to_html(report, _densities(content, folders, reference), _gallery(report, content.classes, folders))
+    page = to_html(report, _densities(content, folders, reference), _gallery(report, content.classes, folders, reader))
     new = not output.exists()
     try:
         for name, text in zip(OUTPUTS, (page, to_json(report), to_csv(report)), strict=True):
@@ -288,7 +289,9 @@ def _read_after(first: AlignedFolder, folder: AlignedFolder, key: str) -> np.nda
     return after
 
 
-def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]) -> list[Frame]:
+def _gallery(
+    report: Report, classes: ClassSet, folders: Sequence[AlignedFolder], reader: LabelReader | None
+) -> list[Frame]:
     """The frames that the first folder's correction changed most; none of a classifier."""
     if not folders or folders[0].record.classified:
         return []
@@ -300,4 +303,5 @@ def _gallery(report: Report, classes: ClassSet, folders: Sequence[AlignedFolder]
         partial(folders[0].read, kind=ARGMAX),
         {run.name: partial(_read_after, folders[0], folder) for run, folder in zip(report.runs, folders, strict=True)},
         classes,
+        reader,
     )

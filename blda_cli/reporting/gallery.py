@@ -2,12 +2,14 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
@@ -31,12 +33,14 @@ class Corrected:
         after: data URI of the corrected prediction.
         difference: data URI of the image in grey, changed pixels in their new class's colour.
         changed: share of the pixels changed.
+        right: share of the labelled pixels that are right; None where there are no labels, NaN where all are void.
     """
 
     run: str
     after: str
     difference: str
     changed: float
+    right: float | None
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ class Frame:
         height: of the pictures.
         image: data URI; None where the image cannot be shown.
         before: data URI of the network's own prediction.
+        labels: data URI of the labels; None where there are none.
+        right: share of the labelled pixels that are right before, see :class:`Corrected`.
         runs: one per correction.
-        classes: ids of the classes in its predictions.
+        classes: pixels of each class in its predictions and labels, by id.
     """
 
     key: str
@@ -58,14 +64,16 @@ class Frame:
     height: int
     image: str | None
     before: str
+    labels: str | None
+    right: float | None
     runs: list[Corrected]
-    classes: list[int]
+    classes: dict[int, int]
 
     @property
     def size(self) -> int:
         """Characters that its pictures take."""
-        pictures = [self.image or "", self.before, *(p for run in self.runs for p in (run.after, run.difference))]
-        return sum(map(len, pictures))
+        corrected = [picture for run in self.runs for picture in (run.after, run.difference)]
+        return sum(len(picture) for picture in (self.image, self.before, self.labels, *corrected) if picture)
 
 
 def choose_frames(changed: dict[str, float], count: int = FRAMES) -> list[str]:
@@ -97,6 +105,7 @@ def make_gallery(
     before: Callable[[str], np.ndarray],
     after: dict[str, Callable[[str], np.ndarray]],
     classes: ClassSet,
+    truth: Callable[[ImageSource], np.ndarray] | None = None,
 ) -> list[Frame]:
     """Make the pictures of some frames, one frame at a time.
 
@@ -106,6 +115,7 @@ def make_gallery(
         before: reads the class ids ``[H, W]`` of the network's own prediction.
         after: per run, reads those of the corrected one.
         classes: the classes.
+        truth: reads the labels of an image, of the predictions' size; None where there are none.
 
     Returns:
         The frames, as many as fit the page's budget but at least one.
@@ -113,7 +123,8 @@ def make_gallery(
     frames: list[Frame] = []
     taken = 0
     for key in keys:
-        frame = _frame(images[key], before(key), {run: read(key) for run, read in after.items()}, classes)
+        corrected = {run: read(key) for run, read in after.items()}
+        frame = _frame(images[key], before(key), corrected, truth and truth(images[key]), classes)
         taken += frame.size
         if frames and taken > _BUDGET:
             break
@@ -121,7 +132,13 @@ def make_gallery(
     return frames
 
 
-def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray], classes: ClassSet) -> Frame:
+def _frame(
+    image: ImageSource,
+    before: np.ndarray,
+    after: dict[str, np.ndarray],
+    truth: np.ndarray | None,
+    classes: ClassSet,
+) -> Frame:
     height, width = before.shape
     scale = min(1.0, _WIDEST / width, _WIDEST / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -131,26 +148,31 @@ def _frame(image: ImageSource, before: np.ndarray, after: dict[str, np.ndarray],
     palette = np.array([*classes.palette, (0, 0, 0)], dtype=np.uint8)  # IGNORE_INDEX is the last entry
     small_before = _shrunk(before, size)
     runs = []
-    for name, labels in after.items():
-        small = _shrunk(labels, size)
+    for name, predicted in after.items():
+        small = _shrunk(predicted, size)
         difference = np.where((small != small_before)[..., None], palette[small], dimmed)
         runs.append(
             Corrected(
                 run=name,
                 after=_uri(Image.fromarray(palette[small]), lossless=True),
                 difference=_uri(Image.fromarray(difference.astype(np.uint8)), lossless=False),
-                changed=float((labels != before).mean()),
+                changed=float((predicted != before).mean()),
+                right=_right(predicted, truth),
             )
         )
-    shown = np.unique(np.concatenate([before.ravel(), *(labels.ravel() for labels in after.values())]))
+    counts = np.zeros(len(classes), dtype=np.int64)
+    for labels in (before, *after.values(), *([] if truth is None else [truth])):
+        counts += np.bincount(labels[labels >= 0], minlength=len(classes))
     return Frame(
         key=image.key,
         width=size[0],
         height=size[1],
         image=None if picture is None else _uri(picture, lossless=False),
         before=_uri(Image.fromarray(palette[small_before]), lossless=True),
+        labels=None if truth is None else _uri(Image.fromarray(palette[_shrunk(truth, size)]), lossless=True),
+        right=_right(before, truth),
         runs=runs,
-        classes=shown[shown >= 0].tolist(),
+        classes={index: int(count) for index, count in enumerate(counts) if count},
     )
 
 
@@ -160,6 +182,14 @@ def _picture(image: ImageSource, size: tuple[int, int]) -> Image.Image | None:
         return Image.fromarray(image.picture()).resize(size, Image.Resampling.LANCZOS)
     except BldaError:
         return None
+
+
+def _right(predicted: np.ndarray, truth: np.ndarray | None) -> float | None:
+    """Share of the pixels that have both a label and a prediction whose prediction is right."""
+    if truth is None:
+        return None
+    counted = (truth != IGNORE_INDEX) & (predicted != IGNORE_INDEX)
+    return float((predicted == truth)[counted].mean()) if counted.any() else math.nan
 
 
 def _shrunk(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

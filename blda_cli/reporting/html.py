@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,10 +26,16 @@ from blda_cli.reporting.tables import (
     run_tables,
     steps_table,
 )
-from blda_cli.reporting.words import next_steps, percent, points, score, signed, summary
+from blda_cli.reporting.words import next_steps, percent, points, score, signed, subject, summary
 from blda_cli.version import __version__
 
 _CHARTS_OPEN = 12
+_FEW_CLASSES = 12
+"""Classes up to which a table is taken in without a filter."""
+_PICTURES_FIRST = 2
+"""Rows of pictures above the text."""
+_COLORS_NAMED = 24
+"""Classes that a legend shows at once."""
 
 _CSS = {Verdict.OVER: "over", Verdict.UNDER: "under", Verdict.UNCLEAR: "unclear", Verdict.UNKNOWN: "unknown"}
 
@@ -46,8 +53,7 @@ class Tile:
 class Chart:
     """A class's distributions."""
 
-    name: str
-    color: str
+    index: int
     mark: str
     css: str
     note: str
@@ -75,7 +81,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
     )
     names = report.classes.names
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in report.classes.palette]
-    charts = _charts(report, shown, colors)
+    charts = _charts(report, shown)
     page: str = environment.get_template("report.html.j2").render(
         report=report,
         style=Markup(text("style.css")),
@@ -83,6 +89,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         version=__version__,
         names=names,
         colors=colors,
+        subject=subject(report),
         sentences=summary(report),
         steps=next_steps(report),
         tiles=_tiles(report),
@@ -103,12 +110,26 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         shifts=shift_matrix(report.mean_shifts, names),
         confusions=_confusions(report),
         gallery=gallery,
-        legend=sorted({index for frame in gallery for index in frame.classes}),
+        legend=_legend,
+        first=max(1, _PICTURES_FIRST // max(1, len(report.runs))),
+        verdict_counts={verdict: len(report.named(verdict)) for verdict in Verdict},
+        filtered=len(names) > _FEW_CLASSES,
+        marks=MARKS,
         percent=percent,
+        score=score,
         made=report.made,
         pretty=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
     return page
+
+
+def _legend(frames: Sequence[Frame]) -> tuple[list[int], list[int]]:
+    """The classes in some frames in their order: those with the most pixels, and the others."""
+    pixels: Counter[int] = Counter()
+    for frame in frames:
+        pixels.update(frame.classes)
+    ids = [index for index, _ in pixels.most_common()]
+    return sorted(ids[:_COLORS_NAMED]), sorted(ids[_COLORS_NAMED:])
 
 
 def _strips(report: Report) -> list[str]:
@@ -146,22 +167,15 @@ def _tiles(report: Report) -> list[Tile]:
     return tiles
 
 
-def _charts(report: Report, shown: Densities, colors: Sequence[str]) -> list[Chart]:
+def _charts(report: Report, shown: Densities) -> list[Chart]:
     """The classes with the largest estimated bias first, those without an estimate last."""
-    order = sorted(
-        range(len(colors)),
-        key=lambda index: (
-            -abs(report.estimates[index].bias) if report.estimates[index].bias == report.estimates[index].bias else 1
-        ),
-    )
     charts = []
-    for index in order:
+    for index in sorted(range(len(report.classes)), key=report.oddity, reverse=True):
         name, verdict = report.classes.names[index], report.estimates[index].verdict
         note = _distances(shown, index)
         charts.append(
             Chart(
-                name=name,
-                color=colors[index],
+                index=index,
                 mark=MARKS[verdict],
                 css=_CSS[verdict],
                 note=note,

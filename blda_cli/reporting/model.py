@@ -58,6 +58,11 @@ class Estimate:
             return Verdict.OVER
         return Verdict.UNDER if high < 0 else Verdict.UNCLEAR
 
+    @property
+    def opposed(self) -> bool:
+        """Whether its frequency is on the other side of fair than its bias, in which every class weighs alike."""
+        return (self.frequency - 1) * self.bias < 0
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -227,17 +232,24 @@ class Report:
     def order(self) -> list[int]:
         """The classes as tables show them: as they are or, where they are many, by how far their frequency is off."""
         indices = list(range(len(self.classes)))
-        return sorted(indices, key=self._oddity, reverse=True) if self.many_classes else indices
+        return sorted(indices, key=self.oddity, reverse=True) if self.many_classes else indices
 
-    def _oddity(self, index: int) -> float:
-        frequency = self.estimates[index].frequency
-        return abs(math.log(max(frequency, 1e-6))) if frequency == frequency else -1.0
+    def oddity(self, index: int) -> float:
+        """How biased a class is: how far its frequency is off where classes are many, else how large its bias is; −1
+        where neither is known."""
+        estimate = self.estimates[index]
+        value = estimate.frequency if self.many_classes else estimate.bias
+        if math.isnan(value):
+            return -1.0
+        return abs(math.log(max(value, 1e-6))) if self.many_classes else abs(value)
 
     def named(self, verdict: Verdict | str) -> list[str]:
-        """The classes of a verdict, the most biased first."""
+        """The classes of a verdict, the most biased first; where classes are many, those with a frequency against the
+        verdict come last."""
         found = [index for index, estimate in enumerate(self.estimates) if estimate.verdict == verdict]
-        bias = [0.0 if math.isnan(estimate.bias) else abs(estimate.bias) for estimate in self.estimates]
-        found.sort(key=self._oddity if self.many_classes else bias.__getitem__, reverse=True)
+        found.sort(key=self.oddity, reverse=True)
+        if self.many_classes:
+            found.sort(key=lambda index: self.estimates[index].opposed)
         return [self.classes.names[index] for index in found]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blda_cli.core.choices import Shift
 from blda_cli.core.fitting.strength import ADAPTED_IN_DOMAIN, FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.core.shifts import MINIMUM_PIXELS
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
@@ -69,6 +70,37 @@ def score(value: float) -> str:
 def times(value: float) -> str:
     """A ratio, e.g. ``×0.12``; ``n/a`` for NaN."""
     return "n/a" if math.isnan(value) else f"×{value:.{2 if value < 10 else 0}f}"
+
+
+def subject(report: Report) -> dict[str, str]:
+    """What the report is of, by the name of each thing: the network, the images, the corrections, the reference."""
+    model = report.made["statistics"].get("model", {})
+    options = report.provenance.common_options()
+    named = [str(name) for name in (options.get("--model"), model.get("factory") or model.get("path")) if name]
+    network = f"{named[0]} ({named[1]})" if len(named) > 1 and named[0] != named[1] else "".join(named[:1])
+    if options.get("--weights"):
+        network += f" with {options['--weights']}"
+    sources = _sources(report.provenance)
+    count = f"{report.images:,} image{'' if report.images == 1 else 's'}, {report.pixels:,} pixels"
+    things = {
+        "network": network or "not recorded",
+        "images": f"{_list(sources)} ({count})" if sources else count,
+        "classes": f"{len(report.classes)}",
+    }
+    for run in report.runs:
+        corrected = _sources(Provenance.from_json(run.made["provenance"]))
+        elsewhere = f", on {_list(corrected)}" if corrected and sources and set(corrected) != set(sources) else ""
+        things[run.name] = f"{run.method}{elsewhere}"
+    if report.reference is not None:
+        things["reference"] = f"{report.reference.file} ({report.reference.images:,} images)"
+    return things
+
+
+def _sources(provenance: Provenance) -> list[str]:
+    """Where the images are from, each place once."""
+    if provenance.source:
+        return [provenance.source]
+    return list(dict.fromkeys(source for part in provenance.merged for source in _sources(part)))
 
 
 def summary(report: Report) -> list[str]:
@@ -269,6 +301,8 @@ def _measured(report: Report, scores: Scores) -> str:
     pairs = [(bias, name) for bias, name in zip(scores.bias, report.classes.names, strict=True) if bias == bias]
     if not pairs:
         return "The labels hold none of the classes, so nothing can be measured against them."
+    if len(pairs) == 1:
+        return f"The labels hold one class alone, {pairs[0][1]}, so there is no bias to measure."
     most, least = max(pairs), min(pairs)
     text = (
         f"Measured against the labels, {most[1]} is the most over-predicted ({points(most[0])} points) and {least[1]} "
@@ -303,7 +337,37 @@ def _changed(report: Report, run: Run) -> str:
             f" {grown[1]} grew most, {percent(grown[2])} to {percent(grown[3])} of the pixels; {shrunk[1]} shrank "
             f"most, {percent(shrunk[2])} to {percent(shrunk[3])}."
         )
-    return text + _gained(report.before, run.after) + _many_for_few(report, run)
+    return text + _gained(report.before, run.after) + _contrary(report, run) + _many_for_few(report, run)
+
+
+def _contrary(report: Report, run: Run) -> str:
+    """Why classes changed against their verdict: under-predicted ones that shrank, over-predicted ones that grew."""
+    names = report.classes.names
+    shares = dict(zip(names, zip(report.before.share, run.after.share, report.estimates, strict=True), strict=True))
+
+    def against(verdict: Verdict, sign: int) -> list[str]:
+        return [
+            name
+            for name in report.named(verdict)
+            for before, after, estimate in (shares[name],)
+            if sign * before < sign * after and percent(before) != percent(after) and not estimate.opposed
+        ]
+
+    shrank, grew = against(Verdict.UNDER, -1), against(Verdict.OVER, 1)
+    parts = []
+    if shrank:
+        parts.append(f"{_list(shrank)} shrank although under-predicted")
+    if grew:
+        parts.append(f"{_list(grew)} grew although over-predicted")
+    if not parts:
+        return ""
+    reason = "a share also depends on how much the correction favours the classes that a class competes with"
+    if run.settings.get("method") == "blda" and run.settings.get("shift") == Shift.NEGATIVE:
+        reason = (
+            "the correction goes by how high a class's logits lie where the class is absent, the estimate also by how "
+            "low they lie at its own pixels"
+        )
+    return f" {' and '.join(parts)}: {reason}."
 
 
 def _many_for_few(report: Report, run: Run) -> str:

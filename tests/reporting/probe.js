@@ -76,8 +76,8 @@ function column(view, table, index) {
 function sorted(view) {
   const table = view.document.querySelector("table.classes"), headings = [...table.tHead.rows[0].cells];
   const orders = {};
-  for (const name of ["class", "estimate"]) {
-    const index = headings.findIndex((heading) => heading.textContent.trim() === name);
+  for (const name of ["class", "estimate", "bias, points"]) {
+    const index = headings.findIndex((heading) => (heading.querySelector("button") ?? heading).textContent.trim() === name);
     const button = headings[index].querySelector("button");
     button.click();
     orders[name] = {first: column(view, table, index), sort: headings[index].getAttribute("aria-sort")};
@@ -85,6 +85,24 @@ function sorted(view) {
     orders[name].second = column(view, table, index);
   }
   return orders;
+}
+
+function filtered(view) {
+  const filter = view.document.querySelector(".filter");
+  if (!filter) return null;
+  const [name, verdict] = filter.querySelectorAll("input, select");
+  const shown = () => [...view.document.querySelectorAll("[data-class]")].filter((one) => one.checkVisibility());
+  const all = shown().length, found = {};
+  for (const [text, wanted] of [["CLASS 1", ""], ["", verdict.options[1].value], ["", ""]]) {
+    name.value = text;
+    verdict.value = wanted;
+    name.dispatchEvent(new view.Event("input", {bubbles: true}));
+    found[text || (wanted && "verdict")] = {
+      classes: [...new Set(shown().map((one) => one.dataset.class))],
+      count: filter.querySelector("output").textContent,
+    };
+  }
+  return {hidden: !filter.checkVisibility(), all: shown().length === all, found};
 }
 
 function compared(view) {
@@ -119,6 +137,7 @@ addEventListener("load", () => {
       overflowing: overflowing(view),
       unreadable: unreadable(view),
       sorted: sorted(view),
+      filtered: filtered(view),
       compared: compared(view),
       readOut: readOut(view),
       broken: [...view.document.images].filter((image) => !image.complete || !image.naturalWidth).length,

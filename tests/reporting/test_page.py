@@ -130,28 +130,46 @@ def test_page_in_a_browser(count: int, scheme: str, pages: Callable[[int], str],
         assert view["unreadable"]["found"] == {}
         check_sorting(view["sorted"])
         assert view["compared"] == ["inset(0px 0px 0px 50%)", "inset(0px 0px 0px 90%)"]
+        check_filter(view["filtered"], count)
         if count > 24:
             assert view["readOut"].count(f"class {count - 1}") == 2
         else:
             assert view["readOut"] is None
 
 
+def check_filter(filtered: dict[str, Any] | None, count: int) -> None:
+    if count <= 12:
+        assert filtered is None
+        return
+    assert filtered is not None
+    assert not filtered["hidden"]
+    assert filtered["all"]  # none stays hidden once nothing is filtered
+    found = filtered["found"]
+    named = {f"class {number}" for number in range(count) if number % 3 and str(number).startswith("1")}
+    assert set(found["CLASS 1"]["classes"]) == named
+    assert found["CLASS 1"]["count"] == f"{len(named)} of {count}"
+    assert 0 < len(found["verdict"]["classes"]) < count
+    assert found[""]["count"] == ""
+
+
 def check_sorting(orders: dict[str, Any]) -> None:
     names = orders["class"]
     assert names["sort"] == "ascending"
     assert names["second"] == names["first"][::-1]
-    first = [float(value) for value in orders["estimate"]["first"] if value]
-    assert orders["estimate"]["sort"] == "descending"
-    assert first == sorted(first, reverse=True)
-    second = orders["estimate"]["second"]
-    assert [float(value) for value in second if value] == sorted(first)
-    assert second[-1] == ""  # a class without an estimate comes last either way
+    for column in ("estimate", "bias, points"):
+        first = [float(value) for value in orders[column]["first"] if value]
+        assert orders[column]["sort"] == "descending"
+        assert first == sorted(first, reverse=True)
+        second = orders[column]["second"]
+        assert [float(value) for value in second if value] == sorted(first)
+        assert second[-1] == ""  # a class without an estimate comes last either way
 
 
 def test_probe_finds_faults(tmp_path: Path) -> None:
     bad = """<!doctype html><html><head></head><body style="background:#fff">
-    <table class="classes"><thead><tr><th>class<button></button></th><th>estimate<button></button></th></tr></thead>
-    <tbody><tr><td data-value="a">a</td><td data-value="1">1</td></tr></tbody></table>
+    <table class="classes"><thead><tr><th><button>class</button></th><th><button>estimate</button></th>
+    <th><button>bias, points</button></th></tr></thead>
+    <tbody><tr><td data-value="a">a</td><td data-value="1">1</td><td data-value="1">1</td></tr></tbody></table>
     <p style="color:#999">faint</p><div style="width:3000px">wide</div><img src="http://127.0.0.1:9/x.png">
     <script>undefinedName()</script></body></html>"""
     found, outside = browse(bad, tmp_path, "light")

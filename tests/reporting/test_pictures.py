@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, LogitSpace
 from blda_cli.core.corrections import Correction, LocationCorrection, OffsetCorrection, QuantileCorrection
 from blda_cli.core.histogram import LogitHistogram
@@ -106,11 +107,18 @@ def test_pictures_of_a_frame(tmp_path: Path) -> None:
     before = np.zeros((20, 30), np.int64)
     after = before.copy()
     after[:10] = 2
-    (frame,) = make_gallery(
-        ["x"], {"x": PillowImage(tmp_path / "x.png", "x")}, lambda _: before, {"run": lambda _: after}, classes
-    )
+    labels = np.full((20, 30), 1)
+    labels[:5], labels[5:10] = 2, IGNORE_INDEX
+    images = {"x": PillowImage(tmp_path / "x.png", "x")}
+    (frame,) = make_gallery(["x"], images, lambda _: before, {"run": lambda _: after}, classes, lambda _: labels)
     assert (frame.width, frame.height) == (30, 20)
-    assert frame.classes == [0, 2]
+    assert frame.classes == {0: 600 + 300, 1: 300, 2: 300 + 150}
+    assert (frame.right, frame.runs[0].right) == (0, 150 / 450)
+    assert frame.labels is not None
+    shown = opened(frame.labels)
+    np.testing.assert_array_equal(shown[[0, 7, 15], 0], [classes.palette[2], (0, 0, 0), classes.palette[1]])
+    (frame,) = make_gallery(["x"], images, lambda _: before, {"run": lambda _: after}, classes)
+    assert (frame.labels, frame.right, frame.runs[0].right) == (None, None, None)
     assert frame.runs[0].changed == 0.5
     np.testing.assert_array_equal(opened(frame.runs[0].after)[0, 0], classes.palette[2])
     np.testing.assert_array_equal(opened(frame.before)[0, 0], classes.palette[0])

@@ -22,7 +22,7 @@ from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
-from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, summary
+from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, subject, summary
 from blda_cli.store.provenance import Provenance
 
 MakeDomain = Callable[..., Any]
@@ -126,6 +126,8 @@ def test_folders_side_by_side(domain: Any, tmp_path: Path) -> None:
         assert [entry["runs"][name]["iou"] for entry in data["classes"]][:-1] == pytest.approx(expected.iou[:-1])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "before | after adjusted" in page
+    assert page.index("Frames that changed most") < page.index("In short") < page.index("More frames that changed")
+    assert page.count("<figcaption>labels</figcaption>") == page.count("<article>") > 1
 
 
 def test_two_models_side_by_side(domain: Any, tmp_path: Path) -> None:
@@ -392,6 +394,59 @@ def test_many_pixels_for_few_classes_are_said_plainly() -> None:
     before = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.5, mean_accuracy=0.5, pixel_accuracy=0.8, iou=[0.5] * 3)
     assert "More pixels are wrong" in said(before, replace(before, pixel_accuracy=0.78, mean_iou=0.6), 0.1)
     assert "More pixels are wrong" not in said(before, replace(before, pixel_accuracy=0.81, mean_iou=0.6), 0.1)
+
+
+def test_the_header_names_network_images_and_reference() -> None:
+    found = replace(made_up(None), made={"statistics": {"file": "s.h5", "model": {"factory": "nets:small"}}})
+    options = {"--model": "net.toml", "--weights": "w.pth"}
+    found = replace(found, provenance=Provenance(source="some frames", options=options))
+    other = Run("a", "a", "blda", {}, 0.1, Predictions([1, 0, 0]), {"provenance": {"source": "other frames"}})
+    same = replace(other, name="b", made={"provenance": {"source": "some frames"}})
+    assert subject(replace(found, runs=[other, same])) == {
+        "network": "net.toml (nets:small) with w.pth",
+        "images": "some frames (4 images, 400 pixels)",
+        "classes": "3",
+        "a": "blda, on other frames",
+        "b": "blda",
+    }
+    parts = tuple(Provenance(source=source, options={"--model": "n.toml"}) for source in ("east", "west", "east"))
+    merged = subject(replace(made_up(None), provenance=Provenance(merged=parts)))
+    assert (merged["network"], merged["images"]) == ("n.toml", "east and west (4 images, 400 pixels)")
+    assert subject(replace(made_up(None), provenance=Provenance()))["network"] == "not recorded"
+
+
+def test_a_change_against_the_verdict_is_explained() -> None:
+    estimates = [
+        Estimate(0.05, 0.03, 0.07, 1.2),
+        Estimate(-0.04, -0.05, -0.03, 0.5),
+        Estimate(-0.04, -0.05, -0.03, 1.5),  # predicted too often by pixels: that it shrinks is as it should be
+    ]
+
+    def said(after: list[float], **settings: str) -> str:
+        run = Run("a", "a", "blda", settings, 0.1, Predictions(after), {})
+        return summary(replace(made_up(None), estimates=estimates, runs=[run]))[-1]
+
+    text = said([0.8, 0.2, 0.0], method="blda", shift="negative")
+    assert "bus shrank although under-predicted and road grew although over-predicted: the correction goes by" in text
+    assert "favours the classes that a class competes with" in said([0.8, 0.2, 0.0], method="logit-adjust")
+    assert "although" not in said([0.6, 0.4, 0.0])
+    assert "although" not in said([0.70004, 0.29996, 0.0])  # as it is written, nothing changed
+
+
+def test_one_labelled_class_has_no_bias() -> None:
+    scores = replace(scores_of(ConfusionMatrix(3)), bias=[math.nan, 0.0, math.nan])
+    assert "one class alone, bus" in " ".join(summary(made_up(scores)))
+
+
+def test_the_most_biased_come_first() -> None:
+    many = [f"class {number}" for number in range(50)]
+    estimates = [Estimate(math.nan, math.nan, math.nan)] * 47
+    estimates += [Estimate(-0.1, -0.2, -0.05, frequency) for frequency in (0.9, 2.5, 0.5)]
+    found = replace(made_up(None), classes=class_set(many), estimates=estimates)
+    assert found.order()[:3] == [48, 49, 47]
+    assert found.named("under") == ["class 49", "class 47", "class 48"]  # by pixels 48 is predicted too often
+    few = made_up(None)
+    assert (few.order(), [few.oddity(index) for index in range(3)]) == ([0, 1, 2], [0.05, 0.04, -1])
 
 
 def test_verdicts() -> None:

@@ -2,7 +2,7 @@
 // Tables: a click on a heading sorts by its column, numbers from the largest, "n/a" always last.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
-    const heading = button.parentElement, table = heading.closest("table"), body = table.tBodies[0];
+    const heading = button.closest("th"), table = heading.closest("table"), body = table.tBodies[0];
     const column = [...heading.parentElement.children].indexOf(heading);
     const text = heading.hasAttribute("data-text");
     const first = text ? "ascending" : "descending";
@@ -18,6 +18,23 @@ for (const button of document.querySelectorAll("th button")) {
       return sign * (a - b);
     });
     body.append(...rows);
+  });
+}
+// Many classes: the filter hides the rows and charts of other classes.
+for (const filter of document.querySelectorAll(".filter")) {
+  const [name, verdict, output] = filter.querySelectorAll("input, select, output");
+  const entries = [...document.querySelectorAll("[data-class]")], charts = document.querySelector("details.more");
+  const rows = [...document.querySelector("table.classes").tBodies[0].rows];
+  filter.hidden = false;
+  filter.addEventListener("input", () => {
+    const text = name.value.trim().toLowerCase();
+    for (const entry of entries) {
+      const wanted = !verdict.value || entry.dataset.verdict === verdict.value;
+      entry.hidden = !wanted || !entry.dataset.class.toLowerCase().includes(text);
+    }
+    const shown = rows.filter((row) => !row.hidden).length;
+    output.textContent = shown < rows.length ? `${shown} of ${rows.length}` : "";
+    charts.open ||= shown < rows.length;
   });
 }
 // Pictures: the slider moves the edge between before and after.
