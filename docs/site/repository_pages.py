@@ -12,10 +12,12 @@ from sphinx.writers.html5 import HTML5Translator
 
 from blda_cli.commands import cli
 
-CONTENTS = """
+CONTENTS = {
+    "README": """
 ```{toctree}
 :hidden:
 :caption: Use
+docs/recipes/README
 docs/models
 docs/description
 docs/images
@@ -36,13 +38,21 @@ tests/benchmarks/README
 CONTRIBUTING
 CHANGELOG
 ```
-"""
+""",
+    "docs/recipes/README": """
+```{toctree}
+:hidden:
+:glob:
+*
+```
+""",
+}
+"""Tables of contents of the site, which are not in the files themselves, by the page that has them."""
 
 
-def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
-    """Add the site's table of contents to the README, where readers of the file itself do not see it."""
-    if name == app.config.root_doc:
-        source[0] += CONTENTS
+def add_contents(app: Sphinx, name: str, source: list[str]) -> None:  # noqa: ARG001
+    """Add the parts of the table of contents to their pages."""
+    source[0] += CONTENTS.get(name, "")
 
 
 class Pages(StandaloneHTMLBuilder):

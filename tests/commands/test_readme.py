@@ -13,11 +13,11 @@ from blda_cli.commands import cli
 from blda_cli.core.methods import AlignmentSettings
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "tests" / "benchmarks" / "README.md"]
 README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 CODE = re.compile(r"```.*?```|`[^`\n]*`|^ {4}[^\n]*$", re.DOTALL | re.MULTILINE)
-OTHERS = re.compile(r"torchrun|SBATCH|pip |pytest|tests/|\w\.py ")
+OTHERS = re.compile(r"torchrun|SBATCH|sbatch |pip |pytest|tests/|\w\.py ")
 """Code that is of other programs."""
 
 SECTIONS = {name: [f"`blda {name}`"] for name in cli.commands} | {"finetune": ["`blda finetune`", "Fine-tuning"]}

@@ -73,16 +73,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("title", ["PyTorch, the same code", "PyTorch, without the code", "onnxruntime"])
-def test_recipes_of_pytorch_and_onnxruntime(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if title == "onnxruntime":
-        pytest.importorskip("onnxruntime")
+@pytest.mark.parametrize("title", ["PyTorch, the same code", "PyTorch, without the code"])
+def test_recipes_of_pytorch(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, code = recipe(title)
     monkeypatch.chdir(folder)
     blda_cli.collect_stats(model="streets.toml", images="frames", output="frames.h5", norms="source", device="cpu")
     given: dict[str, Any] = dict(zip((name.removeprefix("--") for name in options[::2]), options[1::2], strict=False))
     blda_cli.export(**given, argmax="--argmax" in options, tau=1.0, device="cpu")
-    found = run_without_blda(code, folder, "classes.detach()" if "torch" in title.lower() else "classes")
+    found = run_without_blda(code, folder, "classes.detach()")
     assert np.array_equal(found, expected("streets.toml", folder / "frame.png", folder / "frames.h5").numpy())
 
 
