@@ -17,6 +17,7 @@ CONTENTS = {
 ```{toctree}
 :hidden:
 :caption: Use
+docs/choosing
 docs/recipes/README
 docs/models
 docs/description
@@ -30,6 +31,7 @@ docs/finetuning
 :caption: Reference
 docs/site/commands
 docs/site/python
+docs/theory
 tests/benchmarks/README
 ```
 ```{toctree}
