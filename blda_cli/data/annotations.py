@@ -55,6 +55,10 @@ class AnnotatedLabels:
         Raises:
             BldaError: a shape cannot be drawn, lies outside the image, or is of an image of another size.
         """
+        if image.is_part:
+            raise BldaError(
+                f"{image.path} is run in parts, for which no shapes are drawn: give its labels as a picture of its size"
+            )
         size = image.size()
         labels = np.full(size, IGNORE_INDEX, dtype=np.int16)
         path = self.paths[image.key]

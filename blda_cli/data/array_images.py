@@ -6,16 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from blda_cli.data.arrays import SUFFIXES, read_numbers, shape_of
+from blda_cli.data.divided_images import DividedImage, LastRead
 from blda_cli.data.pixels import Layout
-from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+from blda_cli.files import stamp
 
 _MOST_BANDS = 16
 """Where the first or last axis is no longer than this, and both others are longer, it holds the bands."""
 
 
+_unpacked: LastRead[np.ndarray] = LastRead()
+"""The last array of which parts were read."""
+
+
 @dataclass(frozen=True)
-class ArrayImage(ImageSource):
+class ArrayImage(DividedImage):
     """An array of pixels: ``[H, W]``, ``[H, W, B]`` or ``[B, H, W]``; of an archive, the one called ``image``.
 
     Arrays beside other images are left out of a search: they are mostly logits or labels of those.
@@ -24,8 +29,8 @@ class ArrayImage(ImageSource):
     suffixes = SUFFIXES
     only_alone = True
 
-    def size(self) -> tuple[int, int]:
-        """See `ImageSource.size`."""
+    def whole_size(self) -> tuple[int, int]:
+        """See `ImageSource.whole_size`."""
         shape = shape_of(self.path, "image")
         if len(shape) == 2:
             return shape[0], shape[1]
@@ -53,12 +58,19 @@ class ArrayImage(ImageSource):
         return self._array()[..., list(bands)]
 
     def _array(self) -> np.ndarray:
-        array = read_numbers(self.path, "image")
+        array = self._whole()
         if array.dtype == np.bool_:
             array = array.astype(np.uint8) * 255
         if array.ndim == 2:
-            return array[..., None]
-        return array if self._layout(array.shape) == "hwc" else array.transpose(1, 2, 0)
+            array = array[..., None]
+        elif self._layout(array.shape) == "chw":
+            array = array.transpose(1, 2, 0)
+        return self.cut(array) if self.is_part else array
+
+    def _whole(self) -> np.ndarray:
+        if not self.is_part:
+            return read_numbers(self.path, "image")
+        return _unpacked.get((self.path, stamp([self.path])), lambda: read_numbers(self.path, "image"))
 
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         if len(shape) != 3 or 0 in shape:

@@ -1,6 +1,7 @@
 """Label files on disk: reading raw values, writing class ids with a palette."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
-from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, rawmode, unreadable, wide_color
+from blda_cli.data.divided_images import LastRead
+from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, opened, rawmode, wide_color
 from blda_cli.data.raster_images import RasterImage
-from blda_cli.data.source import ImageSource
+from blda_cli.data.source import ImageSource, Window
 from blda_cli.errors import BldaError
-from blda_cli.files import check_regular, replacing
+from blda_cli.files import replacing, stamp
 
 VOID = 255
 """A pixel without a class, in most encodings."""
@@ -47,6 +49,14 @@ class RawLabel:
         assert array is not None
         return array.shape[0], array.shape[1]
 
+    def part(self, place: Window) -> "RawLabel":
+        """What lies in some rows and columns."""
+        (top, bottom), (left, right) = place
+        values, colors = (
+            None if array is None else array[top:bottom, left:right] for array in (self.values, self.colors)
+        )
+        return replace(self, values=values, colors=colors)
+
     def as_shown(self, orientation: int) -> "RawLabel":
         """The same, turned by EXIF's orientation."""
         values = None if self.values is None else _turned(self.values, orientation)
@@ -60,42 +70,54 @@ def read_label_file(path: Path) -> RawLabel:
     Raises:
         BldaError: it cannot be read, or its values are not whole numbers from 0.
     """
-    try:
-        check_regular(path)
-        with Image.open(path) as image:
-            return _raw(image, path)
-    except BldaError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise unreadable(path, error) from error
+    with opened(path) as image:
+        return _raw(image, path)
 
 
-def read_label_part(path: Path, part: ImageSource) -> RawLabel:
-    """Read the raw values of a label raster where a part of a map lies.
+def read_label_raster(path: Path, image: RasterImage) -> RawLabel:
+    """Read the raw values of a label raster where a map or a part of one lies.
 
     Args:
-        path: the label file, of the map's size.
-        part: the part of the map.
+        path: the label file, of the whole map's size.
+        image: the map or the part.
 
     Raises:
         BldaError: it cannot be read, is of another size than the map, or its values are not whole numbers from 0.
     """
-    assert isinstance(part, RasterImage)
-    with part.opened() as raster, RasterImage(path, part.key).opened() as labels:
-        if labels.shape != raster.shape:
-            raise BldaError(
-                f"{path} is {labels.width}x{labels.height} but its image {part.path} is {raster.width}x{raster.height} "
-                "(width x height): labels must have the images' size"
-            )
-        place = part.place(raster)
+    place = image.place()
+    with RasterImage(path, image.key).opened() as labels:
+        refuse_other_size(path, labels.shape, image)
         if labels.count >= 3:
             return RawLabel(None, colors=labels.read([1, 2, 3], window=place).transpose(1, 2, 0).astype(np.uint8))
         values = labels.read(1, window=place)
         holes = labels.dataset_mask(window=place) == 0
-    whole = np.where(holes, VOID, values)
-    if (whole < 0).any() or (whole >= 2**31).any() or (whole != np.floor(whole)).any():
+    filled = np.where(holes, VOID, values)
+    if (filled < 0).any() or (filled >= 2**31).any() or (filled != np.floor(filled)).any():
         raise BldaError(f"{path} holds values that are not whole numbers from 0: labels must be ids or colours")
-    return RawLabel(whole.astype(np.int64))
+    return RawLabel(filled.astype(np.int64))
+
+
+_whole: LastRead[RawLabel] = LastRead()
+"""The last label of a large image."""
+
+
+def kept_label_file(path: Path) -> RawLabel:
+    """As `read_label_file`, kept for the next part of the image."""
+    return _whole.get((path, stamp([path])), lambda: read_label_file(path))
+
+
+def refuse_other_size(path: Path, size: tuple[int, int], image: ImageSource) -> None:
+    """Raise unless a label file has the size (height, width) of its image, or of the one that the image is a part of.
+
+    Raises:
+        BldaError: it is of another size.
+    """
+    whole = image.whole_size()
+    if size != whole:
+        raise BldaError(
+            f"{path} is {size[1]}x{size[0]} but its image {image.path if image.is_part else image.location} is "
+            f"{whole[1]}x{whole[0]} (width x height): labels must have the images' size"
+        )
 
 
 def _raw(image: ImageFile.ImageFile, path: Path) -> RawLabel:
@@ -165,12 +187,23 @@ def write_label_png(path: Path, labels: np.ndarray, classes: ClassSet, *, origin
         BldaError: it cannot be written.
     """
     ids = classes.ids if original_ids else tuple(range(len(classes)))
-    values = to_ids(labels, ids)
-    image = Image.fromarray(values)
-    if values.dtype == np.uint8:
-        palette = np.zeros((256, 3), dtype=np.uint8)  # pixels without a class stay black
-        palette[list(ids)] = classes.palette
-        image.putpalette(palette.tobytes())
     with replacing(path) as temporary:
-        # Label maps consist of runs of equal ids: a third faster than the default strategy, and 12 to 36 % smaller.
-        image.save(temporary, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        save_ids(temporary, to_ids(labels, ids), classes, ids)
+
+
+def save_ids(path: Path, values: np.ndarray, classes: ClassSet | None, ids: Sequence[int] | None = None) -> None:
+    """Write the pixels of a label PNG.
+
+    Args:
+        path: where to.
+        values: uint8 or uint16 ``[H, W]``.
+        classes: gives 8-bit values their colours; None: they are grey.
+        ids: the value of each class, ``classes.ids`` by default.
+    """
+    image = Image.fromarray(values)
+    if classes is not None and values.dtype == np.uint8:
+        palette = np.zeros((256, 3), dtype=np.uint8)  # pixels without a class stay black
+        palette[list(classes.ids if ids is None else ids)] = classes.palette
+        image.putpalette(palette.tobytes())
+    # Label maps consist of runs of equal ids: a third faster than the default strategy, and 12 to 36 % smaller.
+    image.save(path, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)

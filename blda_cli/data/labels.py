@@ -23,9 +23,17 @@ from blda_cli.data.encodings import (
     resolve,
     unknown_names,
 )
-from blda_cli.data.label_files import RawLabel, packed, read_label_file, read_label_part
+from blda_cli.data.label_files import (
+    RawLabel,
+    kept_label_file,
+    packed,
+    read_label_file,
+    read_label_raster,
+    refuse_other_size,
+)
 from blda_cli.data.pairing import pair_labels, strip_image
 from blda_cli.data.pillow_images import TRANSPOSED
+from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 
@@ -169,14 +177,13 @@ class _PictureReader:
 
     def __call__(self, file: ImageSource) -> np.ndarray:
         path = self.paths[file.key]
-        raw = read_label_file(path) if file.core is None else read_label_part(path, file)
-        raw = self._upright(raw, path, file)
-        size = file.size()
-        if raw.size != size:
-            raise BldaError(
-                f"{path} is {raw.size[1]}x{raw.size[0]} but its image {file.location} is {size[1]}x{size[0]} "
-                "(width x height): labels must have the images' size"
-            )
+        if isinstance(file, RasterImage) and file.is_map():
+            raw = read_label_raster(path, file)
+        else:
+            raw = kept_label_file(path) if file.is_part else read_label_file(path)
+            raw = self._upright(raw, path, file)
+            refuse_other_size(path, raw.size, file)
+            raw = raw.part(file.place()) if file.is_part else raw
         encoding = self.lookup.encoding
         if raw.colors is not None and encoding.colors and not self._grey_ids(raw):
             return self._of_colors(raw.colors)
@@ -206,7 +213,8 @@ class _PictureReader:
         if number == 1 or raw.turned:
             return raw
         lies = self.orientation
-        shown, stored = file.size(), file.size()[::-1] if number in TRANSPOSED else file.size()
+        whole = file.whole_size()
+        shown, stored = whole, whole[::-1] if number in TRANSPOSED else whole
         if lies is None and shown != stored and raw.size in (shown, stored):
             lies = "shown" if raw.size == shown else "stored"
         if lies is None and raw.size == shown:

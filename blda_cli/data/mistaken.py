@@ -7,8 +7,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from blda_cli.data.classes import preset, preset_names
+from blda_cli.data.divided_images import LARGE
 from blda_cli.data.label_files import LABEL_SUFFIXES, read_label_file
 from blda_cli.data.pairing import label_mark, strip_image, strip_label
+from blda_cli.data.pillow_images import image_size
 from blda_cli.errors import BldaError
 
 _LABEL_FOLDERS = frozenset(
@@ -104,6 +106,9 @@ def is_label_map(path: Path) -> bool:
     if path.suffix.lower() not in LABEL_SUFFIXES:
         return False
     try:
+        height, width = image_size(path)
+        if height * width > LARGE:  # to decode it would take long
+            return False
         raw = read_label_file(path)
     except BldaError:
         return False

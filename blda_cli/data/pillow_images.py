@@ -2,17 +2,18 @@
 
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
-from blda_cli.data.source import ImageSource
+from blda_cli.data.divided_images import LARGE, DividedImage, LastRead
 from blda_cli.errors import BldaError
-from blda_cli.files import check_regular
+from blda_cli.files import check_regular, stamp
+from blda_cli.runtime.memory import available_memory
 
 # Pillow refuses images that are too large; its warning about merely large ones is not needed.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -47,55 +48,112 @@ def _suffixes() -> frozenset[str]:
     )
 
 
+_HUGE: dict[bytes, Callable[[Path], ImageFile.ImageFile]] = {
+    b"\x89PNG": PngImagePlugin.PngImageFile,
+    b"\xff\xd8": JpegImagePlugin.JpegImageFile,
+}
+"""What opens files beyond Pillow's limit of pixels, by their first bytes."""
+
+_BYTES, _BYTES_WIDE = 16, 28
+"""Memory that decoding takes at most, for each pixel of 8 bits and of more: measured with 25 million pixels."""
+
+_seen, _samples, _opacity, _mask = (LastRead[np.ndarray]() for _ in range(4))
+"""What was read last of large files: Pillow decodes them whole."""
+
+
 @dataclass(frozen=True)
-class PillowImage(ImageSource):
+class PillowImage(DividedImage):
     """An image file that Pillow reads."""
 
     suffixes = _suffixes()
 
-    def size(self) -> tuple[int, int]:
-        """See `ImageSource.size`."""
+    def whole_size(self) -> tuple[int, int]:
+        """See `ImageSource.whole_size`."""
         return image_size(self.path)
 
     def orientation(self) -> int:
         """See `ImageSource.orientation`."""
-        with _opened(self.path) as image:
+        with opened(self.path) as image:
             return _orientation(image)
 
     def depth(self) -> tuple[int, int] | None:
         """See `ImageSource.depth`."""
-        with _opened(self.path) as image:
+        with opened(self.path) as image:
             if not (is_wide_color(image) or image.mode.startswith("I")):
                 return None
-            largest = int(_stored(image, self.path).max(initial=0))
+        largest = int(self._whole(_samples, _read_stored).max(initial=0))
         return None if largest >= 1 << 16 else (16, largest.bit_length())
+
+    def declared(self) -> np.ndarray | None:
+        """See `ImageSource.declared`: not where it is transparent, unless the network takes the alpha band."""
+        names = self.band_names()
+        if "alpha" in names and names.index("alpha") in self.pixels.indices(names, self.location):
+            return None
+        with opened(self.path) as image:
+            if not _may_be_transparent(image):
+                return None
+        there = self._whole(_opacity, _read_opacity)
+        return self.cut(there) if there.any() else None
 
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
-        return read_image(self.path)
+        return self.cut(self._whole(_seen, read_image)) if self.is_part else read_image(self.path)
 
     def band_names(self) -> Sequence[str]:
         """See `ImageSource.band_names`."""
-        with _opened(self.path) as image:
+        with opened(self.path) as image:
             return _BANDS.get(image.mode, ("red", "green", "blue"))
 
     def samples(self, bands: Sequence[int]) -> np.ndarray:
         """See `ImageSource.samples`."""
-        with _opened(self.path) as image:
-            return np.ascontiguousarray(_stored(image, self.path)[..., list(bands)])
+        stored = self._whole(_samples, _read_stored)
+        return np.ascontiguousarray((self.cut(stored) if self.is_part else stored)[..., list(bands)])
+
+    def _whole(self, last: LastRead[np.ndarray], read: Callable[[Path], np.ndarray]) -> np.ndarray:
+        """What ``read`` reads of the whole file; of a part it is kept for the next one."""
+        if not self.is_part:
+            return read(self.path)
+        return last.get((self.path, stamp([self.path])), lambda: read(self.path))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; a failure inside ``with`` becomes a one-line error."""
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Open an image, of any size that fits into memory; a failure inside ``with`` becomes a one-line error."""
     try:
         check_regular(path)
-        with Image.open(path) as image:
+        with _open(path) as image:
+            _refuse_too_large(image, path)
             yield image
     except BldaError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise unreadable(path, error) from error
+
+
+def _open(path: Path) -> ImageFile.ImageFile:
+    """Open an image; one that Pillow takes for a decompression bomb only if its memory can be checked."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        with path.open("rb") as file:
+            start = file.read(4)
+        kind = next((kind for mark, kind in _HUGE.items() if start.startswith(mark)), None)
+        if kind is None or available_memory() is None:
+            raise
+        return kind(path)
+
+
+def _refuse_too_large(image: Image.Image, path: Path) -> None:
+    """Refuse a large image that cannot be decoded in the memory that is left."""
+    pixels = image.width * image.height
+    left = available_memory() if pixels > LARGE else None
+    needed = pixels * (_BYTES_WIDE if is_wide_color(image) or image.mode[0] in "IF" else _BYTES)
+    if left is not None and needed > left:
+        raise BldaError(
+            f"{path} is {image.width}x{image.height} (width x height): decoding it takes {needed / 2**30:.1f} GiB, and "
+            f"{left / 2**30:.1f} GiB are left; a tiled TIFF is read in parts (pip install 'blda-cli[geo]'; "
+            f"gdal_translate -co TILED=YES {path.name} {path.stem}.tif)"
+        )
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -113,20 +171,58 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         BldaError: it cannot be read.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.format == "TIFF" and image.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 4:  # type: ignore[attr-defined]
             raise BldaError(f"{path} has more than four bands: pip install 'blda-cli[geo]' for what reads them")
-        return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(_to_rgb(image, path))
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Where a picture is not black, bool ``[H, W]``.
+    """Where a picture is not black, bool ``[H, W]``; a large one is kept for the next part of its image.
 
     Raises:
         BldaError: it cannot be read.
     """
-    with _opened(path) as image:
-        return np.asarray(image.convert("L") if image.mode != "P" else image) > 0
+
+    def read() -> np.ndarray:
+        with opened(path) as image:
+            mask: np.ndarray = np.asarray(image.convert("L") if image.mode != "P" else image) > 0
+            return mask
+
+    height, width = image_size(path)
+    return _mask.get((path, stamp([path])), read) if height * width > LARGE else read()
+
+
+def opacity(path: Path) -> np.ndarray | None:
+    """Where an image is not wholly transparent, bool ``[H, W]``; None: everywhere, or nowhere, which says nothing.
+
+    Raises:
+        BldaError: it cannot be read.
+    """
+    with opened(path) as image:
+        if not _may_be_transparent(image):
+            return None
+    there = _read_opacity(path)
+    return there if there.any() else None
+
+
+def _may_be_transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "RGBA", "PA") or ("transparency" in image.info and image.mode in ("1", "L", "P", "RGB"))
+
+
+def _read_opacity(path: Path) -> np.ndarray:
+    with opened(path) as image:
+        if is_wide_color(image):
+            there: np.ndarray = wide_color(image, path)[..., 3] > 0
+        else:
+            there = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")) > 0
+        return there
+
+
+def _read_stored(path: Path) -> np.ndarray:
+    with opened(path) as image:
+        return _stored(image, path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -137,7 +233,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         BldaError: it cannot be read.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         turned = _orientation(image) in TRANSPOSED
     return (width, height) if turned else (height, width)
@@ -161,8 +257,8 @@ def unreadable(path: Path, error: Exception) -> BldaError:
         return BldaError(f"{path} is not an image, or of a format that Pillow cannot read{way}")
     if isinstance(error, Image.DecompressionBombError):
         return BldaError(
-            f"{path} has more pixels than Pillow reads ({Image.MAX_IMAGE_PIXELS or 0:,} twice): as a TIFF it is run in "
-            "parts, with --slide too (pip install 'blda-cli[geo]'; gdal_translate x.png x.tif)"
+            f"{path} has more pixels than Pillow reads ({Image.MAX_IMAGE_PIXELS or 0:,} twice): save it as a TIFF "
+            "(pip install 'blda-cli[geo]'; gdal_translate x.bmp x.tif)"
         )
     reason = " ".join(str(error).split()) or type(error).__name__
     return BldaError(f"{path} cannot be read as an image ({reason}): is the file complete?")
@@ -178,7 +274,7 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P":  # a transparent entry is dropped with the alpha channel, not blended
         return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _stored(image: Image.Image, path: Path) -> np.ndarray:
@@ -219,7 +315,7 @@ def wide_color(image: Image.Image, path: Path) -> np.ndarray:
     if image.format != "PNG" or swapped is None:
         raise BldaError(f"{path} is a 16-bit colour picture of a kind that Pillow cannot read whole: save it as PNG")
     upper = np.asarray(image).astype(np.uint16)
-    with Image.open(path) as again:
+    with _open(path) as again:
         tile = again.tile[0]
         again.tile = [(*tile[:3], swapped)]  # type: ignore[list-item]  # a plain tuple before Pillow 11
         lower = np.asarray(again)

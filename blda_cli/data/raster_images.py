@@ -2,17 +2,16 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Self
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blda_cli.data.pillow_images import image_size, read_image
-from blda_cli.data.pixels import AS_SEEN, PixelFormat
-from blda_cli.data.source import ImageSource
-from blda_cli.data.windows import touching
+from blda_cli.data.divided_images import DividedImage
+from blda_cli.data.pillow_images import image_size, opacity, read_image
+from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
 from blda_cli.files import check_regular
 
@@ -25,140 +24,75 @@ _INSTALLED = importlib.util.find_spec("rasterio") is not None
 _SEEN, _MOST_SEEN = ("uint8", "uint16"), 4
 """Types that a viewer shows, and the most bands."""
 
-BLOCK = 2048
-"""Side of the parts of a map in pixels. Logits of 19 classes take 320 MB of one."""
-
-_WHOLE = 1 << 24
-"""Rasters of more pixels than this are read in parts even where they are no maps."""
-
 _CACHE_MEGABYTES = 64
 """Of decoded tiles that GDAL keeps; its own default is a twentieth of the machine's memory."""
 
-Window = tuple[tuple[int, int], tuple[int, int]]
-
 
 @dataclass(frozen=True)
-class RasterImage(ImageSource):
-    """A file that GDAL reads, or a part of one: ``ROW-COLUMN``, counted in blocks.
-
-    Maps (rasters with a coordinate system or a transform) and very large rasters are found in parts.
-
-    Attributes:
-        context: (height, width) of the windows that the network is run by, and their stride; see `with_context`.
-    """
-
-    context: Window | None = None
+class RasterImage(DividedImage):
+    """A file that GDAL reads, or a part of one."""
 
     suffixes = frozenset({".tif", ".tiff", ".vrt"}) if _INSTALLED else frozenset()
 
-    @classmethod
-    def found_in(cls, path: Path, key: str, pixels: PixelFormat) -> list[Self]:
-        """See `ImageSource.found_in`."""
-        whole = cls(path, key, pixels=pixels)
-        with suppress(BldaError), whole.opened() as raster:  # which reading will say
-            if raster.crs or not raster.transform.is_identity or raster.width * raster.height > _WHOLE:
-                rows, columns = (-(-side // BLOCK) for side in (raster.height, raster.width))
-                return [
-                    cls(path, f"{key}/{row:03}-{column:03}", f"{row}-{column}", pixels)
-                    for row in range(rows)
-                    for column in range(columns)
-                ]
-        return [whole]
+    def is_map(self) -> bool:
+        """Whether it has a coordinate system, a transform or a nodata value, or is part of a large raster.
 
-    @property
-    def labelled_as(self) -> str:
-        """See `ImageSource.labelled_as`."""
-        return str(PurePosixPath(self.key).parent) if self.part else self.key
-
-    def with_context(self, window: tuple[int, int], stride: tuple[int, int]) -> ImageSource:
-        """See `ImageSource.with_context`."""
-        return replace(self, context=(window, stride)) if self.part else self
-
-    @property
-    def core(self) -> tuple[int, int, int, int] | None:
-        """See `ImageSource.core`."""
-        if not self.part:
-            return None
+        Raises:
+            BldaError: it cannot be read.
+        """
+        if self.is_part:
+            return True
         with self.opened() as raster:
-            (top, bottom), (left, right) = self.place(raster)
-            (first, _), (leftmost, _) = self._area(raster)
-        return top - first, left - leftmost, bottom - top, right - left
+            return _is_map(raster)
 
-    def place(self, raster: "DatasetReader") -> Window:
-        """Rows and columns of the raster that it is, each from and to."""
-        if not self.part:
-            return (0, raster.height), (0, raster.width)
-        row, column = map(int, self.part.split("-"))
-        rows = row * BLOCK, min((row + 1) * BLOCK, raster.height)
-        columns = column * BLOCK, min((column + 1) * BLOCK, raster.width)
-        if rows[0] >= rows[1] or columns[0] >= columns[1]:
-            raise BldaError(f"{self.path} has no part {self.part} any more: it is {raster.width}x{raster.height}")
-        return rows, columns
+    def whole_size(self) -> tuple[int, int]:
+        """See `ImageSource.whole_size`."""
+        with self._opened_or_left_to_pillow() as raster:
+            if raster is not None:
+                return raster.height, raster.width
+        return image_size(self.path)
 
-    def _area(self, raster: "DatasetReader") -> Window:
-        """Rows and columns that `read` reads."""
-        rows, columns = self.place(raster)
-        if self.context is None:
-            return rows, columns
-        (height, width), (down, right) = self.context
-        return touching(*rows, raster.height, height, down), touching(*columns, raster.width, width, right)
+    def declared(self) -> np.ndarray | None:
+        """See `ImageSource.declared`: by nodata value, mask or alpha, unless the network takes the alpha band."""
+        from rasterio.enums import ColorInterp, MaskFlags
 
-    def size(self) -> tuple[int, int]:
-        """See `ImageSource.size`; of a part, that of the part itself."""
-        if self.pixels.as_seen and not self.part:
-            return image_size(self.path)
-        with self.opened() as raster:
-            (top, bottom), (left, right) = self.place(raster)
-        return bottom - top, right - left
+        with self._opened_or_left_to_pillow() as raster:
+            if raster is not None:
+                flags = {flag for of_band in raster.mask_flag_enums for flag in of_band}
+                alpha = [index for index, color in enumerate(raster.colorinterp) if color is ColorInterp.alpha]
+                taken = MaskFlags.alpha in flags and set(alpha) & {*self.pixels.indices(_names(raster), self.location)}
+                if taken or flags == {MaskFlags.all_valid}:
+                    return None
+                there: np.ndarray = raster.dataset_mask(window=self.area()) != 0
+                return there if self.is_part or _is_map(raster) or there.any() else None
+        return opacity(self.path)
 
-    def read(self) -> np.ndarray:
-        """See `ImageSource.read`; where there is no data, it is 0."""
-        if not self.part:
-            return super().read()
-        with self.opened() as raster:
-            area = self._area(raster)
-            holes = raster.dataset_mask(window=area) == 0
-            bands = self.pixels.indices(_names(raster), self.location)
-            samples = raster.read([band + 1 for band in bands], window=area).transpose(1, 2, 0)
-            if self.pixels.as_seen:
-                self._refuse_unseen(raster)
-                samples = samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8)
-            samples[holes] = 0
-        pixels = np.ascontiguousarray(samples) if self.pixels.as_seen else self.pixels.scaled(samples, self.location)
-        pixels[holes] = 0
-        return pixels
-
-    def valid(self) -> np.ndarray | None:
-        """See `ImageSource.valid`; also uses the file's nodata value, mask and alpha."""
-        if not self.part:
-            return super().valid()
-        with self.opened() as raster:
-            place = self.place(raster)
-            valid: np.ndarray = raster.dataset_mask(window=place) != 0
-            size = raster.shape
-        if self.mask is not None:
-            with RasterImage(self.mask, self.key).opened() as mask:
-                if mask.shape != size:
-                    raise BldaError(
-                        f"{self.mask} is {mask.width}x{mask.height} but its image {self.path} is {size[1]}x{size[0]} "
-                        "(width x height): masks must have the images' size"
-                    )
-                valid &= mask.read(1, window=place) != 0
-        return None if valid.all() else valid
+    def _masked(self, path: Path) -> np.ndarray:
+        with RasterImage(path, self.key).opened() as mask:
+            self._refuse_other_size(path, mask.shape)
+            there: np.ndarray = mask.read(1, window=self.place()) != 0
+        return there
 
     def depth(self) -> tuple[int, int] | None:
         """See `ImageSource.depth`: of its first band, as far as the part goes."""
         with self.opened() as raster:
             if raster.dtypes[0] != "uint16":
                 return None
-            return 16, int(raster.read(1, window=self.place(raster)).max(initial=0)).bit_length()
+            return 16, int(raster.read(1, window=self.place()).max(initial=0)).bit_length()
 
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
-        if self.part:
-            return replace(self, pixels=AS_SEEN).read()
-        with suppress(_UnreadableError), self.opened() as raster:  # what GDAL cannot read Pillow may
-            self._refuse_unseen(raster)
+        from rasterio.enums import ColorInterp
+
+        with self._opened_or_left_to_pillow() as raster:
+            if raster is not None:
+                bands = PixelFormat().indices(_names(raster), self.location)
+                samples: np.ndarray = raster.read([band + 1 for band in bands], window=self.area()).transpose(1, 2, 0)
+                if raster.colorinterp[0] is ColorInterp.palette:
+                    colors = raster.colormap(1)
+                    palette = [colors.get(value, (0, 0, 0))[:3] for value in range(max(colors) + 1)]
+                    samples = np.array(palette, dtype=np.uint8)[samples[..., 0]]
+                return np.ascontiguousarray(samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8))
         return read_image(self.path)
 
     def band_names(self) -> Sequence[str]:
@@ -169,7 +103,20 @@ class RasterImage(ImageSource):
     def samples(self, bands: Sequence[int]) -> np.ndarray:
         """See `ImageSource.samples`."""
         with self.opened() as raster:
-            return np.ascontiguousarray(raster.read([band + 1 for band in bands]).transpose(1, 2, 0))
+            area = self.area()
+            return np.ascontiguousarray(raster.read([band + 1 for band in bands], window=area).transpose(1, 2, 0))
+
+    @contextmanager
+    def _opened_or_left_to_pillow(self) -> "Iterator[DatasetReader | None]":
+        """The raster; None of an ordinary picture to be seen, whose colours and orientation Pillow knows better."""
+        with ExitStack() as stack:
+            raster = None
+            with suppress(_UnreadableError) if self.pixels.as_seen and not self.is_part else nullcontext():
+                raster = stack.enter_context(self.opened())
+            if raster is not None and self.pixels.as_seen:
+                self._refuse_unseen(raster)
+                raster = raster if self.is_part or _is_map(raster) else None
+            yield raster
 
     def _refuse_unseen(self, raster: "DatasetReader") -> None:
         count, dtype = raster.count, raster.dtypes[0]
@@ -203,6 +150,10 @@ class RasterImage(ImageSource):
 
 class _UnreadableError(BldaError):
     """GDAL cannot read the file."""
+
+
+def _is_map(raster: "DatasetReader") -> bool:
+    return bool(raster.crs) or not raster.transform.is_identity or raster.nodata is not None
 
 
 def _names(raster: "DatasetReader") -> list[str]:

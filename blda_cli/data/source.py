@@ -13,6 +13,9 @@ from blda_cli.data.pixels import AS_SEEN, PixelFormat, stretched
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
 
+Window = tuple[tuple[int, int], tuple[int, int]]
+"""Rows and columns, each from and to."""
+
 
 @dataclass(frozen=True)
 class ImageSource(ABC):
@@ -24,7 +27,7 @@ class ImageSource(ABC):
             together.
         part: which image of the file it is, where a file may hold several; else empty.
         pixels: which of its samples are read, and on which scale.
-        mask: a picture of the image's size (of a map, of the map's): where it is 0 the image holds no data.
+        mask: a picture of the whole image's size: where it is 0 the image holds no data.
     """
 
     path: Path
@@ -69,6 +72,11 @@ class ImageSource(ABC):
         return stamp([self.path] if self.mask is None else [self.path, self.mask])
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a larger image, of which the network also gets what surrounds it."""
+        return False
+
+    @property
     def core(self) -> tuple[int, int, int, int] | None:
         """Top, left, height and width, in what `read` returns, of a part of a larger image; None: it is a whole one."""
         return None
@@ -90,23 +98,59 @@ class ImageSource(ABC):
         """
         return self
 
+    def place(self) -> Window:
+        """Rows and columns of the whole image that it is.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        height, width = self.size()
+        return (0, height), (0, width)
+
+    def whole_size(self) -> tuple[int, int]:
+        """(height, width) of the image that it is, or is a part of.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return self.size()
+
+    def declared(self) -> np.ndarray | None:
+        """Where its file says that there is data, bool of the size of what `read` returns; None: everywhere.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return None
+
     def valid(self) -> np.ndarray | None:
-        """Where its core holds data, bool ``[height, width]``; None: everywhere.
+        """Where its core holds data, bool ``[height, width]``, by its file and its mask; None: everywhere.
 
         Raises:
             BldaError: it cannot be read, or the mask is of another size than the image.
         """
-        if self.mask is None:
-            return None
+        valid = self.declared()
+        if self.mask is not None:
+            there = self._masked(self.mask)
+            valid = there if valid is None else valid & there
+        return None if valid is None or valid.all() else valid
+
+    def _masked(self, path: Path) -> np.ndarray:
+        """Where a mask says that its core holds data."""
         from blda_cli.data.pillow_images import read_mask  # which imports this module
 
-        valid, size = read_mask(self.mask), self.size()
-        if valid.shape != size:
+        mask = read_mask(path)
+        self._refuse_other_size(path, mask.shape)
+        (top, bottom), (left, right) = self.place()
+        return mask[top:bottom, left:right]
+
+    def _refuse_other_size(self, path: Path, size: tuple[int, ...]) -> None:
+        whole = self.whole_size()
+        if size != whole:
             raise BldaError(
-                f"{self.mask} is {valid.shape[1]}x{valid.shape[0]} but its image {self.location} is "
-                f"{size[1]}x{size[0]} (width x height): masks must have the images' size"
+                f"{path} is {size[1]}x{size[0]} but its image {self.path} is {whole[1]}x{whole[0]} (width x height): "
+                "masks must have the images' size"
             )
-        return None if valid.all() else valid
 
     @abstractmethod
     def size(self) -> tuple[int, int]:
@@ -137,14 +181,22 @@ class ImageSource(ABC):
 
         Returns:
             uint8 ``[H, W, 3]``, RGB; or where ``pixels`` is not the default, float32 ``[H, W, B]`` on the same scale.
+            0 where its file says that there is no data.
 
         Raises:
             BldaError: it cannot be read, or lacks a band.
         """
+        there = self.declared()
         if self.pixels.as_seen:
-            return self.seen()
-        samples = self.samples(self.pixels.indices(self.band_names(), self.location))
-        return self.pixels.scaled(samples, self.location)
+            pixels = self.seen()
+        else:
+            samples = self.samples(self.pixels.indices(self.band_names(), self.location))
+            if there is not None:
+                samples = np.where(there[..., None], samples, samples.dtype.type(0))  # nodata may be NaN
+            pixels = self.pixels.scaled(samples, self.location)
+        if there is not None:
+            pixels[~there] = 0
+        return pixels
 
     def picture(self) -> np.ndarray:
         """The pixels of `read` as a viewable picture.

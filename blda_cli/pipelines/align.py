@@ -56,7 +56,7 @@ from blda_cli.store.predictions import (
     merge_records,
     read_record,
     write_classifications,
-    write_maps,
+    write_divided,
     write_record,
 )
 from blda_cli.store.statistics import StatisticsFile
@@ -303,7 +303,7 @@ def write_predictions(
             raise BldaError(f"no image could be read, so there is nothing to write; the first: {reason}")
         if record.classified:
             write_classifications(work, record)
-        write_maps(work, record)
+        write_divided(work, record)
         if not record.classified and record.changed:
             aligned = AlignedFolder(work, record)
             if outputs.overlay:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from blda_cli.data.label_files import save_ids
 from blda_cli.errors import BldaError
-from blda_cli.files import claim, real
+from blda_cli.files import claim, real, replacing
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import MergeRequest
 from blda_cli.store import prediction_folder
@@ -17,11 +18,13 @@ from blda_cli.store.predictions import (
     PREDICTIONS,
     RECORD,
     SCORES,
+    AlignedFolder,
     RunRecord,
     merge_records,
     prediction_path,
     read_record,
     write_classifications,
+    write_divided,
     write_record,
 )
 from blda_cli.store.statistics import (
@@ -30,6 +33,7 @@ from blda_cli.store.statistics import (
     read_statistics,
     write_statistics,
 )
+from blda_cli.store.whole_predictions import read_whole
 
 
 def merge(request: MergeRequest, job: Job) -> StatisticsFile | RunRecord:
@@ -95,9 +99,17 @@ def merge_folders(paths: Sequence[Path], job: Job) -> RunRecord:
     work = prediction_folder.begin(output, overwrite=True)
     try:
         for path, record in zip(paths, records, strict=True):
+            folder = AlignedFolder(path, record)
             for key in record.changed.keys() - record.classified.keys():
                 for kind in (ARGMAX, PREDICTIONS, *([SCORES] if record.settings["scores"] else [])):
-                    _copy(prediction_path(path, key, kind), prediction_path(work, key, kind))
+                    place = prediction_path(work, key, kind)
+                    of_part = None if kind == SCORES else read_whole(path / kind, folder.image(key))
+                    if of_part is None:
+                        _copy(prediction_path(path, key, kind), place)
+                    else:
+                        with replacing(place) as temporary:
+                            save_ids(temporary, of_part, whole.class_set)
+        write_divided(work, whole)
         if whole.classified:
             write_classifications(work, whole)
         write_record(work / RECORD, whole)

@@ -24,8 +24,8 @@ from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory
 
-MAP_WINDOW = (512, 512)
-"""Height and width of the windows that maps are run by where ``--slide`` gives none."""
+PART_WINDOW = (512, 512)
+"""Height and width of the windows that parts of large images are run by where ``--slide`` gives none."""
 
 
 @dataclass
@@ -122,11 +122,9 @@ class Segmenter(ABC):
                 channels, non-finite, probabilities, class ids).
         """
         self.check(files, options)
-        if any(file.core for file in files):
-            if options.flip or options.scales != (1.0,):
-                raise BldaError("--scales and --flip are not for maps, which are run by windows: leave them out")
-            # A part of a map is large, and its network takes far longer than its reading: one ahead is enough.
-            options = replace(options, workers=1, batch_size=1, slide=options.slide or MAP_WINDOW)
+        if any(file.is_part for file in files):
+            # A part is large, and its network takes far longer than its reading: one ahead is enough.
+            options = replace(options, workers=1, batch_size=1, slide=options.slide or PART_WINDOW)
             assert options.slide is not None
             assert options.stride is not None
             files = [file.with_context(options.slide, options.stride) for file in files]
@@ -170,7 +168,7 @@ class Segmenter(ABC):
 
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
-        if not file.part:  # parts of maps and frames are small
+        if not file.is_part:
             size = (0, 0)
             with suppress(BldaError):  # reading will say it
                 size = file.size()
@@ -256,7 +254,7 @@ def _valid(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
     return torch.from_numpy(np.stack(whole)).to(device)
 
 
-_LARGE = 1 << 24
+_LARGE = 1 << 22
 """From this many pixels on, whether an image fits into memory is checked."""
 
 _FEATURES = 64
@@ -280,7 +278,7 @@ def _refuse_too_large(location: str, size: tuple[int, int], classes: int, option
     way = (
         "--slide 1024x1024 runs the network window by window, for which that suffices"
         if needed <= left
-        else "as a TIFF it is run in parts, with --slide too (pip install 'blda-cli[geo]'; gdal_translate x.png x.tif)"
+        else "cut it into smaller images"
     )
     raise BldaError(
         f"{location} is {size[1]}x{size[0]} (width x height): with the logits of {classes} classes it needs about "

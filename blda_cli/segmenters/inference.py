@@ -16,44 +16,11 @@ from blda_cli.segmenters.preprocessing import resize_images
 
 
 def slide(
-    score: Callable[[Tensor], Tensor], images: Tensor, window: tuple[int, int], stride: tuple[int, int]
-) -> Tensor:
-    """Run window by window; where windows overlap, their scores are averaged.
-
-    Args:
-        score: scores ``[N, C, h, w]`` of images ``[N, 3, h, w]``.
-        images: ``[N, 3, H, W]``.
-        window: (height, width); cut to the image where that is smaller.
-        stride: (height, width).
-
-    Returns:
-        ``[N, C, H, W]`` float32.
-
-    Raises:
-        BldaError: the stride is larger than the window, or ``score`` gives no maps.
-    """
-    _refuse_gaps(window, stride)
-    size = tuple(images.shape[-2:])
-    height, width = (min(one, whole) for one, whole in zip(window, size, strict=True))
-    tops, lefts = window_starts(size[0], height, stride[0]), window_starts(size[1], width, stride[1])
-    total: Tensor | None = None
-    for top in tops:
-        for left in lefts:
-            scores = _maps(score(images[..., top : top + height, left : left + width]))
-            if total is None:
-                total = scores.new_zeros(*scores.shape[:2], *size, dtype=torch.float32)
-            total[..., top : top + height, left : left + width] += scores
-    assert total is not None
-    times = _times_covered(tops, height, size[0])[:, None] * _times_covered(lefts, width, size[1])
-    return total / times.to(images.device)
-
-
-def blended(
     score: Callable[[Tensor], Tensor],
     images: Tensor,
     window: tuple[int, int],
     stride: tuple[int, int],
-    core: tuple[int, int, int, int],
+    core: tuple[int, int, int, int] | None = None,
 ) -> Tensor:
     """Run window by window and average with weights that fall off linearly towards a window's edges.
 
@@ -64,7 +31,7 @@ def blended(
         images: ``[N, B, H, W]``.
         window: (height, width); cut to the image where that is smaller.
         stride: (height, width).
-        core: top, left, height and width of the part that is wanted.
+        core: top, left, height and width of the part that is wanted; None: all.
 
     Returns:
         ``[N, C, height, width]`` float32.
@@ -73,7 +40,7 @@ def blended(
         BldaError: the stride is larger than the window, or ``score`` gives no maps.
     """
     _refuse_gaps(window, stride)
-    top, left, rows, columns = core
+    top, left, rows, columns = core or (0, 0, *images.shape[-2:])
     height, width = (min(one, whole) for one, whole in zip(window, images.shape[-2:], strict=True))
     weight = _ramp(height, images.device)[:, None] * _ramp(width, images.device)
     total: Tensor | None = None
@@ -114,33 +81,35 @@ def _maps(scores: Tensor) -> Tensor:
     return scores
 
 
-def average_views(logits: Callable[[Tensor], Tensor], images: Tensor, scales: tuple[float, ...], flip: bool) -> Tensor:
+def average_views(logits: Callable[[float, bool], Tensor], scales: tuple[float, ...], flip: bool) -> Tensor:
     """Average over scaled and mirrored views of the images.
 
     Args:
-        logits: logits ``[N, C, H, W]`` (or ``[N, C]``), at the images' own size, of a view of them.
-        images: ``[N, 3, H, W]``.
+        logits: logits ``[N, C, H, W]`` (or ``[N, C]``) by the view of this scale, mirrored or not, at the images' own
+            size and turned back.
         scales: factors of the images' sides.
-        flip: also run each scale mirrored left to right, and mirror its logits back.
+        flip: also run each scale mirrored left to right.
 
     Returns:
         The logits themselves where there is one view; else ``log`` of the mean of the views' softmax probabilities
         (float32), as the ecosystems average probabilities, not logits.
     """
-    height, width = images.shape[-2:]
     views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    if len(views) == 1:
+        return logits(*views[0])
     mean: Tensor | None = None
-    for scale, mirrored in views:
-        view = resize_images(images, (max(1, round(height * scale)), max(1, round(width * scale))))
-        result = logits(view.flip(-1) if mirrored else view)
-        if mirrored and result.ndim == 4:
-            result = result.flip(-1)
-        if len(views) == 1:
-            return result
-        result = result.float().log_softmax(dim=1) - float(np.log(len(views)))
+    for view in views:
+        result = logits(*view).float().log_softmax(dim=1) - float(np.log(len(views)))
         mean = result if mean is None else torch.logaddexp(mean, result)
     assert mean is not None
     return mean
+
+
+def view_of(images: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """Images ``[N, B, H, W]`` at a factor of their sides, mirrored left to right if wanted."""
+    height, width = images.shape[-2:]
+    view = resize_images(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return view.flip(-1) if mirrored else view
 
 
 def upload(
@@ -190,10 +159,3 @@ def upload(
 
     for sent in one_behind(map(send, batches)):
         yield receive(sent)
-
-
-def _times_covered(starts: list[int], window: int, length: int) -> Tensor:
-    times = torch.zeros(length)
-    for start in starts:
-        times[start : start + window] += 1
-    return times

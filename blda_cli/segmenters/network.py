@@ -16,7 +16,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
-from blda_cli.segmenters.inference import average_views, blended, slide
+from blda_cli.segmenters.inference import average_views, slide, view_of
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
@@ -138,42 +138,49 @@ class NetworkSegmenter(Segmenter):
     def logits(self, arrays: Tensor, options: InferenceOptions = InferenceOptions()) -> Tensor:  # noqa: B008  # frozen
         """See `Segmenter.logits`; by default whole images, once."""
         pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
-        size = (pixels.shape[2], pixels.shape[3])
-        if options.core is not None:
-            return self._logits_of_core(pixels, options)
+        run = self._logits_of_images if options.core is None else self._logits_of_core
+        # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
+        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
+            return run(pixels, options).detach()
 
+    def _logits_of_images(self, pixels: Tensor, options: InferenceOptions) -> Tensor:
+        """Logits of whole images."""
+        size = (pixels.shape[2], pixels.shape[3])
         norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
 
-        def of_view(view: Tensor) -> Tensor:
-            window, stride = options.slide, options.stride
+        def of_view(scale: float, mirrored: bool) -> Tensor:
+            view, window, stride = view_of(pixels, scale, mirrored), options.slide, options.stride
             if window is None or stride is None:
-                return self._logits(self._scores(view, size, self.network, norms))
-            with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms)):
-                scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
-            whole = (view.shape[2], view.shape[3])
-            return self._logits(fit_scores(scores, whole, whole, size))
+                logits = self._logits(self._scores(view, size, self.network, norms))
+            else:
+                with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms)):
+                    scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
+                whole = (view.shape[2], view.shape[3])
+                logits = self._logits(fit_scores(scores, whole, whole, size))
+            return logits.flip(-1) if mirrored and logits.ndim == 4 else logits
 
-        # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
-        amp = torch.autocast(self.device.type, _half(self.device), enabled=options.amp)
-        with torch.no_grad(), amp, norms or nullcontext():
-            return average_views(of_view, pixels, options.scales, options.flip).detach()
+        with norms or nullcontext():
+            return average_views(of_view, options.scales, options.flip)
 
     def _logits_of_core(self, pixels: Tensor, options: InferenceOptions) -> Tensor:
-        """Logits of a part of a map, from all windows that touch it."""
-        assert options.slide is not None
-        assert options.stride is not None
-        assert options.core is not None
+        """Logits of a part of a large image, from all windows that touch it; each window is scaled and mirrored, so
+        that windows lie as on the whole image."""
         if self.norm_weight != 1:
-            raise BldaError("norms mixed with each image's own are not for maps, which are run in parts")
-        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
-            scores = blended(
-                lambda part: self._scores(part, part.shape[2:], self.network),
-                pixels,
-                options.slide,
-                options.stride,
-                options.core,
+            raise BldaError(
+                "norms mixed with each image's own are not for images that are run in parts: --norms target mixes in "
+                "those of the parts, or cut the image into images of at most 16 million pixels"
             )
-            return self._logits(scores).detach()
+
+        def of_view(scale: float, mirrored: bool) -> Tensor:
+            def score(window: Tensor) -> Tensor:
+                scores = self._scores(view_of(window, scale, mirrored), window.shape[2:], self.network)
+                return scores.flip(-1) if mirrored else scores
+
+            assert options.slide is not None
+            assert options.stride is not None
+            return self._logits(slide(score, pixels, options.slide, options.stride, options.core))
+
+        return average_views(of_view, options.scales, options.flip)
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; it refuses nothing, but may add a remark."""
@@ -208,7 +215,8 @@ class NetworkSegmenter(Segmenter):
         if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
             height, width = view.shape[2], view.shape[3]
         with norms.recorded() as passes:  # window after window where the image is too large, or each is resized
-            slide(lambda part: self._scores(part, part.shape[2:], self.network, norms), view, *[(height, width)] * 2)
+            size = height, width
+            slide(lambda part: self._scores(part, part.shape[2:], self.network, norms), view, size, size)
         return passes
 
     def _scores(

@@ -19,7 +19,7 @@ class InferenceOptions:
     workers: int = setting(2, "Threads that read images ahead.", at_least=1, at_most=1024)
     slide: tuple[int, int] | None = setting(
         None,
-        "Run window by window of this size; overlaps are averaged.",
+        "Run window by window of this size; where they overlap, the nearer one's middle counts more.",
         at_least=1,
         at_most=999999,
         metavar="HxW",

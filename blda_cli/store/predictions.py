@@ -26,14 +26,13 @@ from blda_cli.data.images import image_at
 from blda_cli.data.label_files import read_label_file, write_label_png
 from blda_cli.data.logit_arrays import LogitArray
 from blda_cli.data.pixels import PixelFormat
-from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.runtime.shards import processors
 from blda_cli.store.hdf5 import writing
-from blda_cli.store.maps import parts_of_maps, read_map, write_map
 from blda_cli.store.provenance import Provenance
+from blda_cli.store.whole_predictions import divided, read_whole, write_whole
 from blda_cli.text import plain_cell
 from blda_cli.typed import check_type
 
@@ -383,9 +382,10 @@ class AlignedFolder:
     @property
     def files(self) -> list[ImageSource]:
         """The images it holds predictions of."""
-        return [self._image(key) for key in self.record.images if key in self.record.changed]
+        return [self.image(key) for key in self.record.images if key in self.record.changed]
 
-    def _image(self, key: str) -> ImageSource:
+    def image(self, key: str) -> ImageSource:
+        """The image of a key of the record."""
         record = self.record
         place = record.images[key]
         if record.model.get("kind") == "logits" and Path(place).suffix in LogitArray.suffixes:
@@ -411,8 +411,7 @@ class AlignedFolder:
         if self.record.classified:
             return np.array(self.record.classified[key][kind == PREDICTIONS])
         path = prediction_path(self.path, key, kind)
-        file = self._image(key)
-        values = read_map(self.path / kind, file) if isinstance(file, RasterImage) and file.part else None
+        values = read_whole(self.path / kind, self.image(key))
         values = read_label_file(path).values if values is None else values
         if values is None:
             raise BldaError(f"{path} is a colour picture, not class ids: run blda align again")
@@ -426,17 +425,17 @@ class AlignedFolder:
         return labels
 
 
-def write_maps(folder: Path, record: RunRecord) -> None:
-    """Put the predictions of maps together that were written part by part.
+def write_divided(folder: Path, record: RunRecord) -> None:
+    """Put the predictions of maps and of other images together that were written part by part.
 
     Raises:
         BldaError: a file cannot be read or written.
     """
-    for parts in parts_of_maps(AlignedFolder(folder, record).files):
+    for parts in divided(AlignedFolder(folder, record).files):
         for kind in (ARGMAX, PREDICTIONS):
-            write_map(folder / kind, parts, record.class_set)
+            write_whole(folder / kind, parts, record.class_set)
         if (folder / CONFIDENCE).is_dir():
-            write_map(folder / CONFIDENCE, parts, None)
+            write_whole(folder / CONFIDENCE, parts, None)
 
 
 def write_classifications(folder: Path, record: RunRecord) -> None:

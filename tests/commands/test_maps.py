@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blda_cli.data import raster_images
+from blda_cli.data import divided_images, raster_images
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Run, Scene
@@ -85,6 +85,12 @@ def options(land: Path, *more: str) -> list[str]:
     return ["--model", model, "--images", maps, "--device", "cpu", *SLIDE, *more]
 
 
+def in_parts(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    """Divide the test's small images, too."""
+    monkeypatch.setattr(divided_images, "BLOCK", block)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+
+
 def cells(path: Path) -> tuple[np.ndarray, int]:
     with h5py.File(path) as file:
         return file["cells/pseudo/counts"][()], int(file.attrs["pixels"])
@@ -93,11 +99,13 @@ def cells(path: Path) -> tuple[np.ndarray, int]:
 def test_parts_are_the_whole(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However a map is cut into parts, the statistics and the predictions are the same, and nodata is neither."""
     results = []
-    for block in (64, 2048):
-        monkeypatch.setattr(raster_images, "BLOCK", block)
-        stats, output = land / f"{block}.h5", land / f"aligned-{block}"
-        run("collect-stats", *options(land), "--labels", land / "labels", "--output", stats)
-        run("align", *options(land), "--stats", stats, "--output", output, "--tau", "0.5")
+    for block in (64, None):
+        with monkeypatch.context() as patch:
+            if block:
+                in_parts(patch, block)
+            stats, output = land / f"{block}.h5", land / f"aligned-{block}"
+            run("collect-stats", *options(land), "--labels", land / "labels", "--output", stats)
+            run("align", *options(land), "--stats", stats, "--output", output, "--tau", "0.5")
         assert [path.name for path in (output / "predictions").iterdir()] == ["land.tif"]
         with rasterio.open(output / "predictions" / "land.tif") as predictions:
             results.append((*cells(stats), predictions.read(1)))
@@ -113,7 +121,7 @@ def test_parts_are_the_whole(run: Run, land: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_prediction_is_a_map(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    in_parts(monkeypatch, 64)
     run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
     run("align", *options(land), "--stats", land / "s.h5", "--output", land / "aligned", "--tau", "0.5",
         "--confidence", "--overlay", "2")  # fmt: skip
@@ -148,14 +156,14 @@ def test_windows_leave_no_seams(land: Path) -> None:
     """Where windows overlap, the nearer one's middle counts more: the result has no steps at their edges."""
     import torch
 
-    from blda_cli.segmenters.inference import blended, slide
+    from blda_cli.segmenters.inference import slide
 
     ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
     images = torch.zeros(1, 1, 32, 104)
-    smooth = blended(lambda _: ramp, images, (32, 32), (24, 24), (0, 0, 32, 104))[0, 0, 16]
-    flat = slide(lambda _: ramp, images, (32, 32), (24, 24))[0, 0, 16]
-    assert smooth.diff().abs().max() < flat.diff().abs().max() / 2
-    part = blended(lambda _: ramp, images, (32, 32), (24, 24), (5, 30, 20, 40))[0, 0]
+    smooth = slide(lambda _: ramp, images, (32, 32), (24, 24))[0, 0, 16]
+    # Where a window begins the mean of the two that lie there would fall by half of what divides them, 1.55 / 2.
+    assert smooth.diff().abs().max() < 0.35
+    part = slide(lambda _: ramp, images, (32, 32), (24, 24), (5, 30, 20, 40))[0, 0]
     torch.testing.assert_close(part[11], smooth[30:70], rtol=0, atol=0)
     assert part.shape == (20, 40)
 
@@ -163,7 +171,7 @@ def test_windows_leave_no_seams(land: Path) -> None:
 def test_a_stopped_run_goes_on_by_parts(
     run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    in_parts(monkeypatch, 64)
     run("collect-stats", *options(land), "--output", land / "s.h5")
     run("align", *options(land), "--stats", land / "s.h5", "--output", land / "whole")
     calls = 0
@@ -188,7 +196,7 @@ def test_a_stopped_run_goes_on_by_parts(
 
 
 def test_labels_of_a_map(run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    in_parts(monkeypatch, 64)
     with rasterio.open(land / "labels" / "land.tif", "r+") as labels:
         values = labels.read(1)
         values[140:] = 77
@@ -205,9 +213,7 @@ def test_labels_of_a_map(run: Run, refused: Callable[..., str], land: Path, monk
     assert "is 100x150" in said
 
 
-def test_what_maps_do_not_take(refused: Callable[..., str], run: Run, land: Path) -> None:
-    said = refused("collect-stats", *options(land, "--flip"), "--output", land / "s.h5")
-    assert said.endswith("--scales and --flip are not for maps, which are run by windows: leave them out")
+def test_a_truncated_map_is_refused(refused: Callable[..., str], land: Path) -> None:
     path = land / "maps" / "land.tif"
     path.write_bytes(path.read_bytes()[:20_000])
     assert "land.tif cannot be read as a raster" in refused("collect-stats", *options(land), "--output", land / "s.h5")
@@ -231,17 +237,22 @@ def test_an_eight_bit_map_is_what_the_png_of_its_pixels_is(run: Run, scene: Scen
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
-def test_norms_of_a_map_are_as_trained_unless_asked(refused: Callable[..., str], run: Run, land: Path) -> None:
+def test_norms_of_a_large_map_are_as_trained_unless_asked(
+    refused: Callable[..., str], run: Run, land: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = "nn.Conv2d(4, 8, 5, padding=2)"
     (land / "wide.py").write_text(NETWORK.replace(body, f"nn.Sequential({body}, nn.BatchNorm2d(8))"))
-    options = ["--model", land / "wide.toml", "--images", land / "maps", "--device", "cpu", *SLIDE]
-    said = run("collect-stats", *options, "--output", land / "s.h5").stderr
-    assert "batch norms: as trained, as maps are run in parts; --norms target" in said
-    run("collect-stats", *options, "--norms", "source", "--output", land / "t.h5")
+    collect = ["collect-stats", *options(land)]
+    said = run(*collect, "--output", land / "small.h5").stderr
+    assert "batch norms: mixed with each image's own statistics" in said
+    in_parts(monkeypatch, 64)
+    said = run(*collect, "--output", land / "s.h5").stderr
+    assert "batch norms: as trained, as large images are run in parts; --norms target" in said
+    run(*collect, "--norms", "source", "--output", land / "t.h5")
     with h5py.File(land / "s.h5") as one, h5py.File(land / "t.h5") as other:
         np.testing.assert_array_equal(one["cells/pseudo/counts"][()], other["cells/pseudo/counts"][()])
-    message = refused("collect-stats", *options, "--norms", "instance", "--output", land / "u.h5")
-    assert "not for maps" in message
+    message = refused(*collect, "--norms", "instance", "--output", land / "u.h5")
+    assert "not for images that are run in parts: --norms target mixes in those of the parts" in message
 
 
 def test_norms_are_not_taken_where_data_is_missing(land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +260,7 @@ def test_norms_are_not_taken_where_data_is_missing(land: Path, monkeypatch: pyte
     from blda_cli.data.pixels import PixelFormat
     from blda_cli.segmenters.norms import enough_for_norms
 
-    monkeypatch.setattr(raster_images, "BLOCK", 64)
+    in_parts(monkeypatch, 64)
     parts = find_images(land / "maps", PixelFormat((1,), (0, 4095)))
     assert [part.key for part in enough_for_norms(parts)] == [part.key for part in parts[1:]]
     assert enough_for_norms(parts[:1]) == parts[:1]
@@ -259,7 +270,7 @@ def test_norms_are_not_taken_where_data_is_missing(land: Path, monkeypatch: pyte
 def test_a_mask_of_a_map(
     run: Run, refused: Callable[..., str], land: Path, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raster_images, "BLOCK", block)
+    in_parts(monkeypatch, block)
     mask = np.full((150, 100), 9, np.uint8)
     mask[:, 90:] = 0
     (land / "masks").mkdir()
@@ -302,3 +313,77 @@ def test_a_mask_of_pictures(run: Run, refused: Callable[..., str], scene: Scene,
         assert (predicted[5:, :-7] < 4).all()
     Image.new("1", (3, 3)).save(path)
     assert f"{path} is 3x3 but its image" in refused("collect-stats", *given, "--output", tmp_path / "t.h5")
+
+
+def test_views_do_not_depend_on_the_parts(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for block in (64, 2048):
+        in_parts(monkeypatch, block)
+        run("collect-stats", *options(land), "--flip", "--scales", "0.75,1", "--output", land / f"{block}.h5")
+        found.append(cells(land / f"{block}.h5")[0])
+    np.testing.assert_array_equal(*found)
+    run("collect-stats", *options(land), "--output", land / "plain.h5")
+    assert not np.array_equal(found[0], cells(land / "plain.h5")[0])
+
+
+def test_shards_of_a_map_are_put_together(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_parts(monkeypatch, 64)
+    run("collect-stats", *options(land), "--output", land / "s.h5")
+    align = ["align", *options(land), "--stats", land / "s.h5", "--tau", "0.5"]
+    run(*align, "--output", land / "whole")
+    parts = [land / f"part{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        run(*align, "--shard", f"{number}/2", "--output", part)
+    run("merge", *parts, "--output", land / "merged")
+    for kind in ("predictions", "argmax"):
+        whole, merged = (land / name / kind / "land.tif" for name in ("whole", "merged"))
+        assert whole.read_bytes() == merged.read_bytes()
+        assert [path.name for path in merged.parent.iterdir()] == ["land.tif"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npz"])
+def test_large_pictures_are_run_in_the_same_windows(
+    run: Run, land: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever file holds its pixels, a large image is counted alike, and predicted in a file of its own."""
+    generator = np.random.default_rng(5)
+    pixels = generator.integers(0, 256, (100, 150, 3)).astype(np.uint8)
+    labels = generator.integers(0, 4, (100, 150)).astype(np.uint8)
+    places = {name: land / name for name in ("large", "truth")}
+    for place in places.values():
+        place.mkdir()
+    Image.fromarray(labels).save(places["truth"] / "x.png")
+    if suffix == "npz":
+        np.savez(places["large"] / "x.npz", image=pixels.transpose(2, 0, 1))
+    else:
+        Image.fromarray(pixels).save(places["large"] / f"x.{suffix}")
+    (land / "rgb.toml").write_text(TOML.replace("bands = [3, 2, 1, 4]\nrange = [0, 4095]\n", ""))
+    (land / "wide.py").write_text(
+        NETWORK.replace("nn.Conv2d(4,", "nn.Conv2d(3,").replace("(1, 4, 9, 9)", "(1, 3, 9, 9)")
+    )
+    given = ["--model", land / "rgb.toml", "--images", places["large"], "--device", "cpu", *SLIDE]
+    run("collect-stats", *given, "--labels", places["truth"], "--output", land / "whole.h5")
+    run("align", *given, "--stats", land / "whole.h5", "--output", land / "whole")
+    in_parts(monkeypatch, 64)
+    run("collect-stats", *given, "--labels", places["truth"], "--output", land / "s.h5")
+    with h5py.File(land / "s.h5") as parts, h5py.File(land / "whole.h5") as whole:
+        for name in ("cells/pseudo/counts", "cells/ground_truth/counts", "confusion"):
+            np.testing.assert_array_equal(parts[name][()], whole[name][()])
+    run("align", *given, "--stats", land / "s.h5", "--output", land / "parts", "--confidence")
+    name = "x.tif" if suffix == "tif" else "x.png"
+    for kind in ("predictions", "argmax", "confidence"):
+        (found,) = (path for path in (land / "parts" / kind).rglob("*") if path.is_file())
+        assert found.name == name
+    with (
+        Image.open(land / "parts" / "predictions" / name) as one,
+        Image.open(land / "whole" / "predictions" / "x.png") as other,
+    ):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        if suffix != "tif":
+            assert one.getpalette()[:12] == other.getpalette()[:12]
+    run("report", "--stats", land / "s.h5", "--aligned", land / "parts", "--labels", places["truth"],
+        "--output", land / "report")  # fmt: skip
+    content = json.loads((land / "report" / "report.json").read_text())
+    with Image.open(land / "parts" / "predictions" / name) as predicted:
+        pairs = np.bincount((4 * labels + np.asarray(predicted)).ravel(), minlength=16).reshape(4, 4)
+    np.testing.assert_array_equal(content["confusion"]["runs"]["parts"], pairs)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from blda_cli.data import pillow_images
 from blda_cli.data.images import find_images, unsaid_bits
 from blda_cli.data.pillow_images import image_size, read_image
 from blda_cli.data.pixels import PixelFormat
@@ -232,8 +233,19 @@ def test_bits_make_the_largest_value_white(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.read()[0, :, 0], [0, 2048 * 255 / 4095, 255])
 
 
-def test_a_picture_beyond_pillows_limit_says_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "a.png", gradient())
+def test_a_picture_beyond_pillows_limit_is_read_if_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "a.jpg", "a.bmp"):
+        save(tmp_path / name, gradient())
+    before = [read_image(tmp_path / name) for name in ("a.png", "a.jpg")]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BldaError, match=r"a\.png has more pixels than Pillow reads .* --slide"):
+    monkeypatch.setattr(pillow_images, "LARGE", 100)
+    for name, pixels in zip(("a.png", "a.jpg"), before, strict=True):
+        np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
+    with pytest.raises(BldaError, match=r"a\.bmp has more pixels than Pillow reads .* save it as a TIFF"):
+        read_image(tmp_path / "a.bmp")
+    monkeypatch.setattr(pillow_images, "available_memory", lambda: 1000)
+    with pytest.raises(BldaError, match=r"a\.png is \d+x\d+ .* decoding it takes .* a tiled TIFF is read in parts"):
+        read_image(tmp_path / "a.png")
+    monkeypatch.setattr(pillow_images, "available_memory", lambda: None)
+    with pytest.raises(BldaError, match=r"a\.png has more pixels than Pillow reads"):
         read_image(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+import itertools
 
 import numpy as np
 import pytest
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.inference import average_views, slide
+from blda_cli.segmenters.inference import average_views, slide, view_of
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
 from blda_cli.segmenters.spec import PreprocessingSection
+from tests.segmenters.test_placement import segmenter
 
 
 @settings(deadline=None, max_examples=50)
@@ -37,21 +39,24 @@ def position_score(part: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("window", [(4, 5), (7, 11), (30, 30)])
-def test_overlaps_are_averaged(window: tuple[int, int]) -> None:
+def test_overlaps_are_weighed_by_the_distance_from_the_windows_edge(window: tuple[int, int]) -> None:
     images = torch.randn(2, 3, 11, 13)
     stride = (3, 2)
     got = slide(position_score, images, window, stride)
 
     height, width = min(window[0], 11), min(window[1], 13)
-    total, times = torch.zeros(2, 2, 11, 13), torch.zeros(11, 13)
+    total, weights = torch.zeros(2, 2, 11, 13), torch.zeros(11, 13)
     tops = sorted({min(top, 11 - height) for top in range(0, 11, stride[0])})
     lefts = sorted({min(left, 13 - width) for left in range(0, 13, stride[1])})
     for top in tops:
         for left in lefts:
-            part = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
-            total[part] += position_score(images[part])
-            times[top : top + height, left : left + width] += 1
-    torch.testing.assert_close(got, total / times)
+            scores = position_score(images[..., top : top + height, left : left + width])
+            for row in range(height):
+                for column in range(width):
+                    weight = min(row + 1, height - row) / (height + 1) * min(column + 1, width - column) / (width + 1)
+                    total[..., top + row, left + column] += weight * scores[..., row, column]
+                    weights[top + row, left + column] += weight
+    torch.testing.assert_close(got, total / weights)
     torch.testing.assert_close(got[:, 0], images[:, 0])
 
 
@@ -65,37 +70,43 @@ def test_windows_of_a_classifier_are_refused() -> None:
         slide(lambda part: part.mean(dim=(2, 3)), torch.zeros(1, 3, 20, 20), (8, 8), (8, 8))
 
 
-def pointwise(size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    def logits(view: Tensor) -> Tensor:
-        return 3 * torch.nn.functional.interpolate(view, size, mode="bilinear", align_corners=False)
-
-    return logits
-
-
 def test_one_view_gives_the_logits_themselves() -> None:
     images = torch.randn(1, 3, 8, 8)
-    torch.testing.assert_close(average_views(pointwise((8, 8)), images, (1.0,), False), 3 * images)
+    torch.testing.assert_close(average_views(lambda *_: 3 * images, (1.0,), False), 3 * images)
 
 
 def test_views_average_probabilities() -> None:
-    images = torch.randn(1, 3, 12, 16)
-    uneven = torch.linspace(0, 1, 16)  # so that mirroring matters
-
-    def logits(view: Tensor) -> Tensor:
-        return pointwise((12, 16))(view) + uneven
-
-    got = average_views(logits, images, (0.5, 1.0), flip=True)
-    small = resize_images(images, (6, 8))
-    views = [logits(small), logits(small.flip(-1)).flip(-1), logits(images), logits(images.flip(-1)).flip(-1)]
-    expected = torch.stack([view.softmax(1) for view in views]).mean(0)
+    given = {key: torch.randn(1, 3, 12, 16) for key in itertools.product((0.5, 1.0), (False, True))}
+    got = average_views(lambda *view: given[view], (0.5, 1.0), flip=True)
+    expected = torch.stack([view.softmax(1) for view in given.values()]).mean(0)
     torch.testing.assert_close(got.exp(), expected)
+
+
+def test_a_view_is_scaled_and_mirrored() -> None:
+    images = torch.randn(1, 3, 12, 16)
+    torch.testing.assert_close(view_of(images, 0.5, True), resize_images(images, (6, 8)).flip(-1))
+    assert view_of(images, 1.0, False) is images
+
+
+@pytest.mark.parametrize("slide", [None, (6, 8)])
+def test_mirrored_logits_are_turned_back(slide: tuple[int, int] | None) -> None:
+    """Of a network that sees single pixels, views give the probabilities of the image itself; windows too."""
+    made = segmenter(lambda images: 3 * images)
+    images = torch.randint(0, 256, (1, 12, 16, 3), dtype=torch.uint8)
+    plain = made.logits(images)
+    got = made.logits(images, InferenceOptions(slide=slide, flip=True))
+    torch.testing.assert_close(got.exp(), plain.softmax(1))
+    if slide:
+        part = made.logits(images, InferenceOptions(slide=slide, flip=True, core=(2, 3, 5, 9)))
+        torch.testing.assert_close(part, got[..., 2:7, 3:12])
 
 
 def test_views_of_a_classifier_are_averaged_too() -> None:
-    images = torch.randn(2, 3, 12, 16)
-    got = average_views(lambda view: view[..., 0].mean(-1), images, (1.0,), flip=True)
-    expected = (images[..., 0].mean(-1).softmax(1) + images[..., -1].mean(-1).softmax(1)) / 2
-    torch.testing.assert_close(got.exp(), expected)
+    made = segmenter(lambda images: images[..., 0].mean(-1))
+    images = torch.randint(0, 256, (2, 12, 16, 3), dtype=torch.uint8)
+    got = made.logits(images, InferenceOptions(flip=True))
+    other = made.logits(images.flip(2))
+    torch.testing.assert_close(got.exp(), (made.logits(images).softmax(1) + other.softmax(1)) / 2)
 
 
 CPU = torch.device("cpu")

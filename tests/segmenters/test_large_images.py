@@ -20,7 +20,7 @@ def test_the_memory_that_is_left_is_known_on_linux() -> None:
 
 
 @pytest.mark.parametrize(("left", "slide", "message"), [
-    (40_000, None, r"a\.png is 60x50 .* 3 classes it needs about 0\.0 GiB, .* as a TIFF it is run in parts"),
+    (40_000, None, r"a\.png is 60x50 .* 3 classes it needs about 0\.0 GiB, .* cut it into smaller images"),
     (200_000, None, "--slide 1024x1024 runs the network window by window"),
     (200_000, (32, 32), None),
     (2_000_000, None, None),
