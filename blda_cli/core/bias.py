@@ -1,5 +1,6 @@
 """How over- or under-predicted each class is, estimated from logit distributions without labels."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from blda_cli.core.corrections import LocationCorrection
 from blda_cli.core.histogram import LogitHistogram
-from blda_cli.core.sample import PixelSample
+from blda_cli.core.neighbours import Blocks, blocks_of, natural_order
+from blda_cli.core.sample import PixelSample, image_digest
 from blda_cli.core.shifts import MINIMUM_PIXELS, balanced_centre, occupied, two_pass_shifts
 
 
@@ -72,15 +74,19 @@ class BiasEstimate:
         high: upper ends.
         frequency: how often a class is predicted over how often it should be, float64 ``[C]``: 0.1 is a tenth as often
             as it should. With many classes it says more than the bias, which averages over them.
+        blocks: the blocks of images that the interval is drawn from; None where there is no interval.
     """
 
     bias: Tensor
     low: Tensor
     high: Tensor
     frequency: Tensor
+    blocks: Blocks | None = None
 
 
-def sampled_bias(sample: PixelSample, *, interval: bool = True, seed: int = 0) -> BiasEstimate:
+def sampled_bias(
+    sample: PixelSample, *, keys: Collection[str] = (), interval: bool = True, seed: int = 0
+) -> BiasEstimate:
     """``Bias(l)`` of the network's argmax, the debiased scores in the place of the labels.
 
     The two-pass location form at half strength gives every sampled pixel a probability of each class; the confusion
@@ -88,24 +94,32 @@ def sampled_bias(sample: PixelSample, *, interval: bool = True, seed: int = 0) -
     :func:`_bias_of`. ``tests/benchmarks/wide.py`` compares it with the true bias of many networks.
 
     The interval holds the middle 90 % of a bootstrap over images: images, not pixels, are drawn with replacement,
-    since the pixels of one image are alike. The correction is kept as it is. Frames of one drive are alike too, so
-    for video the interval is too narrow rather than too wide.
+    since the pixels of one image are alike. The correction is kept as it is. Frames of one drive are alike too: where
+    the images' keys are given, blocks of neighbours are drawn that are as long as these are alike (`blocks_of`).
 
     Args:
         sample: random pixels, not none.
+        keys: of the images; without them each image is drawn by itself.
         interval: also draw the interval; its ends are NaN otherwise.
         seed: of the draws.
 
     Returns:
         The estimate.
     """
-    matrices = _soft_confusion(sample)
+    matrices = _soft_confusion(sample, [image_digest(key) for key in natural_order(keys)])
     whole = matrices.sum(dim=0)
     bias = _bias_of(whole[None], whole.sum(dim=1) >= MINIMUM_PIXELS)[0]
     frequency = torch.where(bias.isnan(), torch.nan, whole.sum(dim=0) / whole.sum(dim=1))
     count = len(matrices)
     if count < 2 or not interval:
         return BiasEstimate(bias, torch.full_like(bias, torch.nan), torch.full_like(bias, torch.nan), frequency)
+    blocks = Blocks(count)
+    if keys:
+        predicted = matrices.sum(dim=1)
+        blocks = blocks_of(predicted / predicted.sum(dim=1, keepdim=True).clamp(min=1e-12))
+        block = torch.arange(count) * blocks.count // count
+        matrices = matrices.new_zeros(blocks.count, *whole.shape).index_add_(0, block, matrices)
+        count = blocks.count
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_REPLICATES)
     drawn = torch.from_numpy(draws).to(matrices.dtype)
     replicates = torch.cat(
@@ -116,14 +130,18 @@ def sampled_bias(sample: PixelSample, *, interval: bool = True, seed: int = 0) -
     )
     tails = torch.tensor([(1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2], dtype=torch.float64)
     low, high = torch.nanquantile(replicates, tails, dim=0)
-    return BiasEstimate(bias, low, high, frequency)
+    return BiasEstimate(bias, low, high, frequency, blocks)
 
 
-def _soft_confusion(sample: PixelSample) -> Tensor:
+def _soft_confusion(sample: PixelSample, order: Sequence[int]) -> Tensor:
     """Per image, the pixels predicted as each class, spread over the debiased classes.
 
+    Args:
+        sample: the pixels.
+        order: the images' digests in their order, or none.
+
     Returns:
-        float64 ``[I, C, C]``: image (or group of images), debiased class, predicted class.
+        float64 ``[I, C, C]``: image (or group of neighbours), debiased class, predicted class.
     """
     num_classes = len(sample.seen)
     weights = sample.weights()
@@ -138,8 +156,11 @@ def _soft_confusion(sample: PixelSample) -> Tensor:
         * weights[:, None]
     )
     images, image = torch.unique(sample.images, return_inverse=True)
+    if order:
+        place = {digest: index for index, digest in enumerate(order)}
+        image = torch.tensor([place.get(one, -1) for one in images.tolist()]).argsort().argsort()[image]
     groups = min(len(images), _MOST_GROUPS)
-    image = image % groups
+    image = image * groups // len(images)
     matrices = torch.zeros(groups * num_classes, num_classes, dtype=torch.float64)
     matrices.index_add_(0, image * num_classes + sample.predicted, debiased)
     return matrices.view(-1, num_classes, num_classes).transpose(1, 2)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import takewhile
+from math import floor
 from pathlib import Path
 
 from blda_cli.data.pixels import AS_SEEN, PixelFormat
@@ -112,6 +113,31 @@ def every(images: Sequence[ImageSource], step: int) -> list[ImageSource]:
         places[folder] = places.get(folder, -1) + 1
         if places[folder] % step == 0:
             chosen.append(image)
+    return chosen
+
+
+def at_rate(images: Sequence[ImageSource], rate: float) -> list[ImageSource]:
+    """About so many frames of each second of every video, from its first.
+
+    Args:
+        images: frames, sorted by key.
+        rate: frames a second; all of a video that has fewer.
+
+    Raises:
+        BldaError: an image is no frame of a video.
+    """
+    due: dict[Path, float] = {}
+    chosen = []
+    for image in images:
+        seconds = image.seconds()
+        if seconds is None:
+            raise BldaError(
+                f"--fps is for videos, and {image.location} is no frame of one: --every N takes every N-th image"
+            )
+        wanted = due.get(image.path, 0.0)
+        if seconds > wanted - 1e-6:  # times are rounded
+            chosen.append(image)
+            due[image.path] = wanted + (floor((seconds - wanted) * rate + 1e-6) + 1) / rate
     return chosen
 
 

@@ -152,6 +152,14 @@ class ImageSource(ABC):
                 "masks must have the images' size"
             )
 
+    def seconds(self) -> float | None:
+        """When it is shown, from the start of the video that it is a frame of; None of any other image.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return None
+
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """(height, width) of what `read` returns, found without decoding all of it where the format allows that.

@@ -45,18 +45,14 @@ class VideoFrame(ImageSource):
         """See `ImageSource.size`."""
         return _video(self.path).size
 
+    def seconds(self) -> float:
+        """See `ImageSource.seconds`."""
+        video = _video(self.path)
+        return (video.times[int(self.part)] - video.times[0]) * video.unit
+
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
         return _video(self.path).frame(int(self.part))
-
-
-def frames_per_second(path: Path) -> float:
-    """How many frames a video shows each second on average.
-
-    Raises:
-        BldaError: it cannot be read.
-    """
-    return _video(path).rate
 
 
 class _Video:
@@ -71,8 +67,7 @@ class _Video:
         self._next = 0
         with self._reading(), self._opened() as container:
             stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            self.rate = float(rate) if rate else 25.0
+            self.unit = float(stream.time_base)
             packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         times = [(packet.pts if packet.pts is not None else packet.dts, packet.is_keyframe) for packet in packets]
         known = sorted((time, key) for time, key in times if time is not None)

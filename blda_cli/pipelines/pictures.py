@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from blda_cli.data.source import ImageSource
-from blda_cli.data.video_frames import VideoFrame, frames_per_second
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing
 from blda_cli.reporting.gallery import choose_frames
@@ -85,9 +84,6 @@ def _overlay(folder: AlignedFolder, file: ImageSource) -> Image.Image:
 
 
 def _rate(files: list[ImageSource]) -> float:
-    """Frames a second: those of the video that the first two images are of."""
-    first = files[0]
-    if not isinstance(first, VideoFrame):
-        return _RATE
-    numbers = [int(file.part) for file in files[:2] if file.path == first.path]
-    return frames_per_second(first.path) / max(1, numbers[-1] - numbers[0])
+    """Frames a second: of the frames of the first video."""
+    times = [seconds for file in files if file.path == files[0].path and (seconds := file.seconds()) is not None]
+    return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else _RATE

@@ -75,6 +75,13 @@ class ModelRequest:
         path=True,
     )
     every: int = setting(1, "Take only every N-th image of each folder and video.", at_least=1, metavar="N")
+    fps: float | None = setting(
+        None, "Take only about so many frames of each second of a video.", at_least=0.001, metavar="NUMBER"
+    )
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.every != 1:
+            raise OptionError("--every and --fps both choose frames: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

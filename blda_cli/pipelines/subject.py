@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blda_cli.data.encodings import custom_encoding
-from blda_cli.data.images import every, find_images, left_out, masked, unsaid_bits
+from blda_cli.data.images import at_rate, every, find_images, left_out, masked, unsaid_bits
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.data.logit_arrays import find_logits
 from blda_cli.data.source import ImageSource
@@ -65,7 +65,7 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
         find_logits(request.images) if own_folder else find_images(request.images, spec.preprocessing.pixels)
     )
     rest = None if own_folder else left_out(request.images, images)
-    images = every(images, request.every)
+    images = every(images, request.every) if request.fps is None else at_rate(images, request.fps)
     if request.valid_mask:
         images = masked(images, request.valid_mask)
     segmenter = load_segmenter(spec, choose_device(device))

@@ -13,6 +13,7 @@ from blda_cli.core.choices import LabelSource
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import DomainGap, domain_gap, predicted_means
 from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.neighbours import Blocks
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.shifts import MINIMUM_PIXELS, additive_fit, location_shifts, occupied
 from blda_cli.core.statistics import LogitStatistics
@@ -66,7 +67,7 @@ def build_report(
         share=shares(runs[0][1].pixels_before) if runs else statistics.predicted_share().tolist(),
         scores=scores_of(before_confusion) if before_confusion is not None else None,
     )
-    estimates = _estimates(statistics, source)
+    estimates, blocks = _estimates(content, source)
     names = _names([folder for folder, _ in runs])
     return Report(
         classes=content.classes,
@@ -89,6 +90,7 @@ def build_report(
         steps=_steps(content, before, dict(zip(names, (record for _, record in runs), strict=True))),
         gap=_gap(content, reference[1] if reference else None),
         reference=_beside(statistics, *reference) if reference else None,
+        blocks=blocks,
     )
 
 
@@ -140,14 +142,16 @@ def mean_shifts(cells: LogitHistogram) -> list[list[float]]:
     return rows
 
 
-def _estimates(statistics: LogitStatistics, source: LabelSource) -> list[Estimate]:
+def _estimates(content: StatisticsFile, source: LabelSource) -> tuple[list[Estimate], Blocks | None]:
+    statistics, blocks = content.statistics, None
     if len(statistics.sample):
-        found = sampled_bias(statistics.sample)
+        found = sampled_bias(statistics.sample, keys=content.images)
+        blocks = found.blocks
         rows = torch.stack([found.bias, found.low, found.high, found.frequency], dim=1)
     else:  # of a shard without an image
         bias = estimated_bias(statistics.cells[source]).cpu()
         rows = torch.stack([bias, *[torch.full_like(bias, torch.nan)] * 3], dim=1)
-    return [Estimate(*row) for row in rows.tolist()]
+    return [Estimate(*row) for row in rows.tolist()], blocks
 
 
 def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:

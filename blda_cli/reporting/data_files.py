@@ -5,7 +5,8 @@
 - ``created_by``; ``made``: command, date, versions, the statistics' file, digest, model and provenance, the labels'
   encoding and the share of pixels without a class.
 - ``images``, ``pixels``: what the statistics are of. ``estimate_source``: what the estimates are made from,
-  the ``sample`` of pixels or the cells of a label source.
+  the ``sample`` of pixels or the cells of a label source. ``interval``: null, or ``{"count", "correlated"}``, how many
+  blocks of neighbouring images the intervals are drawn from, and whether images are alike beyond a block.
 - ``domain_gap``: ``{"contested", "chance", "disagreement", "classes", "norms_shifted", "norms_adapted", "crowding",
   "distance", "support", "reference"}``, how far out of domain the images are, distance 0 to 1; null where no pixels
   were sampled. ``reference``: null, or ``{"confidence", "reference_confidence", "fall", "levels", "images"}``.
@@ -66,6 +67,7 @@ def as_data(report: Report) -> dict[str, Any]:
             "remarks": report.remarks,
             "images": report.images,
             "pixels": report.pixels,
+            "interval": report.blocks and asdict(report.blocks),
             "estimate_source": report.source,
             "domain_gap": report.gap
             and {

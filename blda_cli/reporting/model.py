@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import DomainGap
+from blda_cli.core.neighbours import Blocks
 from blda_cli.data.classes import ClassSet
 from blda_cli.store.provenance import Provenance
 
@@ -203,6 +204,7 @@ class Report:
             correction; empty where the norms are as they came.
         gap: whether these images are in domain; None where no pixels were sampled.
         reference: the same classes on images of the training domain; None where there are none.
+        blocks: the blocks of images that the estimates' intervals are drawn from; None where there are none.
     """
 
     classes: ClassSet
@@ -222,6 +224,7 @@ class Report:
     gap: DomainGap | None = None
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     reference: Reference | None = None
+    blocks: Blocks | None = None
 
     @property
     def many_classes(self) -> bool:

@@ -292,9 +292,18 @@ def _how_sure(report: Report) -> str:
     clear = sum(estimate.verdict is not Verdict.UNCLEAR for estimate in known)
     return (
         f"For {clear} of {len(known)} classes the direction would be the same with other images like these: the 90 % "
-        "interval, from drawing the images anew, lies on one side of zero. How far the estimate itself is from the "
-        f"truth only labels can tell.{absent}"
+        f"interval, from drawing the images anew, lies on one side of zero.{_alike(report)} How far the estimate "
+        f"itself is from the truth only labels can tell.{absent}"
     )
+
+
+def _alike(report: Report) -> str:
+    """How intervals treat neighbouring images that are alike, e.g. frames of one drive."""
+    blocks = report.blocks
+    if blocks is None or blocks.count > report.images / 1.5:
+        return ""
+    text = f" Neighbouring images are alike, so {report.images / blocks.count:.0f} in a row are drawn together"
+    return f"{text}; as even these blocks are alike, the interval is too narrow." if blocks.correlated else f"{text}."
 
 
 def _measured(report: Report, scores: Scores) -> str:

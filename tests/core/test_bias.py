@@ -7,6 +7,7 @@ from blda_cli.core import bias as bias_module
 from blda_cli.core.bias import estimated_bias, sampled_bias, win_probabilities
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import LogitHistogram
+from blda_cli.core.neighbours import Blocks, blocks_of, natural_order
 from blda_cli.core.sample import PixelSample
 
 C = 4
@@ -139,6 +140,47 @@ def test_the_interval_narrows_with_images_and_holds_the_estimate() -> None:
         assert (estimate.low < estimate.bias).all()
         assert (estimate.bias < estimate.high).all()
     assert ((many.high - many.low) < (few.high - few.low)).all()
+
+
+def test_frames_of_one_drive_are_no_more_than_its_scenes() -> None:
+    """Forty scenes of eight frames each: the interval is about that of the scenes, not √8 times narrower."""
+    logits, _ = biased_scene()
+    random = torch.Generator().manual_seed(3)
+    scenes = [part + torch.randn(4, 1, generator=random) for part in logits.chunk(40, dim=2)]
+    once, often = PixelSample.empty(C), PixelSample.empty(C)
+    keys = []
+    for index, scene in enumerate(scenes):
+        once += once.draw(scene, scene.argmax(dim=1), None, [str(index)])
+        for frame, part in enumerate(scene.chunk(8, dim=2)):
+            keys.append(f"drive/{8 * index + frame}")  # without zeros in front
+            often += often.draw(part, part.argmax(dim=1), None, [keys[-1]])
+    wide = sampled_bias(once, keys=map(str, range(40)))
+    assert (wide.blocks.count, wide.blocks.correlated) == (40, False)
+    drive, each = sampled_bias(often, keys=keys), sampled_bias(often)
+    assert 15 <= drive.blocks.count <= 40
+    ratio = ((drive.high - drive.low) / (wide.high - wide.low)).mean()
+    assert 0.7 < ratio < 1.4
+    assert ((each.high - each.low) / (wide.high - wide.low)).mean() < 0.6
+    torch.testing.assert_close(drive.bias, each.bias)
+    shuffled = [keys[index] for index in torch.randperm(len(keys), generator=random).tolist()]
+    torch.testing.assert_close(sampled_bias(often, keys=shuffled).high, drive.high)  # the keys say the order
+
+
+def test_blocks_of_images_that_are_alike() -> None:
+    random = torch.Generator().manual_seed(0)
+    steps = torch.randn(200, 5, generator=random, dtype=torch.float64)
+    assert blocks_of(steps).count == 200
+    slow = torch.stack([steps[max(0, index - 5) : index + 1].mean(dim=0) for index in range(200)])
+    assert 10 <= blocks_of(slow).count <= 30
+    assert not blocks_of(slow).correlated
+    drift = steps.cumsum(dim=0)
+    assert blocks_of(drift) == Blocks(8, correlated=True)
+    assert blocks_of(steps[:1].expand(9, 5)).count == 9  # all the same: nothing to be alike in
+
+
+def test_natural_order() -> None:
+    assert natural_order(["b/10", "b/9", "a/100", "10", "9"]) == ["9", "10", "a/100", "b/9", "b/10"]
+    assert natural_order(["m²", "m2", "m10"]) == ["m2", "m10", "m²"]
 
 
 def test_one_image_gives_no_interval() -> None:

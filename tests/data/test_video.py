@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from blda_cli.data.images import every, find_images, image_at
+from blda_cli.data.images import at_rate, every, find_images, image_at
 from blda_cli.errors import BldaError
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
@@ -56,6 +57,24 @@ def test_every_frame_in_any_order(tmp_path: Path, suffix: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         for number, pixels in zip(order, pool.map(lambda number: frames[number].read(), order), strict=True):
             np.testing.assert_array_equal(pixels, expected[number])
+
+
+@pytest.mark.parametrize(("rate", "numbers"), [
+    (10, [*range(40)]), (30, [*range(40)]), (5, [*range(0, 40, 2)]), (4, [0, 3, 5, 8, 10, 13]), (0.3, [0, 34]),
+])  # fmt: skip
+def test_frames_a_second(tmp_path: Path, rate: float, numbers: list[int]) -> None:
+    """Of a video of ten frames a second."""
+    film(tmp_path / "a.mp4")
+    film(tmp_path / "b.mp4")
+    chosen = [file.key for file in at_rate(find_images(tmp_path), rate)]
+    assert [key for key in chosen if key.startswith("a/")][: len(numbers)] == [f"a/{one:06}" for one in numbers]
+    assert [key.replace("a/", "b/") for key in chosen if key.startswith("a/")] == chosen[len(chosen) // 2 :]
+
+
+def test_frames_a_second_are_of_videos(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    with pytest.raises(BldaError, match=r"--fps is for videos, and .*a\.png is no frame of one: --every N"):
+        at_rate(find_images(tmp_path), 2)
 
 
 def test_every_nth_of_each_folder(tmp_path: Path) -> None:
