@@ -40,7 +40,14 @@ def has_norms(segmenter: Segmenter) -> bool:
 def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
     """``count`` images spread evenly, enough for norm statistics; of these those without missing data, if any."""
     chosen = files[:: -(-len(files) // count)]
-    return [file for file in chosen if file.valid() is None] or chosen
+    return [file for file in chosen if _is_whole(file)] or chosen
+
+
+def _is_whole(file: ImageSource) -> bool:
+    try:
+        return file.valid() is None
+    except BldaError:  # which reading will say
+        return True
 
 
 def take_norms(
