@@ -48,7 +48,7 @@ class VideoFrame(ImageSource):
     def seconds(self) -> float:
         """See `ImageSource.seconds`."""
         video = _video(self.path)
-        return (video.times[int(self.part)] - video.times[0]) * video.unit
+        return float(video.times[int(self.part)] - video.times[0]) * video.unit
 
     def seen(self) -> np.ndarray:
         """See `ImageSource.seen`."""
