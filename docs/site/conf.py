@@ -14,7 +14,7 @@ from blda_cli import __version__  # noqa: E402
 
 project = "blda"
 version = release = __version__
-project_copyright = "the blda contributors"
+project_copyright = "The blda authors"
 
 root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**", "tests/benchmarks/README.md"]
