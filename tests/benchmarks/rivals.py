@@ -1,6 +1,7 @@
 """Test-time rivals of mixed norms, from their papers, on the arrays of one network; for ``quality.py --rivals``.
 
-They run on a stream, image by image, as published; what DIGA keeps of the images before is in `Diga`.
+They run on a stream, image by image, as published; what DIGA keeps of the images before is in `Diga`. Their constants are
+those of the published configurations.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from blda_cli.finetuning.networks.student import features_before
 from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter
 
-WEIGHTS = (1.0, 0.9, 0.8, 0.7, 0.5)
-"""The weights that InTEnt averages over."""
+WEIGHTS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+"""The weights that InTEnt averages over, from the network's own statistics alone to the image's own alone."""
 
 
 def scores_with(segmenter: NetworkSegmenter, weight: float, pixels: Tensor) -> Tensor:
