@@ -1,7 +1,7 @@
 """Test-time rivals of mixed norms, from their papers, on the arrays of one network; for ``quality.py --rivals``.
 
-They run on a stream, image by image, as published; what DIGA keeps of the images before is in `Diga`. Their constants are
-those of the published configurations.
+They run on a stream, image by image, as published; what DIGA keeps of the images before is in `Diga`. Their constants
+are those of the published configurations.
 """
 
 from collections.abc import Callable
