@@ -79,7 +79,7 @@ def take_norms(
         BldaError: the network's norms cannot be changed, or an image cannot be read.
     """
     if not norm_layers(segmenter.module):
-        segmenter.notes.append("the network has no batch norms that could take averages of the target")
+        segmenter.notes.append("the network has no batch norms that could take the target's statistics")
         return None
     images = 0
     with _ReplacedNorms(segmenter.module) as replaced:
@@ -207,7 +207,7 @@ def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
     segmenter.identity = {**segmenter.identity, "norms": norms.identity}
     _note(
         segmenter,
-        f"batch norms: averages of {norms.images} target images, the network's own counting as {norms.source_images}",
+        f"batch norms: statistics of {norms.images} target images, the network's own counting as {norms.source_images}",
     )
 
 

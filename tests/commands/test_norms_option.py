@@ -69,7 +69,7 @@ def counts(path: Path) -> np.ndarray:
 def test_the_file_keeps_what_the_network_had(run: Run, scene: Scene, normed: str) -> None:
     path, source = scene.root / "s.h5", scene.root / "source.h5"
     said = run("collect-stats", *scene.options("--norms", "target", model=normed), "--output", path)
-    assert "batch norms: averages of 6 target images, the network's own counting as 8\n" in said.stderr
+    assert "batch norms: statistics of 6 target images, the network's own counting as 8\n" in said.stderr
     run("collect-stats", *scene.options("--norms", "source", model=normed), "--output", source)
     assert read_statistics(source).norms is None
     assert "norms" not in read_statistics(source).model
@@ -89,7 +89,7 @@ def test_align_runs_the_network_with_the_norms_of_its_statistics(
     run: Run, scene: Scene, normed: str, stats: Path
 ) -> None:
     said = run("align", *scene.options(model=normed), "--stats", stats, "--output", scene.root / "a")
-    assert "batch norms: averages of 6 target images" in said.stderr
+    assert "batch norms: statistics of 6 target images" in said.stderr
     norms = read_statistics(stats).norms
     assert isinstance(norms, Norms)
     own, by_hand = (load_segmenter(parse_model(normed), torch.device("cpu")).module for _ in range(2))
@@ -356,7 +356,7 @@ def test_shards_and_processes_choose_one_weight(run: Run, torchrun: Torchrun, sc
 def test_models_that_cannot_or_need_not(run: Run, refused: Refused, scene: Scene, stats: Path) -> None:
     output = scene.root / "s.h5"
     said = run("collect-stats", *scene.options("--norms", "target"), "--output", output)
-    assert "the network has no batch norms that could take averages of the target\n" in said.stderr
+    assert "the network has no batch norms that could take the target's statistics\n" in said.stderr
     output.unlink()
     torch.jit.script(nn.Conv2d(3, 4, 1)).save(scene.root / "net.ts")
     for norms in ("target", str(stats)):

@@ -82,7 +82,7 @@ def test_averages_are_kept_where_those_of_crops_cost_much(images: str, tmp_path:
     holds, segmenter = prepared(tmp_path, "auto")
     assert holds == (images == "of one class each")
     assert ("norms" in segmenter.identity) == holds
-    assert any("averages of 7 target images" in note for note in segmenter.notes) == holds
+    assert any("statistics of 7 target images" in note for note in segmenter.notes) == holds
     mean = segmenter.module.state_dict()["0.running_mean"]
     assert bool((mean == 0.5).all()) != holds
 

@@ -155,7 +155,7 @@ def test_a_network_without_batch_norms_says_so(images: list[ImageSource]) -> Non
     assert norms is None
     use_norms(segmenter, norms)
     assert "norms" not in segmenter.identity
-    assert segmenter.notes[-1] == "the network has no batch norms that could take averages of the target"
+    assert segmenter.notes[-1] == "the network has no batch norms that could take the target's statistics"
 
 
 def test_norms_of_another_network_are_refused(images: list[ImageSource]) -> None:

@@ -92,7 +92,7 @@ def prepare_norms(
         if not all_maximum(torch.tensor(float(harmed), device=segmenter.device)):
             return "batch"
         harm = "fails" if math.isinf(by_batch) else f"loses {by_batch / by_kept:.1f} times as much on the source"
-        monitor.say(f"batch norms: averages are kept (--norms target), as by those of crops the network {harm}")
+        monitor.say(f"batch norms: their statistics are kept (--norms target), as by those of crops the network {harm}")
     use_norms(segmenter, norms)
     return "target"
 
@@ -112,7 +112,7 @@ def synchronised(network: nn.Module) -> nn.Module:
         if fused and not isinstance(layer, nn.SyncBatchNorm):
             raise BldaError(
                 f"{name or 'the network'}, a {type(layer).__name__}, does more than normalise, so several processes "
-                "cannot train it on common averages: --norms target keeps averages, or train in one process"
+                "cannot train it on common statistics: --norms target keeps them as they are, or train in one process"
             )
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return converted
