@@ -139,16 +139,15 @@ class Segmenter(ABC):
         )
         side = SideStream(self.device)
         started = (
-            (batch_files, batch_labels, self._start(batch_files, arrays, options), side.mark())
+            (*self._start(batch_files, arrays, options), batch_files, batch_labels, side.mark())
             for batch_files, arrays, batch_labels in upload(batches, self.device)
         )
         dimensions = 0
-        for batch_files, batch_labels, logits, mark in one_behind(started) if ahead and side.there else started:
+        for logits, valid, batch_files, batch_labels, mark in one_behind(started) if ahead and side.there else started:
             aside = partial(side.after, mark)
             names = [self.origin(file).location for file in batch_files]
             with aside():
                 largest = check_range(logits, names)
-                valid = _valid(batch_files, logits.device)
             if dimensions not in (0, logits.ndim):
                 kind = "of a whole image" if logits.ndim == 2 else "per pixel"
                 raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
@@ -163,8 +162,12 @@ class Segmenter(ABC):
                 )
             yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
 
-    def _start(self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions) -> Tensor:
-        return self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=files[0].core))
+    def _start(
+        self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions
+    ) -> tuple[Tensor, Tensor | None]:
+        valid = valid_pixels(files, self.device)
+        options = replace(options, core=files[0].core)
+        return self.named_logits(self.origin(files[0]).location, arrays, options, valid), valid
 
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
@@ -175,10 +178,10 @@ class Segmenter(ABC):
             _refuse_too_large(file.location, size, len(self.classes), options)
         return self.read(file)
 
-    def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions) -> Tensor:
+    def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
         """See `logits`; error messages name the image ``name``."""
         try:
-            return self.logits(arrays, options)
+            return self.logits(arrays, options, valid)
         except BldaError as error:
             raise BldaError(f"{name}: {error}") from error
         except (RuntimeError, MemoryError) as error:
@@ -195,12 +198,13 @@ class Segmenter(ABC):
         """
 
     @abstractmethod
-    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
         """Logits of the classes at the images' own size, without gradients.
 
         Args:
             arrays: those of :meth:`read` for N images of one size, ``[N, ...]`` on the segmenter's device.
             options: how to run them.
+            valid: bool ``[N, H, W]``, see `valid_pixels`; other pixels do not count in an image's own norm statistics.
 
         Returns:
             ``[N, C, H, W]``, or ``[N, C]`` of a classifier.
@@ -244,7 +248,7 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
     }
 
 
-def _valid(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
+def valid_pixels(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
     """Where the images hold data, bool ``[N, H, W]``; None: everywhere."""
     masks = [file.valid() for file in files]
     if all(mask is None for mask in masks):

@@ -42,9 +42,9 @@ class CalibratedSegmenter(Segmenter):
         """See `Segmenter.read`."""
         return self.inner.read(file)
 
-    def logits(self, arrays: Tensor, options: InferenceOptions) -> Tensor:
+    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
         """See `Segmenter.logits`."""
-        values = self.inner.logits(arrays, options).float()
+        values = self.inner.logits(arrays, options, valid).float()
         if self.calibrator.input_type == "probs":
             values = values.softmax(dim=1)
         return log_probabilities(self.calibrator.transform(values).to(values.device))

@@ -12,7 +12,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
 from blda_cli.runtime.read_ahead import one_behind
-from blda_cli.segmenters.preprocessing import resize_images
+from blda_cli.segmenters.preprocessing import resize_images, scaled
 
 
 def slide(
@@ -107,8 +107,7 @@ def average_views(logits: Callable[[float, bool], Tensor], scales: tuple[float, 
 
 def view_of(images: Tensor, scale: float, mirrored: bool) -> Tensor:
     """Images ``[N, B, H, W]`` at a factor of their sides, mirrored left to right if wanted."""
-    height, width = images.shape[-2:]
-    view = resize_images(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+    view = resize_images(images, scaled(images.shape[-2:], scale))
     return view.flip(-1) if mirrored else view
 
 

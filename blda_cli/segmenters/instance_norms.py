@@ -7,7 +7,7 @@ over the target is needed, and what else is in the batch does not matter.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -47,11 +47,21 @@ class _Content:
 
     Attributes:
         size: (height, width) at the upper left; what lies beyond is padding. None: all of it.
-        mask: bool ``[N, H, W]``, false where a pixel is no data; None: all are data.
+        mask: bool ``[N, h, w]``, false where a pixel is no data; None: all are data.
     """
 
     size: tuple[int, int] | None = None
     mask: Tensor | None = None
+    _counted: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def counted(self, shape: Sequence[int]) -> Tensor | None:
+        """Which positions of maps of a (height, width) see data alone, bool ``[N, height, width]``; None: all."""
+        if self.mask is None:
+            return None
+        key = tuple(shape)
+        if key not in self._counted:  # many layers have maps of one size
+            self._counted[key] = F.adaptive_max_pool2d((~self.mask).float(), key) == 0
+        return self._counted[key]
 
 
 class InstanceNorms:
@@ -113,8 +123,8 @@ class InstanceNorms:
 
         Args:
             size: (height, width) of the image at the upper left of the input, the rest being padding.
-            mask: bool ``[N, H, W]`` of the input's size, false at pixels that are no data. A position of a layer counts
-                where all pixels under it do; where an image has no such position, all of its positions count.
+            mask: bool ``[N, h, w]`` of that image at any size, false at pixels that are no data. A position of a layer
+                counts where all pixels under it do; where an image has no such position, all of its positions count.
         """
         before, self._content = self._content, _Content(size, mask)
         try:
@@ -193,11 +203,7 @@ class InstanceNorms:
             values = values[:, :, :height, :width]
         if values.shape[2:].numel() < FEW_POSITIONS:
             return None
-        if not whole or content.mask is None:
-            return image_moments(values)
-        mask = content.mask if content.size is None else content.mask[:, : content.size[0], : content.size[1]]
-        hidden = F.adaptive_max_pool2d((~mask).float(), values.shape[2:])
-        return image_moments(values, hidden == 0)
+        return image_moments(values, content.counted(values.shape[2:]) if whole else None)
 
 
 def _pooled(parts: Sequence[Moments | None]) -> Moments | None:

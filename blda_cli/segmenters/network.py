@@ -40,7 +40,7 @@ from blda_cli.segmenters.placement import (
     scaling_of,
     shared_margin,
 )
-from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple
+from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory, reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
@@ -92,6 +92,7 @@ class NetworkSegmenter(Segmenter):
     _meaning_checked: bool = False
     _scaling: Scaling | None = None
     _probed: bool = False
+    _one_size: bool | None = None
     _turned: bool = False
 
     @property
@@ -135,25 +136,33 @@ class NetworkSegmenter(Segmenter):
         """See `Segmenter.read`: uint8 ``[H, W, 3]``, RGB."""
         return file.read()
 
-    def logits(self, arrays: Tensor, options: InferenceOptions = InferenceOptions()) -> Tensor:  # noqa: B008  # frozen
+    def logits(
+        self,
+        arrays: Tensor,
+        options: InferenceOptions = InferenceOptions(),  # noqa: B008  # frozen
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """See `Segmenter.logits`; by default whole images, once."""
         pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
-        run = self._logits_of_images if options.core is None else self._logits_of_core
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
         with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
-            return run(pixels, options).detach()
+            if options.core is not None:
+                return self._logits_of_core(pixels, options).detach()
+            return self._logits_of_images(pixels, options, valid).detach()
 
-    def _logits_of_images(self, pixels: Tensor, options: InferenceOptions) -> Tensor:
+    def _logits_of_images(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
         """Logits of whole images."""
         size = (pixels.shape[2], pixels.shape[3])
         norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
-            view, window, stride = view_of(pixels, scale, mirrored), options.slide, options.stride
+            window, stride = options.slide, options.stride
+            mask = valid.flip(-1) if mirrored and valid is not None else valid
             if window is None or stride is None:
-                logits = self._logits(self._scores(view, size, self.network, norms))
+                logits = self._logits(self._scores_of_view(pixels, scale, mirrored, norms, mask))
             else:
-                with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms)):
+                view = view_of(pixels, scale, mirrored)
+                with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms, mask)):
                     scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
                 whole = (view.shape[2], view.shape[3])
                 logits = self._logits(fit_scores(scores, whole, whole, size))
@@ -173,7 +182,7 @@ class NetworkSegmenter(Segmenter):
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
             def score(window: Tensor) -> Tensor:
-                scores = self._scores(view_of(window, scale, mirrored), window.shape[2:], self.network)
+                scores = self._scores_of_view(window, scale, mirrored)
                 return scores.flip(-1) if mirrored else scores
 
             assert options.slide is not None
@@ -181,6 +190,20 @@ class NetworkSegmenter(Segmenter):
             return self._logits(slide(score, pixels, options.slide, options.stride, options.core))
 
         return average_views(of_view, options.scales, options.flip)
+
+    def _scores_of_view(
+        self,
+        images: Tensor,
+        scale: float,
+        mirrored: bool,
+        norms: InstanceNorms | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Scores of a view of whole images, at their size: mirrored as the view is."""
+        size = (images.shape[2], images.shape[3])
+        if not self._can_scale(size, scale):
+            return self._scores(view_of(images, scale, mirrored), size, self.network, norms, mask=mask)
+        return self._scores(view_of(images, 1.0, mirrored), size, self.network, norms, scale, mask)
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; it refuses nothing, but may add a remark."""
@@ -206,21 +229,36 @@ class NetworkSegmenter(Segmenter):
         with torch.no_grad():
             return self._run(self.network, images)
 
-    def _padded(self, images: Tensor) -> Tensor:
-        return pad_to_multiple(images, self.preprocessor.section.multiple_of or 1)
+    def _padded(self, images: Tensor, scale: float = 1.0) -> Tensor:
+        return pad_to_multiple(images, self.preprocessor.multiple(scale))
 
-    def _whole_statistics(self, view: Tensor, window: tuple[int, int], norms: InstanceNorms) -> list[Recorded]:
-        """Norm statistics of whole images, to normalise their windows by."""
-        height, width = window
+    def _whole_statistics(
+        self, view: Tensor, window: tuple[int, int], norms: InstanceNorms, mask: Tensor | None
+    ) -> list[Recorded]:
+        """Norm statistics of whole images, to normalise their windows by; those of the pixels of a mask, if any."""
+        size = window
         if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
-            height, width = view.shape[2], view.shape[3]
+            size = (view.shape[2], view.shape[3])
+        channels = view.shape[1]
+        if mask is not None:
+            view = torch.cat([view, _left_out(mask, view.shape[2:])], dim=1)
+
+        def score(part: Tensor) -> Tensor:
+            seen = None if mask is None else part[:, channels] == 0
+            return self._scores(part[:, :channels], part.shape[2:], self.network, norms, mask=seen)
+
         with norms.recorded() as passes:  # window after window where the image is too large, or each is resized
-            size = height, width
-            slide(lambda part: self._scores(part, part.shape[2:], self.network, norms), view, size, size)
+            slide(score, view, size, size)
         return passes
 
     def _scores(
-        self, images: Tensor, size: Sequence[int] | None, network: Network, norms: InstanceNorms | None = None
+        self,
+        images: Tensor,
+        size: Sequence[int] | None,
+        network: Network,
+        norms: InstanceNorms | None = None,
+        scale: float = 1.0,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Scores of the outputs that are used, resized to ``size`` where it is given.
 
@@ -228,15 +266,20 @@ class NetworkSegmenter(Segmenter):
             images: see `forward_logits`.
             size: (height, width), or None.
             network: runs on them.
-            norms: the active instance norms of the network; padding is marked for them.
+            norms: the active instance norms of the network; padding and the mask are marked for them.
+            scale: at which the images are run.
+            mask: bool ``[N, H, W]``, the pixels that count in their own norm statistics; None: all.
         """
         assert self.meaning is not None
         margin = self.preprocessor.section.margin
-        resized = self.preprocessor(images)
-        padded = self._padded(resized)
+        resized = self.preprocessor(images, scale)
+        padded = self._padded(resized, scale)
         fed = padded if margin is None else extend(padded, margin)
         seen = resized if margin is None else fed
-        with nullcontext() if norms is None else norms.content((seen.shape[2], seen.shape[3])):
+        if mask is not None:
+            left_out = _left_out(mask, resized.shape[2:])
+            mask = (left_out if margin is None else extend(self._padded(left_out, scale), margin))[:, 0] == 0
+        with nullcontext() if norms is None else norms.content((seen.shape[2], seen.shape[3]), mask):
             scores = self._run(network, fed)
         check_scores(scores, len(padded), self.meaning)
         if not self._meaning_checked:  # once, as it waits for the device
@@ -276,26 +319,47 @@ class NetworkSegmenter(Segmenter):
         return self._scaling
 
     def _probe(self) -> Scaling | None:
-        """Run a copy of the network without hooks on two grey images; None where it fails on them."""
+        """Run the network on two grey images; None where it fails on them."""
+        network, sizes = self._without_hooks(), []
         try:
-            network = copy.deepcopy(self.network)
-            if isinstance(network, nn.Module):
-                network.eval()
-                for module in network.modules():
-                    module._forward_pre_hooks.clear()
-                    module._forward_hooks.clear()
-        except Exception:  # what cannot be copied is no module, and has no hooks
-            network = self.network
-        sizes = []
-        try:
-            for height, width in PROBE_SIZES:
-                grey = torch.full((1, self.preprocessor.section.channels, height, width), 127.0, device=self.device)
+            for size in PROBE_SIZES:
                 with torch.no_grad():
-                    scores = self._run(network, self.preprocessor.normalise(grey))
+                    scores = self._run(network, self.preprocessor.normalise(self._grey(size)))
                 sizes.append((scores.shape[2], scores.shape[3]))
         except (BldaError, IndexError):  # it does not take them, or classifies
             return None
         return scaling_of((sizes[0], sizes[1]))
+
+    def _can_scale(self, size: tuple[int, int], scale: float) -> bool:
+        """Whether the network takes images of a ``size`` at a scale; always, where the description gives no size."""
+        section = self.preprocessor.section
+        if section.size is None or scale == 1:
+            return True
+        if self._one_size is None:
+            try:
+                self._scores(self._grey(size), None, self._without_hooks(), scale=scale)
+                self._one_size = False
+            except BldaError:
+                height, width = section.size
+                self._note(f"the network takes {height}x{width} only: scales change the detail of what it is shown")
+                self._one_size = True
+        return not self._one_size
+
+    def _grey(self, size: tuple[int, int]) -> Tensor:
+        return torch.full((1, self.preprocessor.section.channels, *size), 127.0, device=self.device)
+
+    def _without_hooks(self) -> Network:
+        """A copy of the network in which nobody watches its runs."""
+        try:
+            network = copy.deepcopy(self.network)
+        except Exception:  # what cannot be copied is no module, and has no hooks
+            return self.network
+        if isinstance(network, nn.Module):
+            network.eval()
+            for module in network.modules():
+                module._forward_pre_hooks.clear()
+                module._forward_hooks.clear()
+        return network
 
     def _logits(self, scores: Tensor) -> Tensor:
         assert self.meaning is not None
@@ -480,6 +544,11 @@ def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) ->
         raise BldaError(f"{why} takes {size[0]}x{size[1]} images only; remove size from [preprocessing]")
     note = f"{why} takes {size[0]}x{size[1]} images only: images are resized to that, logits are resized back"
     return replace(section, size=size), [note]
+
+
+def _left_out(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask bool ``[N, H, W]`` as an image ``[N, 1, *size]``: above 0 where a resized pixel sees one that is false."""
+    return resize_images((~mask).float().unsqueeze(1), (size[0], size[1]))
 
 
 def _check_bands(network: Network, section: PreprocessingSection) -> None:

@@ -11,7 +11,7 @@ from blda_cli.core.agreement import agreement, count_pairs, mutual_information
 from blda_cli.core.norms import MixedNorms
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.base import Segmenter, valid_pixels
 from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 
@@ -67,11 +67,12 @@ def choose_weight(
                 if options.on_error == "stop":
                     raise
                 continue
+            valid = valid_pixels([file], segmenter.device)
             for weight in WEIGHTS:
                 segmenter.mix_norms(weight)
                 with observed if observed is not None and weight == 1 else nullcontext():
-                    one = _classes(segmenter, file, array, whole)
-                other = _classes(segmenter, file, array, smaller)
+                    one = _classes(segmenter, file, array, whole, valid)
+                other = _classes(segmenter, file, array, smaller, valid)
                 pairs[weight] += count_pairs(one, other, classes).cpu()
             images += 1
             advance(1)
@@ -88,5 +89,10 @@ def choose_weight(
     return MixedNorms(found, images, agreements, shared, shares)
 
 
-def _classes(segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions) -> Tensor:
-    return segmenter.named_logits(segmenter.origin(file).location, array, options).argmax(dim=1)
+def _classes(
+    segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions, valid: Tensor | None
+) -> Tensor:
+    """Class ids of the pixels that hold data (of a classifier, of the image)."""
+    logits = segmenter.named_logits(segmenter.origin(file).location, array, options, valid)
+    classes = logits.argmax(dim=1)
+    return classes if valid is None or classes.ndim == 1 else classes[valid]

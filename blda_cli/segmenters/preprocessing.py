@@ -1,18 +1,24 @@
 """Preprocessing: resizing, colour order, normalisation."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blda_cli.segmenters.spec import PreprocessingSection
 
+_LARGEST_STRIDE = 32
+"""Of common networks; theirs divide it."""
+
 
 class Preprocessor:
     """Makes a network's input from pixels; differentiable.
 
-    In this order: resize to ``section.size``; order the colours; divide by 255 unless ``section.scale`` is given;
-    subtract ``mean``; divide by ``std``; divide by ``scale``. Padding to ``section.multiple_of`` is a separate step
-    (`pad_to_multiple`), as the padding has to be cut off again.
+    In this order: resize to `fed_size`; order the colours; divide by 255 unless ``section.scale`` is given; subtract
+    ``mean``; divide by ``std``; divide by ``scale``. Padding to a `multiple` is a separate step (`pad_to_multiple`), as
+    the padding has to be cut off again.
 
     Attributes:
         section: the ``[preprocessing]`` section it applies.
@@ -24,18 +30,38 @@ class Preprocessor:
         self._mean = _per_channel(section.mean, device)
         self._std = _per_channel(section.std, device)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, scale: float = 1.0) -> Tensor:
         """Preprocess images.
 
         Args:
             images: float ``[N, 3, H, W]``, RGB in 0..255.
+            scale: factor of both sides, of a view.
 
         Returns:
-            float ``[N, 3, h, w]``; ``h, w`` are ``section.size`` where it is given, else ``H, W``.
+            float ``[N, 3, h, w]``, see `fed_size`.
         """
-        if self.section.size is not None:
-            images = resize_images(images, self.section.size)
-        return self.normalise(images)
+        return self.normalise(resize_images(images, self.fed_size(images.shape[-2:], scale)))
+
+    def fed_size(self, size: Sequence[int], scale: float) -> tuple[int, int]:
+        """The size at which the network gets images.
+
+        Args:
+            size: the images' (height, width).
+            scale: factor of both sides.
+
+        Returns:
+            (height, width): those of the images or, where it is given, ``section.size``, times the scale.
+        """
+        return scaled(self.section.size or size, scale)
+
+    def multiple(self, scale: float) -> int:
+        """What the sides of the network's input are to be multiples of.
+
+        At another scale than 1 they stay multiples of the power of two, up to 32, that ``section.size`` is one of.
+        """
+        if self.section.multiple_of is not None or self.section.size is None or scale == 1:
+            return self.section.multiple_of or 1
+        return math.gcd(*self.section.size, _LARGEST_STRIDE)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Preprocess images without resizing them."""
@@ -50,6 +76,12 @@ class Preprocessor:
         if self.section.scale is not None:
             images = images / self.section.scale
         return images
+
+
+def scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """(Height, width) times a scale, rounded, at least 1."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,29 @@ def test_views_of_a_classifier_are_averaged_too() -> None:
 
 
 CPU = torch.device("cpu")
+
+
+def test_a_scale_is_of_the_size_that_the_network_is_fed_at() -> None:
+    images = torch.randint(0, 256, (1, 3, 36, 48)).float()
+    own = Preprocessor(PreprocessingSection(), CPU)
+    assert torch.equal(own(images, 0.5), resize_images(images, (18, 24)) / 255)
+    assert own.fed_size((5, 7), 0.01) == (1, 1)
+    described = Preprocessor(PreprocessingSection(size=(64, 96)), CPU)
+    assert torch.equal(described(images, 1.25), resize_images(images, (80, 120)) / 255)
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale", "multiple"),
+    [
+        ({}, 0.5, 1),
+        ({"size": (704, 960)}, 1, 1),
+        ({"size": (704, 960)}, 0.75, 32),
+        ({"size": (720, 960)}, 0.75, 16),
+        ({"size": (720, 960), "multiple_of": 24}, 0.75, 24),
+    ],
+)
+def test_scaled_sizes_stay_as_divisible_as_the_one_given(keys: dict[str, Any], scale: float, multiple: int) -> None:
+    assert Preprocessor(PreprocessingSection(**keys), CPU).multiple(scale) == multiple
 
 
 def test_preprocessing_does_what_its_keys_say() -> None:

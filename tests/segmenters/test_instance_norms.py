@@ -337,3 +337,26 @@ def test_windows_that_are_resized_are_normalised_alike(photos: Tensor) -> None:
     segmenter = segmenter_of(pixelwise()[:4].eval(), size=(80, 60))
     found = segmenter.logits(flat, InferenceOptions(slide=(40, 30), stride=(40, 30)))
     np.testing.assert_allclose(found, segmenter_of(segmenter.module).logits(flat), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [{}, {"flip": True}, {"scales": (2.0,)}, {"slide": (20, 30), "stride": (10, 15)}])
+@pytest.mark.parametrize("section", [{}, {"multiple_of": 64}, {"size": (80, 120)}])
+def test_a_segmenter_leaves_out_pixels_without_data(
+    photos: Tensor, views: dict[str, Any], section: dict[str, Any]
+) -> None:
+    """What lies at them changes nothing elsewhere."""
+    if section.get("size") and views.get("slide"):
+        pytest.skip("windows are resized, and pixels at the mask's edge with them")
+    valid = torch.ones(photos.shape[:3], dtype=torch.bool)
+    valid[:, 6:20, 10:24] = False
+    options = InferenceOptions(**views)
+    found = [
+        segmenter_of(pixelwise()[:4], **section).logits(torch.where(valid[..., None], photos, fill), options, valid)
+        for fill in (0, 255)
+    ]
+    inner = torch.nn.functional.max_pool2d((~valid).float()[:, None], 5, 1, 2)[:, 0] == 0  # away from its edge
+    for index in range(len(photos)):
+        one, other = (logits[index][:, inner[index]] for logits in found)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    careless = segmenter_of(pixelwise()[:4], **section).logits(torch.where(valid[..., None], photos, 255), options)
+    assert not torch.allclose(careless[:, :, 30:], found[1][:, :, 30:], atol=1e-2)

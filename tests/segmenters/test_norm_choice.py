@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from blda_cli.core.norms import MixedNorms
-from blda_cli.data.images import find_images
+from blda_cli.data.images import find_images, masked
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
@@ -81,6 +81,31 @@ def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource
     assert found.weight == max(gains, key=lambda weight: gains[weight])
     assert found.weight < 0.8
     assert str(found).startswith(f"mixed with each image's own statistics, weight {found.weight:g}: ")
+
+
+def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: Path) -> None:
+    """Whatever lies at them, the weight and the logits elsewhere are the same."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask = np.zeros((48, 40), bool)
+    mask[:, :30] = True
+    found, logits = [], []
+    for fill in (0, 255):
+        for file in stripes:
+            pixels = np.array(Image.open(file.path))
+            pixels[~mask] = fill
+            Image.fromarray(pixels).save(file.path)
+            Image.fromarray(mask).save(masks / file.path.name)
+        files = masked(stripes, str(masks))
+        away = segmenter(0.4, 0.004)
+        found.append(choose_weight(away, files, InferenceOptions()))
+        away.mix_norms(0.5)
+        logits += [batch.logits[..., :30] for batch in away.stream(files, InferenceOptions(batch_size=2))]
+    assert found[0].weight == found[1].weight
+    assert found[0].information == pytest.approx(found[1].information, abs=0.05)  # copies mix the pixels at the edge
+    careless = choose_weight(away, stripes, InferenceOptions())
+    assert abs(careless.information[0.5] - found[1].information[0.5]) > 0.1
+    torch.testing.assert_close(logits[0], logits[1])
 
 
 def test_a_network_in_domain_keeps_its_norms(stripes: list[ImageSource]) -> None:

@@ -306,6 +306,30 @@ def test_windows_scales_and_flips_of_a_network(
     torch.testing.assert_close(got.exp(), mean, atol=1e-5, rtol=1e-4)
 
 
+def test_scales_of_a_network_that_is_fed_at_a_given_size(
+    tmp_path: Path, tiny_net: nn.Module, weights: Path, pixels: Tensor
+) -> None:
+    segmenter = load(description(tmp_path, "[preprocessing]\nsize = [64, 96]"), weights)
+    x = pixels.permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        small = F.interpolate(x, (32, 48), mode="bilinear", antialias=True) / 255
+        out = tiny_net(F.pad(small, (0, 16)))  # to a multiple of 32, as the size given is one
+    expected = F.interpolate(F.interpolate(out, (32, 64), mode="bilinear")[..., :48], (50, 70), mode="bilinear")
+    torch.testing.assert_close(segmenter.logits(pixels, InferenceOptions(scales=(0.5,))), expected)
+    assert not [note for note in segmenter.notes if "scales" in note]
+
+
+def test_a_network_of_one_size_is_shown_less_detail(tmp_path: Path, pixels: Tensor) -> None:
+    only = "x if images.shape[2:] == (64, 96) else x.view(3)"
+    segmenter = load(description(tmp_path, "[preprocessing]\nsize = [64, 96]", "tiny:Wrapped", only))
+    got = segmenter.logits(pixels, InferenceOptions(scales=(0.5, 1.0)))
+    smaller = F.interpolate(pixels.permute(0, 3, 1, 2).float(), (25, 35), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = segmenter.forward_logits(smaller, (50, 70)).softmax(1) + segmenter.logits(pixels).softmax(1)
+    torch.testing.assert_close(got.exp(), expected / 2)
+    assert [note for note in segmenter.notes if note.startswith("the network takes 64x96 only")]
+
+
 def test_mixed_precision_is_close(tmp_path: Path, weights: Path, pixels: Tensor) -> None:
     segmenter = load(description(tmp_path), weights)
     half = segmenter.logits(pixels, InferenceOptions(amp=True))
