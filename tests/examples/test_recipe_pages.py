@@ -23,17 +23,16 @@ STREETS = ROOT / "examples" / "streets"
 MODULES = {"hf": "transformers", "onnx": "onnxscript", "video": "av", "geo": "rasterio"}
 SHORTER = {"--iterations": "2", "--crop": "64", "--validate-every": "1"}
 
-Here = Path  # the folder that a recipe is followed in
-PREPARE: dict[str, Callable[[Here], None]] = {}
-CLAIMS: dict[str, Callable[[Here], None]] = {}
+PREPARE: dict[str, Callable[[Path], None]] = {}
+CLAIMS: dict[str, Callable[[Path], None]] = {}
 
 
-def before(page: str) -> Callable[[Callable[[Here], None]], Callable[[Here], None]]:
+def before(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     """What the reader of a page has already."""
     return lambda function: PREPARE.setdefault(page, function)
 
 
-def after(page: str) -> Callable[[Callable[[Here], None]], Callable[[Here], None]]:
+def after(page: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     """What a page promises."""
     return lambda function: CLAIMS.setdefault(page, function)
 
@@ -97,7 +96,7 @@ def predictions(folder: Path, images: Path) -> list[np.ndarray]:
 
 
 @before("hugging-face")
-def segformer(here: Here) -> None:
+def segformer(here: Path) -> None:
     import transformers
 
     torch.manual_seed(5)
@@ -112,14 +111,14 @@ def segformer(here: Here) -> None:
 
 
 @after("hugging-face")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     predictions(here / "aligned", here / "photos")
     assert (here / "check" / "overlays.png").is_file()
     assert (here / "report" / "report.html").is_file()
 
 
 @before("pytorch-checkpoint")
-def checkpoint(here: Here) -> None:
+def checkpoint(here: Path) -> None:
     """The library's own network where it is installed, else another in its place."""
     if importlib.util.find_spec("segmentation_models_pytorch"):
         import segmentation_models_pytorch as smp
@@ -135,13 +134,13 @@ def checkpoint(here: Here) -> None:
 
 
 @after("pytorch-checkpoint")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     predictions(here / "aligned", here / "frames")
     assert (here / "check" / "check.html").is_file()
 
 
 @before("onnx")
-def onnx_file(here: Here) -> None:
+def onnx_file(here: Path) -> None:
     network = streetnet().eval()
     network.load_state_dict(torch.load(here / "streetnet.pth"))
     sizes = {0: torch.export.Dim("N"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
@@ -151,7 +150,7 @@ def onnx_file(here: Here) -> None:
 
 
 @after("onnx")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     import onnxruntime
 
     predictions(here / "aligned", here / "frames")
@@ -161,7 +160,7 @@ def _(here: Here) -> None:
 
 
 @before("other-frameworks")
-def framework(here: Here) -> None:
+def framework(here: Path) -> None:
     (here / "your_network.py").write_text(
         "import numpy as np\n\nWEIGHTS = np.random.default_rng(0).normal(size=(11, 3))\n\n\n"
         "def logits_of(image):\n    return np.einsum('kc,hwc->khw', WEIGHTS, image / 64 - 2)\n"
@@ -169,7 +168,7 @@ def framework(here: Here) -> None:
 
 
 @after("other-frameworks")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     offsets = np.loadtxt("offsets.txt")
     for image, wanted in zip(
         sorted((here / "frames").glob("*.png")), predictions(here / "aligned", here / "frames"), strict=True
@@ -179,7 +178,7 @@ def _(here: Here) -> None:
 
 
 @before("video")
-def drive(here: Here) -> None:
+def drive(here: Path) -> None:
     import av
 
     with av.open(str(here / "drive.mp4"), "w") as container:
@@ -192,7 +191,7 @@ def drive(here: Here) -> None:
 
 
 @after("video")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     assert len(list((here / "aligned" / "predictions" / "drive").glob("*.png"))) == 24
     assert classes(here / "aligned" / "predictions" / "drive" / "000010.png").shape == (128, 192)
     assert (here / "aligned.mp4").stat().st_size > 1000
@@ -200,7 +199,7 @@ def _(here: Here) -> None:
 
 
 @before("geotiff")
-def land(here: Here) -> None:
+def land(here: Path) -> None:
     import rasterio
     from rasterio.transform import from_origin
 
@@ -222,7 +221,7 @@ def land(here: Here) -> None:
 
 
 @after("geotiff")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     import rasterio
 
     with rasterio.open(here / "aligned" / "predictions" / "scene.tif") as predicted:
@@ -232,13 +231,13 @@ def _(here: Here) -> None:
 
 
 @before("several-domains")
-def drives(here: Here) -> None:
+def drives(here: Path) -> None:
     scenes(DAY, here / "drives" / "day")
     scenes(DUSK, here / "drives" / "night")
 
 
 @after("several-domains")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     for domain, folder in (("day", "aligned-day"), ("night", "aligned-night"), ("night", "aligned")):
         predictions(here / folder, here / "drives" / domain)
         record = json.loads((here / folder / "run.json").read_text())
@@ -247,26 +246,26 @@ def _(here: Here) -> None:
 
 
 @after("no-source")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     predictions(here / "aligned", here / "frames")
     predictions(here / "trained", here / "frames")
     assert (here / "run" / "model.toml").is_file()
 
 
 @after("few-labels")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     predictions(here / "aligned", here / "frames")
     assert (here / "drafts" / "annotations" / "labelmap.txt").is_file()
     assert "supervised" in json.dumps(json.loads((here / "aligned" / "run.json").read_text()))
 
 
 @before("without-blda")
-def frame(here: Here) -> None:
+def frame(here: Path) -> None:
     shutil.copy(here / "frames" / "1.png", here / "frame.png")
 
 
 @after("without-blda")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     import blda_cli
 
     assert "blda" not in (here / "predict.py").read_text()
@@ -276,7 +275,7 @@ def _(here: Here) -> None:
 
 
 @after("cluster")
-def _(here: Here) -> None:
+def _(here: Path) -> None:
     import blda_cli
 
     predictions(here / "aligned", here / "frames")
