@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from blda_cli.commands.options import request_command
+from blda_cli.commands.options import all_option, request_command
 from blda_cli.pipelines.requests import AlignRequest
 from blda_cli.text import printable
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from blda_cli.store.predictions import RunRecord
 
 
-@request_command(AlignRequest, "blda_cli.pipelines.align:align", "align", "DIR", "Where to write the predictions.")
-def command(record: "RunRecord", output: Path, as_json: bool) -> None:
+@request_command(
+    AlignRequest, "blda_cli.pipelines.align:align", "align", "DIR", "Where to write the predictions.", all_option
+)
+def command(record: "RunRecord", output: Path, as_json: bool, all_classes: bool) -> None:
     """Correct a segmenter's predictions.
 
     Writes predictions/ (after) and argmax/ (before) as PNG class ids in the images' tree, and run.json. An
@@ -25,7 +27,7 @@ def command(record: "RunRecord", output: Path, as_json: bool) -> None:
     if as_json:
         emit_json(_summary(record, output))
     else:
-        _show(record, output)
+        _show(record, output, all_classes=all_classes)
 
 
 def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
@@ -43,29 +45,41 @@ def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
     }
 
 
-def _show(record: "RunRecord", output: Path) -> None:
+def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from blda_cli.reporting.model import MANY_CLASSES
+    from blda_cli.reporting.terminal import SHOWN_CLASSES, Field, print_table
 
     summary = _summary(record, output)
     if not summary["images"]:  # of a shard that got none
         click.echo(f"{output}: 0 images")
         return
-    table = Table()
-    table.add_column("class")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
-    for name, shares in summary["classes"].items():
-        before, after = shares["share_before"], shares["share_after"]
-        change = f"×{after / before:.2f}" if before > 0 else ("new" if after > 0 else "n/a")
-        table.add_row(printable(name), f"{before:.2%}", f"{after:.2%}", change)
-    console = Console(markup=False, emoji=False)
-    console.print("Share of the pixels predicted as each class")
-    console.print(table)
+    shares = [(one["share_before"], one["share_after"]) for one in summary["classes"].values()]
+    title, groups = "Share of the pixels predicted as each class", None
+    if len(shares) > MANY_CLASSES:
+        title += ", those that grew most first, then those that shrank most"
+        growth = [after - before for before, after in shares]
+        order = sorted(range(len(shares)), key=growth.__getitem__, reverse=True)
+        grown, shrunk = [i for i in order if growth[i] > 0], [i for i in reversed(order) if growth[i] < 0]
+        if all_classes:
+            groups = [grown, shrunk, [index for index in order if growth[index] == 0]]
+        else:
+            groups = [grown[:SHOWN_CLASSES], shrunk[:SHOWN_CLASSES]]
+    fields = [
+        Field("before", [f"{before:.2%}" for before, _ in shares]),
+        Field("after", [f"{after:.2%}" for _, after in shares]),
+        Field("change", [_change(before, after) for before, after in shares]),
+    ]
+    print_table(Console(markup=False, emoji=False), title, "class", record.classes, fields, groups)
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
-    console.print(
+    click.echo(
         f"{printable(str(output))}: {summary['images']} images{skipped}, {summary['changed']:.1%} of the pixels "
-        f"changed; {record.alignment.describe()}",
-        highlight=False,
-        soft_wrap=True,
+        f"changed; {record.alignment.describe()}"
     )
+
+
+def _change(before: float, after: float) -> str:
+    if before > 0:
+        return f"×{after / before:.2f}"
+    return "new" if after > 0 else "n/a"

@@ -159,12 +159,18 @@ _PARSERS: dict[Any, Callable[[Any], Any]] = {
 
 
 def request_command(
-    cls: type, call: str, name: str, output: str, help: str, *, resumable: bool = True
+    cls: type,
+    call: str,
+    name: str,
+    output: str,
+    help: str,
+    *more: Callable[[Callable[..., Any]], Callable[..., Any]],
+    resumable: bool = True,
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Make a command: options to a request, one call, and the decorated function, which shows the result of the call.
 
     The command has the options of the request, ``--output``, ``--overwrite``, ``--json`` and ``--quiet``. The function
-    is called as ``function(result, output, as_json)``, its docstring is the command's help.
+    is called as ``function(result, output, as_json)`` and the values of ``more``, its docstring is the command's help.
 
     Args:
         cls: the request.
@@ -172,6 +178,7 @@ def request_command(
         name: of the command.
         output: stands for the value of ``--output`` in ``--help``.
         help: of ``--output``.
+        more: options of how the result is shown, which are none of the request.
         resumable: an interrupted run can be continued by the same command.
     """
     settings = options_of(cls)
@@ -181,13 +188,13 @@ def request_command(
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def run(output: Path, overwrite: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-            values = {name: value for name, value in given.items() if value not in (None, ())}
+            values = {name: value for name, value in given.items() if name in settings and value not in (None, ())}
             with usage_errors():
                 asked: Any = request(cls, values)
                 with started(output, overwrite=overwrite, quiet=quiet, resumable=resumable) as job:
                     result = pkgutil.resolve_name(call)(asked, job)
             if job.shard.first:
-                function(result, output, as_json)
+                function(result, output, as_json, **{name: given[name] for name in given.keys() - settings.keys()})
 
         return click.command(name)(
             together(
@@ -195,6 +202,7 @@ def request_command(
                 click.option("--output", required=True, type=click.Path(path_type=Path), metavar=output, help=help),
                 *map(option_of, others),
                 click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+                *more,
                 json_option,
                 quiet_option,
             )(run)
@@ -204,6 +212,7 @@ def request_command(
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="No progress and no remarks but of images left out.")
+all_option = click.option("--all", "all_classes", is_flag=True, help="Print all classes, where they are many.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from blda_cli.commands.options import request_command
+from blda_cli.commands.options import all_option, request_command
 from blda_cli.pipelines.requests import ReportRequest
 
 if TYPE_CHECKING:
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     "report",
     "DIR",
     "Where to write report.html, report.json and report.csv.",
+    all_option,
     resumable=False,
 )
-def command(made: "Report", output: Path, as_json: bool) -> None:
+def command(made: "Report", output: Path, as_json: bool, all_classes: bool) -> None:
     """Show how over- or under-predicted each class is, and what a correction changed.
 
     The estimate needs no labels. With --labels the true bias, IoU and accuracy before and after stand beside it,
@@ -34,5 +35,5 @@ def command(made: "Report", output: Path, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(made), nl=False)
     else:
-        print_report(made, Console(markup=False, emoji=False))
+        print_report(made, Console(markup=False, emoji=False), all_classes=all_classes)
         click.echo(f"\n{output / 'report.html'}")

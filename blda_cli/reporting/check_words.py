@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from blda_cli.reporting.check_model import Check
+from blda_cli.reporting.model import MANY_CLASSES
+from blda_cli.reporting.terminal import SHOWN_CLASSES, Field, print_table
 from blda_cli.segmenters.descriptions import LATE, Comparison, Tried
 from blda_cli.text import printable
 
@@ -202,8 +203,14 @@ def label_lines(check: Check) -> list[str]:
     ]
 
 
-def print_check(check: Check, console: Console) -> None:
-    """Print the findings on a terminal: remarks, the gravest first, then the measurements."""
+def print_check(check: Check, console: Console, *, all_classes: bool = False) -> None:
+    """Print the findings on a terminal: remarks, the gravest first, then the measurements.
+
+    Args:
+        check: the findings.
+        console: where to.
+        all_classes: show all, where they are many too.
+    """
     for remark in check.remarks:
         style = "bold red" if remark.grave else "yellow"
         console.print(Text(f"{'Wrong' if remark.grave else 'Look'}: {remark.text}", style=style), end="\n\n")
@@ -214,21 +221,18 @@ def print_check(check: Check, console: Console) -> None:
         loaded.add_row(heading, printable(text))
     console.print(loaded, end="\n\n")
     if check.comparison is not None:
-        tried = Table("description", title="Descriptions of the input, the best first", box=box.SIMPLE_HEAD)
-        for heading in ("norm distance", "agreement"):
-            tried.add_column(heading, justify="right", no_wrap=True)
-        tried.add_column("")
-        for row in table(check.comparison):
-            tried.add_row(*row)
-        console.print(tried)
+        rows = table(check.comparison)
+        names = [f"{description} ({marks})" if marks else description for description, _, _, marks in rows]
+        fields = [Field("norm distance", [row[1] for row in rows]), Field("agreement", [row[2] for row in rows])]
+        print_table(console, "Descriptions of the input, the best first", "description", names, fields)
         for sentence in described(check.comparison):
             console.print(Text(sentence))
         console.print()
-    shares = Table("class", box=box.SIMPLE_HEAD)
-    shares.add_column(f"share of the pixels of {check.images} images", justify="right")
-    for index in np.argsort(-check.shares, kind="stable"):
-        share = float(check.shares[index])
-        shares.add_row(printable(check.classes.names[index]), f"{share:.2%}" if share else "never")
-    console.print(shares)
+    order = np.argsort(-check.shares, kind="stable").tolist()
+    if len(order) > MANY_CLASSES and not all_classes:
+        order = order[: 2 * SHOWN_CLASSES]
+    shares = [f"{share:.2%}" if share else "never" for share in check.shares.tolist()]
+    title = f"Share of the pixels of {check.images} images predicted as each class"
+    print_table(console, title, "class", check.classes.names, [Field("share", shares)], [order])
     for line in label_lines(check):
         console.print(Text(line))

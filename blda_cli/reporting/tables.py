@@ -29,7 +29,6 @@ class Column:
         title: its meaning, in full.
         cells: from the first row to the last.
         after: the same after a correction, where the two stand side by side.
-        detail: left out where there is little room.
         stage_names: names of the stages of ``cells`` and ``after``.
     """
 
@@ -38,7 +37,6 @@ class Column:
     title: str
     cells: list[Cell]
     after: list[Cell] | None = None
-    detail: bool = False
     stage_names: tuple[str, str] = ("before", "after")
 
     def stages(self) -> list["Column"]:
@@ -84,7 +82,7 @@ class Measure:
         short: the same where there is little room.
         title: what it is, in full.
         show: writes it.
-        detail: see :class:`Column`.
+        detail: not among the page's headline numbers.
     """
 
     key: str
@@ -102,7 +100,6 @@ class Measure:
             self.title,
             [Cell(self.show(value), value) for value in values],
             None if after is None else [Cell(self.show(value), value) for value in after],
-            self.detail,
         )
 
 
@@ -215,8 +212,8 @@ def candidate_table(report: Report) -> NumberTable | None:
     columns = [
         *_scores([one.scores for one in tried]),
         _CHANGED.column([one.changed for one in tried]),
-        Column("gains most", "gains", "Class whose share grows most, in points", gains, detail=True),
-        Column("loses most", "loses", "Class whose share shrinks most, in points", losses, detail=True),
+        Column("gains most", "gains", "Class whose share grows most, in points", gains),
+        Column("loses most", "loses", "Class whose share shrinks most, in points", losses),
     ]
     return NumberTable("Methods on sampled pixels (percent)", "method", [one.method for one in tried], columns)
 

@@ -1,6 +1,10 @@
 """The report on the terminal: the findings in words, then its tables."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,63 +21,98 @@ from blda_cli.reporting.tables import (
     steps_table,
 )
 from blda_cli.reporting.words import next_steps, summary
+from blda_cli.text import printable
 
 _STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}
-_WIDE = 100
+
+_INTERVAL = "90 % interval"
+
+_LEFT_OUT_FIRST = (_INTERVAL, "std acc.", "std IoU", "fwIoU", "Σ |Bias|", "loses", "gains", "acc.", "bias", "aAcc")
+"""Columns in the order in which narrow terminals leave them out; all others follow, the rightmost first."""
+
+_LONGEST_NAME = 24
+"""Width that columns leave to the names before they are left out; longer names are wrapped."""
+
+SHOWN_CLASSES = 10
+"""Of many classes, how many over-predicted ones are shown, and how many under-predicted ones."""
+
+Groups = Sequence[Sequence[int]]
+"""Rows of a table, apart from one another."""
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print the findings, the tables and the next steps."""
+def print_report(report: Report, console: Console, *, all_classes: bool = False) -> None:
+    """Print the findings, the tables and the next steps.
+
+    Args:
+        report: the report.
+        console: where to.
+        all_classes: show all, where they are many too.
+    """
     for sentence in summary(report):
         console.print(Text(sentence), end="\n\n")
     for remark in report.remarks:
         console.print(Text(f"Note: {remark}", style="yellow"), end="\n\n")
-    console.print(_class_table(report, intervals=console.width >= _WIDE or report.before.scores is None))
+    groups = _classes_shown(report, all_classes=all_classes)
+    _print_classes(report, groups, console)
     if report.before.scores is not None or len(report.runs) > 1:
-        console.print(_rows(overall_table(report), details=console.width >= _WIDE))
-    steps = steps_table(report)
-    if steps is not None:
-        console.print(_rows(steps, details=True))
-    reference = reference_table(report)
-    if reference is not None:
-        console.print(_rows(reference, details=False))
+        _print_numbers(overall_table(report), console)
+    for of_classes in (steps_table(report), reference_table(report)):
+        if of_classes is not None:
+            _print_numbers(of_classes, console, groups)
     candidates = candidate_table(report)
     if candidates is not None:
-        console.print(_rows(candidates, details=False))
+        _print_numbers(candidates, console)
     for step in next_steps(report):
         console.print(Text(f"Next: {step.text}"))
         console.print(Text(f"  {step.command}", style="bold"), soft_wrap=True)
 
 
-def _class_table(report: Report, *, intervals: bool) -> Table:
+def _classes_shown(report: Report, *, all_classes: bool) -> Groups:
+    """The rows of classes: in their order or, where they are many, the most biased first, over and under apart."""
+    order = report.order()
+    if not report.many_classes:
+        return [order]
+    verdicts = [estimate.verdict for estimate in report.estimates]
+    over, under = ([index for index in order if verdicts[index] is one] for one in (Verdict.OVER, Verdict.UNDER))
+    if all_classes:
+        return [over, under, [index for index in order if index not in {*over, *under}]]
+    return [over[:SHOWN_CLASSES], under[:SHOWN_CLASSES]]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of a printed table: its heading and the text in each row."""
+
+    heading: str
+    texts: Sequence[str]
+    numbers: bool = True
+
+    def width(self, *, wrapped: bool) -> int:
+        """The width it needs, with its heading in one line or wrapped at spaces."""
+        parts = self.heading.split(" ") if wrapped else [self.heading]
+        return max(map(cell_len, [*parts, *self.texts]))
+
+
+def _print_classes(report: Report, groups: Groups, console: Console) -> None:
     """One line a class; ``a→b`` is before and after."""
     content = class_table(report)
-    table = _table("Over- and under-predicted classes (percent; est.: bias estimated without labels)", content.heading)
-    table.add_column("is", no_wrap=True)
-    fields: list[tuple[str, list[str]]] = []
+    verdicts = [estimate.verdict for estimate in report.estimates]
+    fields = [Field("is", [f"{MARKS[verdict]} {verdict}" for verdict in verdicts], numbers=False)]
     for column in content.columns:
-        fields.append((column.short, _texts(column)))
+        fields.append(Field(column.short, _texts(column)))
         small = [cell.small for cell in column.cells]
-        if intervals and any(small):
-            fields.append(("90 % interval", [text or "n/a" for text in small]))
-    for heading, _ in fields:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for index in report.order():
-        verdict = report.estimates[index].verdict
-        texts = [column[index] for _, column in fields]
-        table.add_row(content.rows[index], f"{MARKS[verdict]} {verdict}", *texts, style=_STYLES[verdict])
-    table.caption, table.caption_justify = content.caption, "left"
-    return table
+        if any(small):
+            fields.append(Field(_INTERVAL, [text or "n/a" for text in small]))
+    frequency = "; ×: how often it is predicted over how often it should be"
+    known = frequency if any(column.heading == "×" for column in content.columns) else ""
+    title = f"Over- and under-predicted classes (percent; est.: bias estimated without labels{known})"
+    styles = [_STYLES[verdict] for verdict in verdicts]
+    print_table(console, title, content.heading, content.rows, fields, groups, styles, content.caption)
 
 
-def _rows(content: NumberTable, *, details: bool) -> Table:
-    table = _table(content.caption, content.heading)
-    columns = [column for column in content.columns if details or not column.detail]
-    for column in columns:
-        table.add_column(column.short, justify="right", no_wrap=True)
-    for name, *texts in zip(content.rows, *map(_texts, columns), strict=True):
-        table.add_row(name, *texts)
-    return table
+def _print_numbers(content: NumberTable, console: Console, groups: Groups | None = None) -> None:
+    fields = [Field(column.short, _texts(column)) for column in content.columns]
+    print_table(console, content.caption, content.heading, content.rows, fields, groups)
 
 
 def _texts(column: Column) -> list[str]:
@@ -86,7 +125,60 @@ def _texts(column: Column) -> list[str]:
     return [f"{one}→{other}" if cell.value == cell.value else one for one, other, cell in pairs]
 
 
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    return table
+def print_table(
+    console: Console,
+    title: str,
+    heading: str,
+    names: Sequence[str],
+    fields: Sequence[Field],
+    groups: Groups | None = None,
+    styles: Sequence[str] | None = None,
+    caption: str = "",
+) -> None:
+    """Print a table with as many of its columns as there is room for; no name and no number is cut.
+
+    Args:
+        console: where to.
+        title: what the table shows.
+        heading: of the names.
+        names: of the rows.
+        fields: the other columns.
+        groups: the rows that are shown; None: all, in their order.
+        styles: of the rows.
+        caption: below the table.
+    """
+    names = [printable(name) for name in names]
+    longest = max(map(cell_len, [heading, *names]))
+    room = console.width - 2 - min(longest, _LONGEST_NAME)  # beside the names and the space at both ends
+    kept = list(fields)
+    while len(kept) > 1 and _width(kept, wrapped=True) > room:
+        kept.remove(_least(kept))
+    wrapped = _width(kept, wrapped=False) > room
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(heading, overflow="fold", max_width=max(1, console.width - 2 - _width(kept, wrapped=wrapped)))
+    for one in kept:
+        width = one.width(wrapped=wrapped)
+        table.add_column(one.heading, justify="right" if one.numbers else "left", width=width, overflow="fold")
+    groups = [range(len(names))] if groups is None else groups
+    for group in groups:
+        for index in group:
+            table.add_row(names[index], *(one.texts[index] for one in kept), style=styles[index] if styles else None)
+        table.add_section()
+    shown, out = sum(map(len, groups)), [one.heading for one in fields if one not in kept]
+    hidden = "" if shown == len(names) else f"{len(names) - shown} {'more ' if shown else ''}classes: --all"
+    console.print(Text(title, style="italic"))
+    console.print(table)
+    for line in (caption, hidden, f"no room for: {', '.join(out)}" if out else ""):
+        if line:
+            console.print(Text(line, style="dim italic"))
+
+
+def _width(fields: Sequence[Field], *, wrapped: bool) -> int:
+    """Width of columns, with the two spaces before each."""
+    return sum(2 + field.width(wrapped=wrapped) for field in fields)
+
+
+def _least(fields: Sequence[Field]) -> Field:
+    """The column to leave out."""
+    named = [field for heading in _LEFT_OUT_FIRST for field in fields if field.heading == heading]
+    return (*named, fields[-1])[0]

@@ -505,3 +505,35 @@ def test_supervision_without_labels_is_refused(run: Run, refused: Refused, scene
     options = scene.options("--method", "supervised")
     said = refused("align", *options, "--stats", unlabelled, "--output", scene.root / "a")
     assert "no labelled pixel" in said
+
+
+def test_of_many_classes_those_that_changed_most_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from blda_cli.commands.align import _show
+    from blda_cli.store.predictions import RunRecord
+
+    growth = [(index - 75) * 2 if index % 3 else 0 for index in range(150)]
+    made = RunRecord(
+        classes=[f"class {index}" for index in range(150)],
+        palette=[],
+        ids=[],
+        model={},
+        settings={"method": "none", "tau": 0.0},
+        statistics={},
+        images={},
+        pixels_before=[1000] * 150,
+        pixels_after=[1000 + more for more in growth],
+        changed={"one": 0.5},
+    )
+
+    def classes(*, all_classes: bool) -> list[int]:
+        _show(made, Path("aligned"), all_classes=all_classes)
+        return [
+            int(line.split()[1])
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith(" class ") and line.split()[1].isdigit()
+        ]
+
+    grown = sorted((index for index in range(150) if growth[index] > 0), reverse=True)
+    shrunk = [index for index in range(150) if growth[index] < 0]
+    assert classes(all_classes=False) == grown[:10] + shrunk[:10]
+    assert classes(all_classes=True) == [*grown, *shrunk, *range(0, 150, 3)]
