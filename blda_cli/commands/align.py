@@ -32,9 +32,15 @@ def command(record: "RunRecord", output: Path, as_json: bool, all_classes: bool)
 
 def _summary(record: "RunRecord", output: Path) -> dict[str, Any]:
     total = sum(record.pixels_before)
+    settings = record.alignment
     return {
         "output": str(output),
         "images": len(record.changed),
+        "method": settings.method,
+        **({"shift": settings.shift} if settings.entry.forms else {}),
+        "strength": settings.tau,
+        "verdict": record.verdict,
+        "evidence": record.evidence,
         "changed": record.pixels_changed / total if total else None,
         "skipped": len(record.skipped),
         "skipped_images": record.skipped,
@@ -73,9 +79,10 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
     ]
     print_table(Console(markup=False, emoji=False), title, "class", record.classes, fields, groups)
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    verdict = f"; {record.verdict}" if record.verdict else ""
     click.echo(
         f"{printable(str(output))}: {summary['images']} images{skipped}, {summary['changed']:.1%} of the pixels "
-        f"changed; {record.alignment.describe()}"
+        f"changed; {record.alignment.describe()}{verdict}"
     )
 
 

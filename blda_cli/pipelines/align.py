@@ -14,7 +14,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.corrections import Correction
 from blda_cli.core.fitting import Evidence, resolve_strength
-from blda_cli.core.fitting.strength import domain_gap
+from blda_cli.core.fitting.strength import DomainGap, domain_gap
 from blda_cli.core.kernels import argmax
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
@@ -26,7 +26,6 @@ from blda_cli.files import real
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import (
     CHECKPOINT_SECONDS,
-    NORMS_HINT,
     CountingOptions,
     check_images,
     collect_statistics,
@@ -38,7 +37,8 @@ from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.pictures import write_overlays, write_video
 from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, NormsRequest, OutputsRequest
 from blda_cli.pipelines.subject import Subject, load_subject
-from blda_cli.reporting.words import found_gap, norms_step
+from blda_cli.reporting.data_files import gap_data
+from blda_cli.reporting.words import domain_verdict, found_gap
 from blda_cli.runtime.monitor import Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
@@ -103,6 +103,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         evidence = inputs.evidence(settings)
         _say_impossible(evidence, target, files, say)
         fitted = replace(settings, tau=resolve_strength(settings, evidence))
+        gap = _gap(evidence) if settings.finds_strength else None
         record = write_predictions(
             segmenter,
             subject.share,
@@ -110,24 +111,33 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             fit(fitted, evidence),
             settings=fitted,
             statistics=inputs.record(),
+            gap=gap,
             inference=inference,
             original_ids=request.ids,
             outputs=request.outputs,
         )
-    if settings.finds_strength:
-        reference = None if evidence.reference is None else evidence.reference.sample
-        gap = domain_gap(evidence.statistics.sample, evidence.norms_shifted, reference, evidence.norms_adapted)
+    if gap is not None:
         say(found_gap(gap, target.statistics.images))
         if gap.distance > 0 and not target.norms_shifted:
             command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]
             more = "labels of a few images, views or training may bring more: the report says how"
             say(f"{more}: {shlex.join(map(str, command))}")
-    for note in segmenter.notes:
-        say(note)
-    if target.norms_shifted and target.norms is None:
-        say(f"{NORMS_HINT}: {norms_step(target.provenance).command}")
+    say_notes(segmenter, target if files.stats else None, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     return record
+
+
+def _gap(evidence: Evidence) -> DomainGap:
+    reference = None if evidence.reference is None else evidence.reference.sample
+    return domain_gap(evidence.statistics.sample, evidence.norms_shifted, reference, evidence.norms_adapted)
+
+
+def say_notes(segmenter: Segmenter, given: StatisticsFile | None, say: Callable[[str], None]) -> None:
+    """Make a segmenter's remarks, without those that were made when the given statistics were collected."""
+    told = given.provenance.all_notes() if given else set()
+    for note in segmenter.notes:
+        if note not in told:
+            say(note)
 
 
 def without_doubt(
@@ -232,6 +242,7 @@ def write_predictions(
     settings: AlignmentSettings,
     statistics: Mapping[str, Any],
     inference: InferenceOptions,
+    gap: DomainGap | None = None,
     original_ids: bool = False,
     outputs: OutputsRequest = OutputsRequest(),  # noqa: B008  # frozen
 ) -> RunRecord:
@@ -247,6 +258,7 @@ def write_predictions(
         settings: recorded.
         statistics: recorded: file name and digest of the statistics.
         inference: how images are run.
+        gap: how far out of domain the images are; recorded.
         original_ids: write the data set's original ids in place of class ids.
         outputs: outputs beside the predictions.
 
@@ -267,6 +279,8 @@ def write_predictions(
         model=model_identity(segmenter, inference),
         settings={**asdict(settings), "scores": outputs.save_scores, **_rejecting(outputs)},
         statistics=dict(statistics),
+        verdict=domain_verdict(gap) if gap else None,
+        evidence=gap_data(gap) if gap else None,
         images={file.key: file.location for file in shard.of(files)},
         stamps={file.key: input_stamp(segmenter, file) for file in shard.of(files)},
         pixels_before=[0] * len(classes),

@@ -172,8 +172,6 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
         )
     for note in subject.segmenter.notes:
         say(note)
-    if content.norms_shifted and content.norms is None:
-        say(NORMS_HINT)
     if job.shard.first:
         _say_differing(content, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in content.skipped.items())
@@ -339,7 +337,9 @@ def collect_statistics(
     pass_over.count(remaining)
     order = {file.key: index for index, file in enumerate(files)}
     content.images.sort(key=order.__getitem__)
-    provenance = content.provenance
+    if content.norms_shifted and content.norms is None:
+        segmenter.notes.append(NORMS_HINT)
+    provenance = content.provenance = replace(content.provenance, notes=tuple(segmenter.notes))
     if pass_over.skipped:
         reasons = {entry.file.key: entry.reason for entry in pass_over.skipped}
         content.provenance = replace(provenance, skipped=reasons)

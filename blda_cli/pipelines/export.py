@@ -21,7 +21,7 @@ from blda_cli.exporting.formats import FORMATS, format_of, write
 from blda_cli.exporting.norms import mix_with_images
 from blda_cli.exporting.verify import IMAGES, Agreement, verify
 from blda_cli.files import real, to_json, unwritable
-from blda_cli.pipelines.align import collected, refuse_second_correction, without_doubt
+from blda_cli.pipelines.align import collected, refuse_second_correction, say_notes, without_doubt
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, fit
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import ExportRequest, NormsRequest
@@ -161,8 +161,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
                 provenance=replace(job.provenance, source=request.subject.images),
             )
             _write_record(work / RECORD, record, job.output)
-    for note in segmenter.notes:
-        say(note)
+    say_notes(segmenter, inputs.target.content if inputs and files.stats else None, say)
     return record
 
 

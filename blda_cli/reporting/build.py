@@ -198,7 +198,7 @@ def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> flo
 def _remarks(content: StatisticsFile) -> list[str]:
     remarks = []
     if isinstance(content.norms, MixedNorms) and (content.norms.weight < 1 or content.norms.agreements):
-        remarks.append(f"Batch norms are {content.norms}.")
+        remarks.append(f"batch norms: {content.norms}")
     if not content.complete:
         remarks.append("The statistics are of a run that did not finish: they hold only the images counted so far.")
     if content.skipped:

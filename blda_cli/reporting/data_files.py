@@ -41,6 +41,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from blda_cli.core.fitting.strength import DomainGap
 from blda_cli.files import without_nan
 from blda_cli.reporting.model import Predictions, Report, Scores
 from blda_cli.reporting.tables import CLASS_MEASURES, OVERALL_MEASURES
@@ -69,13 +70,7 @@ def as_data(report: Report) -> dict[str, Any]:
             "pixels": report.pixels,
             "interval": report.blocks and asdict(report.blocks),
             "estimate_source": report.source,
-            "domain_gap": report.gap
-            and {
-                **asdict(report.gap),
-                "crowding": report.gap.crowding,
-                "distance": report.gap.distance,
-                "support": report.gap.support,
-            },
+            "domain_gap": report.gap and gap_data(report.gap),
             "overall": {
                 "before": _overall(report.before.scores),
                 "runs": {run.name: {"changed": run.changed, **_overall(run.after.scores)} for run in report.runs},
@@ -98,6 +93,11 @@ def as_data(report: Report) -> dict[str, Any]:
         }
     )
     return data
+
+
+def gap_data(gap: DomainGap) -> dict[str, Any]:
+    """How far out of domain images are, for programs: ``domain_gap`` of ``report.json``, ``evidence`` of ``align``."""
+    return {**asdict(gap), "crowding": gap.crowding, "distance": gap.distance, "support": gap.support}
 
 
 def to_json(report: Report) -> str:

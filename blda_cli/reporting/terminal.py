@@ -50,7 +50,7 @@ def print_report(report: Report, console: Console, *, all_classes: bool = False)
     """
     for sentence in summary(report):
         console.print(Text(sentence), end="\n\n")
-    for remark in report.remarks:
+    for remark in (one for one in report.remarks if one not in report.provenance.all_notes()):
         console.print(Text(f"Note: {remark}", style="yellow"), end="\n\n")
     groups = _classes_shown(report, all_classes=all_classes)
     _print_classes(report, groups, console)

@@ -218,6 +218,13 @@ def _shared(provenance: Provenance) -> str:
     return shlex.join(word for name in _SHARED_OPTIONS for word in _words(name, options.get(name)))
 
 
+def domain_verdict(gap: DomainGap) -> str:
+    """Whether the images are in domain, in a few words."""
+    if gap.classes < 3:
+        return "domain unknown"
+    return "in domain" if gap.distance == 0 else "somewhat out of domain" if gap.distance < 1 else "out of domain"
+
+
 def found_gap(gap: DomainGap, images: int) -> str:
     """Whether the images are in domain, by what evidence, and what follows for a correction."""
     if gap.classes < 3:

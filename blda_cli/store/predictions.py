@@ -60,6 +60,8 @@ class RunRecord:
         model: the segmenter's identity and how it was run.
         settings: method, form, strength and the other choices.
         statistics: file name and digest of the statistics used.
+        verdict: whether the images are in domain, where ``tau = "auto"`` went by that.
+        evidence: of the verdict, as ``domain_gap`` in ``report.json``.
         images: key and location of each image, in order; see `image_at`.
         stamps: fingerprint of the files read for each image, see :func:`blda_cli.files.stamp`.
         pixels_before: pixels predicted as each class by argmax, without those that are rejected.
@@ -78,6 +80,8 @@ class RunRecord:
     settings: dict[str, Any]
     statistics: dict[str, Any]
     images: dict[str, str]
+    verdict: str | None = None
+    evidence: dict[str, Any] | None = None
     stamps: dict[str, str] = field(default_factory=dict)
     pixels_before: list[int] = field(default_factory=list)
     pixels_after: list[int] = field(default_factory=list)

@@ -43,6 +43,8 @@ class Provenance:
         skipped: why each image that was passed over could not be read, by key.
         merged: of the files that this one is the sum of.
         doubts: findings of the check before the run, one sentence per kind of finding (``weights``, ``description``).
+        notes: statistics: the remarks that were made when they were collected, which commands that are given the file
+            do not repeat.
     """
 
     command: str = ""
@@ -57,6 +59,7 @@ class Provenance:
     skipped: Mapping[str, str] = field(default_factory=dict)
     merged: tuple["Provenance", ...] = ()
     doubts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     bits: int | None = None
 
     @classmethod
@@ -75,6 +78,7 @@ class Provenance:
         for name, value in known.items():
             check_type(value, hints[name], f"provenance.{name}")
         check_type(parts, list[Mapping[str, Any]], "provenance.merged")
+        known["notes"] = tuple(known.get("notes", ()))
         record = cls(**known, merged=tuple(cls.from_json(part) for part in parts))
         if record.shard is not None:
             for name, hint in _SHARD.items():
@@ -96,6 +100,10 @@ class Provenance:
         for part in self.merged:
             found = {**part.all_doubts(), **found}
         return found
+
+    def all_notes(self) -> set[str]:
+        """The remarks, of a sum those of all its parts."""
+        return {*self.notes, *(note for part in self.merged for note in part.all_notes())}
 
     def common_options(self) -> dict[str, Any]:
         """The options; for merged statistics, those that all parts share."""

@@ -131,6 +131,9 @@ def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats:
 def test_what_is_said(run: Run, scene: Scene, stats: Path) -> None:
     result = run("align", *scene.options(), "--stats", stats, "--output", scene.root / "a")
     gap, more = result.stderr.splitlines()
+    assert re.search(
+        r"/a: 6 images, [\d.]+% of the pixels changed; blda negative, τ [\d.]+; out of domain$", result.stdout
+    )
     assert re.fullmatch(r"These images are out of domain \(.* of the pixels are contested, .*\): .*", gap)
     assert more.endswith(f"blda report --stats {stats} --aligned {scene.root / 'a'} --output report")
     said = record(scene.root / "a")
@@ -146,6 +149,17 @@ def test_what_is_said(run: Run, scene: Scene, stats: Path) -> None:
     summary = json.loads(result.stdout)
     assert summary["images"] == 6
     assert summary["changed"] == pytest.approx(said["pixels_changed"] / 15936)
+    assert (summary["method"], summary["shift"], summary["verdict"]) == ("blda", "negative", "out of domain")
+    assert summary["strength"] == said["settings"]["tau"] > 0
+    report = run("report", "--stats", stats, "--json", "--output", scene.root / "r")
+    assert summary["evidence"] == said["evidence"] == json.loads(report.stdout)["domain_gap"]
+
+    result = run("align", *arguments[:-1], "--tau", 0.5, "--overwrite")
+    given = json.loads(result.stdout)
+    assert (given["strength"], given["verdict"], given["evidence"]) == (0.5, None, None)
+    result = run("align", *arguments[:-2], "--method", "prior-shift", "--overwrite")
+    assert re.search(r"; prior-shift.*[^;]*$", result.stdout)
+    assert "domain" not in result.stdout
     assert sum(shares["share_after"] for shares in summary["classes"].values()) == pytest.approx(1)
 
 
