@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blda_cli.core.confusion import ConfusionMatrix
+
 SHIFTED = 0.01
 """From this mean :func:`hellinger` distance on, over all channels of all norms, target norms help: over eight images it
 was 0.0017 at most in domain (0.0075 over one image), 0.023 to 0.055 out of domain."""
@@ -96,6 +98,7 @@ class MixedNorms:
             the image.
         information: likewise, the mutual information of the two predictions in nats, by which it was chosen.
         shares: of 1 and of the weight, the share of the images' pixels that is predicted as each class.
+        confusions: of the same, the confusion matrix on these images; empty where there are no labels.
     """
 
     weight: float
@@ -103,6 +106,7 @@ class MixedNorms:
     agreements: Mapping[float, float] = field(default_factory=dict)
     information: Mapping[float, float] = field(default_factory=dict)
     shares: Mapping[float, Sequence[float]] = field(default_factory=dict)
+    confusions: Mapping[float, ConfusionMatrix] = field(default_factory=dict)
 
     def __str__(self) -> str:
         mixed = f"mixed with each image's own statistics, weight {self.weight:g}"

@@ -198,6 +198,7 @@ def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job)
             inference=request.inference,
             labels=None,
             norms=requested_norms(request.norms, subject.spec),
+            compare_norms=request.norms.given,
         )
         return StatisticsInput.read(path)
 

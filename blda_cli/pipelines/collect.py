@@ -169,6 +169,7 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
             labels=reader,
             norms=norms,
             norm_images=subject.images,
+            compare_norms=request.norms.given,
         )
     for note in subject.segmenter.notes:
         say(note)
@@ -243,6 +244,7 @@ def collect_statistics(
     described: SegmenterSpec | None = None,
     norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
     norm_images: Sequence[ImageSource] | None = None,
+    compare_norms: bool = False,
 ) -> StatisticsFile:
     """Count the logits of images and write them to a file.
 
@@ -261,6 +263,7 @@ def collect_statistics(
             `choose_weight`), or given ones.
         norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
             ``files``.
+        compare_norms: also run some images as the network was trained where ``norms`` give a weight, for the report.
 
     Returns:
         The content of the file (in every process).
@@ -298,13 +301,14 @@ def collect_statistics(
         )
     if isinstance(norms, MixedNorms) and norms.weight < 1 and not has_norms(segmenter):
         norms = _without_norms(segmenter)
-    if isinstance(norms, Norms | MixedNorms):
+    if isinstance(norms, Norms) or (isinstance(norms, MixedNorms) and not (compare_norms and norms.weight < 1)):
         content.norms = norms
-    elif norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
+    elif isinstance(norms, MixedNorms) or norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
         first_part = shard.path(output, 0)
         if shard.first and not part.exists():
             chosen_on = files if norm_images is None or norms is NormSource.TARGET else norm_images
-            write_statistics(part, _with_norms(content, norms, segmenter, chosen_on, inference, monitor))
+            known = labels if len(chosen_on) == len(files) else None  # of a shard's images alone
+            write_statistics(part, _with_norms(content, norms, segmenter, chosen_on, inference, known, monitor))
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
@@ -362,10 +366,11 @@ def collect_statistics(
 
 def _with_norms(
     content: StatisticsFile,
-    choice: NormSource,
+    choice: NormSource | MixedNorms,
     segmenter: Segmenter,
     files: Sequence[ImageSource],
     inference: InferenceOptions,
+    labels: LabelReader | None,
     monitor: Monitor,
 ) -> StatisticsFile:
     """The content with the chosen norm statistics, for a resumed run and for the other processes."""
@@ -375,16 +380,19 @@ def _with_norms(
         monitor.check()
 
     norms: Norms | MixedNorms | None
-    if choice is NormSource.AUTO:
-        chosen = enough_for_norms(files, CHOICE_IMAGES)
-        observed = ObservedNorms(segmenter.module)
-        monitor.start("choosing the norms' weight", len(chosen))
-        norms = choose_weight(segmenter, chosen, inference, advance=advance, observed=observed)
-        content.provenance = replace(content.provenance, norm_distance=observed.distance)
-    else:
+    if choice is NormSource.TARGET:
         chosen = enough_for_norms(files)
         monitor.start("averaging", len(chosen))
         norms = take_norms(segmenter, chosen, inference, advance=advance)
+    else:
+        chosen = enough_for_norms(files, CHOICE_IMAGES)
+        observed = ObservedNorms(segmenter.module)
+        given = choice.weight if isinstance(choice, MixedNorms) else None
+        monitor.start("choosing the norms' weight" if given is None else "comparing norms", len(chosen))
+        norms = choose_weight(
+            segmenter, chosen, inference, given=given, labels=labels, advance=advance, observed=observed
+        )
+        content.provenance = replace(content.provenance, norm_distance=observed.distance)
     if norms is None:
         return content
     use_norms(segmenter, norms)

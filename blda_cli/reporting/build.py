@@ -25,6 +25,7 @@ from blda_cli.reporting.model import (
     Reference,
     Report,
     Run,
+    Scores,
     scores_of,
     shares,
 )
@@ -88,6 +89,7 @@ def build_report(
         provenance=content.provenance,
         remarks=remarks,
         steps=_steps(content, before, dict(zip(names, (record for _, record in runs), strict=True))),
+        first_scores=_first_scores(content) if before.scores is not None else {},
         gap=_gap(content, reference[1] if reference else None),
         reference=_beside(statistics, *reference) if reference else None,
         blocks=blocks,
@@ -179,6 +181,15 @@ def _steps(content: StatisticsFile, before: Predictions, runs: Mapping[str, RunR
         return {}
     aligned = {name: shares(record.pixels_after) for name, record in runs.items()}
     return {f"as it came ({norms.images} images)": norms.shares[1.0], "with norms": before.share, **aligned}
+
+
+def _first_scores(content: StatisticsFile) -> dict[str, Scores]:
+    """Scores of the original network and of that with norms mixed, on the images that the weight was chosen on."""
+    norms = content.norms
+    if not isinstance(norms, MixedNorms) or norms.weight == 1 or not norms.confusions:
+        return {}
+    names = {1.0: "as it came", norms.weight: "with norms"}
+    return {f"{names[weight]} ({norms.images} images)": scores_of(one) for weight, one in norms.confusions.items()}
 
 
 def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> float:

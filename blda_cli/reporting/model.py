@@ -202,6 +202,8 @@ class Report:
         remarks: sentences about the input.
         steps: shares of the predicted classes, by step: as the network came, with its norms mixed, after each
             correction; empty where the norms are as they came.
+        first_scores: scores of the first two steps on the images that the norms' weight was chosen on; empty without
+            labels.
         gap: whether these images are in domain; None where no pixels were sampled.
         reference: the same classes on images of the training domain; None where there are none.
         blocks: the blocks of images that the estimates' intervals are drawn from; None where there are none.
@@ -223,6 +225,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     gap: DomainGap | None = None
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    first_scores: Mapping[str, "Scores"] = field(default_factory=dict)
     reference: Reference | None = None
     blocks: Blocks | None = None
 

@@ -171,14 +171,16 @@ def class_table(report: Report) -> NumberTable:
 
 
 def overall_table(report: Report) -> NumberTable:
-    """One row per folder, the network's own predictions first; columns as far as there are labels."""
-    names = ["argmax", *(f"{run.name}: {run.method}" for run in report.runs)]
-    columns = _scores([report.before.scores, *(run.after.scores for run in report.runs)])
+    """One row per folder, the network's own predictions first, before them as it came; columns as far as there are
+    labels."""
+    first = report.first_scores
+    names = [*first, "argmax", *(f"{run.name}: {run.method}" for run in report.runs)]
+    columns = _scores([*first.values(), report.before.scores, *(run.after.scores for run in report.runs)])
     changed = Column(
         _CHANGED.heading,
         _CHANGED.short,
         _CHANGED.title,
-        [Cell("–", math.nan), *(Cell(percent(run.changed), run.changed) for run in report.runs)],
+        [*[Cell("–", math.nan)] * (1 + len(first)), *(Cell(percent(run.changed), run.changed) for run in report.runs)],
     )
     caption = _SCORES if columns else "What changed"
     return NumberTable(caption, "predictions", names, [*columns, changed])

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from blda_cli.core.agreement import agreement, count_pairs, mutual_information
+from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.norms import MixedNorms
+from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter, valid_pixels
@@ -35,6 +37,8 @@ def choose_weight(
     files: Sequence[ImageSource],
     options: InferenceOptions,
     *,
+    given: float | None = None,
+    labels: LabelReader | None = None,
     advance: Callable[[int], None] = lambda _: None,
     observed: ObservedNorms | None = None,
 ) -> MixedNorms:
@@ -48,32 +52,41 @@ def choose_weight(
         segmenter: can mix its norms; it is as before afterwards.
         files: the images; `blda_cli.segmenters.norms.enough_for_norms` chooses some of many.
         options: how images are run; single views are compared, whatever views are averaged later.
+        given: a weight that is taken whatever the comparison, with 1 alone, says.
+        labels: reads the images' labels, for the confusion matrices; they have no part in the choice.
         advance: called after every image.
         observed: records the norm statistics of the images at weight 1.
 
     Raises:
-        BldaError: an image cannot be read.
+        BldaError: an image or its label cannot be read.
     """
     classes = len(segmenter.classes)
+    weights = WEIGHTS if given is None else (1.0, given)
     whole = replace(options, scales=(1.0,), flip=False)
     smaller = replace(whole, scales=(_SMALLER,))
-    pairs = {weight: torch.zeros(classes, classes, dtype=torch.int64) for weight in WEIGHTS}
+    pairs = {weight: torch.zeros(classes, classes, dtype=torch.int64) for weight in weights}
+    confusions = {weight: ConfusionMatrix(classes) for weight in weights}
     images = 0
     try:
         for file in files:
             try:
                 array = torch.from_numpy(segmenter.read(file))[None].to(segmenter.device)
+                truth = None if labels is None else torch.from_numpy(labels(file))[None].to(segmenter.device)
             except BldaError:
                 if options.on_error == "stop":
                     raise
                 continue
             valid = valid_pixels([file], segmenter.device)
-            for weight in WEIGHTS:
+            if truth is not None and valid is not None:
+                truth = truth[valid]
+            for weight in weights:
                 segmenter.mix_norms(weight)
                 with observed if observed is not None and weight == 1 else nullcontext():
                     one = _classes(segmenter, file, array, whole, valid)
                 other = _classes(segmenter, file, array, smaller, valid)
                 pairs[weight] += count_pairs(one, other, classes).cpu()
+                if truth is not None:
+                    confusions[weight].update(truth, one)
             images += 1
             advance(1)
     finally:
@@ -81,12 +94,14 @@ def choose_weight(
     if images == 0:
         raise BldaError("no image could be read, so there is nothing to choose the norms by")
     shared = {weight: mutual_information(table) for weight, table in pairs.items()}
-    found = max(WEIGHTS, key=lambda weight: shared[weight] - _COST * (1 - weight))
+    found = given
+    if found is None:
+        found = max(weights, key=lambda weight: shared[weight] - _COST * (1 - weight))
     agreements = {weight: agreement(table) for weight, table in pairs.items()}
-    shares = {
-        weight: (pairs[weight].sum(dim=1) / pairs[weight].sum()).tolist() for weight in dict.fromkeys((1.0, found))
-    }
-    return MixedNorms(found, images, agreements, shared, shares)
+    reported = dict.fromkeys((1.0, found))
+    shares = {weight: (pairs[weight].sum(dim=1) / pairs[weight].sum()).tolist() for weight in reported}
+    scored = {} if labels is None else {weight: confusions[weight] for weight in reported}
+    return MixedNorms(found, images, agreements, shared, shares, scored)
 
 
 def _classes(

@@ -386,6 +386,8 @@ def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
     group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
     group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
     group["shares"] = np.array(list(norms.shares.values()), dtype=np.float64)
+    if norms.confusions:
+        group["confusions"] = np.stack([matrix.counts.numpy() for matrix in norms.confusions.values()])
 
 
 def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
@@ -402,12 +404,20 @@ def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
     compared = list(dict.fromkeys((1.0, weight)))
     classes = len(file.attribute("classes", list))
     shares = file.array("mixed_norms/shares", len(compared), classes, kind="f", least=0, most=1).tolist()
+    confusions = {}
+    if "mixed_norms/confusions" in file:
+        counts = file.array("mixed_norms/confusions", len(compared), classes, classes, kind="i", least=0)
+        confusions = {
+            weight: ConfusionMatrix.from_counts(torch.from_numpy(one))
+            for weight, one in zip(compared, counts, strict=True)
+        }
     return MixedNorms(
         weight,
         file.attribute("images", int, "mixed_norms"),
         dict(zip(weights, agreements, strict=True)),
         dict(zip(weights, information, strict=True)),
         dict(zip(compared, shares, strict=True)),
+        confusions,
     )
 
 

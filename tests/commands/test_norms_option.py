@@ -293,6 +293,20 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
     np.testing.assert_allclose(report["steps"][mixed], [each["before"]["share"] for each in report["classes"]])
     assert any("batch norms: mixed with each image's own statistics, weight 0.5" in one for one in report["remarks"])
     assert "Step by step" in (scene.root / "r" / "report.html").read_text()
+    assert report["first_scores"] == {}
+    # With labels, it also shows scores of the first two steps; of a weight that is given, too.
+    truth = np.concatenate([np.array(Image.open(scene.labels / f"{key}.png")).ravel() for key in scene.keys])
+    for name, norms in (("auto", ["auto"]), ("instance", ["instance", "--norm-weight", 0.5])):
+        labelled = ["--labels", scene.labels, "--norms", *norms, "--output", scene.root / f"labelled-{name}.h5"]
+        run("collect-stats", *options, *labelled)
+        report = json.loads(
+            run("report", "--stats", labelled[-1], "--json", "--output", scene.root / f"r-{name}").stdout
+        )
+        assert list(report["steps"]) == ["as it came (6 images)", "with norms"]
+        first, second = report["first_scores"].values()
+        right = (np.concatenate(as_trained) == truth)[truth < 4].mean()
+        assert first["pixel_accuracy"] == pytest.approx(right, abs=1e-4)
+        assert second == pytest.approx(report["overall"]["before"])
     # Statistics of the network as it was trained are of another network, and say how to have them alike.
     run("collect-stats", *options, "--norms", "source", "--labels", scene.labels, "--output", source)
     arguments = ["align", *options, "--stats", auto, "--method", "supervised", "--labelled", source]
