@@ -1,4 +1,4 @@
-"""Labels from annotation tools: CVAT, COCO and labelme."""
+"""Labels from annotation tools: CVAT, COCO, labelme and Label Studio."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_regions_that_cannot_be(images: Path, tmp_path: Path, shape: Any, said: 
 
 def test_coco_files_that_do_not_fit(images: Path, tmp_path: Path) -> None:
     whole = (7, 3, {"size": [30, 40], "counts": [0, 1200]})
-    with pytest.raises(BldaError, match=r"has no image called b \(it has 1, such as other.png\): give the file"):
+    with pytest.raises(BldaError, match=r"has no image called b \(it has 1, such as other\): give the file"):
         labels(images, coco(tmp_path, images=[{"id": 7, "file_name": "other.png"}]))
     with pytest.raises(BldaError, match="names 'cat', which is none of the segmenter's 3 classes"):
         labels(images, coco(tmp_path, whole, categories=[{"id": 3, "name": "cat"}]))
@@ -187,3 +187,156 @@ def test_json_beside_label_pictures_is_no_annotation(images: Path, tmp_path: Pat
     for name in ("a", "b"):
         Image.fromarray(np.full((30, 40), 1, np.uint8)).save(folder / f"{name}.png")
     assert all((label == 1).all() for label in labels(images, folder, encoding="ids"))
+
+
+def packed(mask: np.ndarray) -> list[int]:
+    """A brush of Label Studio: a long run of zeros, the values of the rows that have some, and zeros again."""
+    values = np.zeros((*mask.shape, 4), np.uint8)
+    values[mask] = 255
+    flat = values.ravel()
+    first, last = np.flatnonzero(flat)[[0, -1]]
+    bits = f"{flat.size:032b}" + f"{7:05b}" + "".join(f"{length - 1:04b}" for length in (3, 4, 8, 16))
+
+    def run(repeated: int, values: np.ndarray) -> str:
+        if not len(values):
+            return ""
+        head = f"{repeated}11{len(values) - 1:016b}"
+        return head + "".join(f"{value:08b}" for value in (values[:1] if repeated else values))
+
+    bits += run(1, flat[:first]) + run(0, flat[first : last + 1]) + run(1, flat[last + 1 :])
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
+
+
+def region(kind: str, name: str, **value: Any) -> dict[str, Any]:
+    return {"type": kind, "original_width": 40, "original_height": 30, "value": {**value, kind: [name]}}
+
+
+def studio(folder: Path, *results: list[dict[str, Any]]) -> Path:
+    places = ["/data/upload/3/0a1b2c3d-a.jpg", "/data/local-files/?d=set/b.png"]
+    tasks = [
+        {"id": number, "data": {"image": place, "note": 3}, "annotations": [{"result": result}]}
+        for number, (place, result) in enumerate(zip(places, results, strict=True))
+    ]
+    (folder / "project.json").write_text(json.dumps(tasks))
+    return folder / "project.json"
+
+
+def test_label_studio(images: Path, tmp_path: Path) -> None:
+    brush = np.zeros((30, 40), bool)
+    brush[10:12, 5:30] = True
+    brush[11, 7] = False
+    source = studio(
+        tmp_path,
+        [
+            region("brushlabels", "road", format="rle", rle=packed(brush)),
+            {"type": "choices", "value": {"choices": ["day"]}},
+        ],
+        [
+            region("polygonlabels", "sky", points=[[0, 0], [100, 0], [100, 50], [0, 50]]),
+            region("rectanglelabels", "road", x=25, y=50, width=50, height=20, rotation=0),
+            region("rectanglelabels", "Traffic-Sign", x=50, y=0, width=25, height=10, rotation=90),
+            region("ellipselabels", "dog", x=50, y=90, radiusX=10, radiusY=5),
+        ],
+    )
+    b, a = labels(images, source)
+    np.testing.assert_array_equal(a == 0, brush)
+    assert (a[~brush] == -1).all()
+    expected = np.full((30, 40), -1)
+    expected[:15] = 2
+    expected[15:21, 10:30] = 0
+    expected[0:10, 17:20] = 1  # turned about its corner at x = 20
+    np.testing.assert_array_equal(b, expected)
+    assert reader(images, source).unmatched == ("dog",)
+    tasks = json.loads(source.read_text())
+    tasks[1]["annotations"] += [{"result": []}, {"result": [region("keypointlabels", "road")], "was_cancelled": True}]
+    source.write_text(json.dumps(tasks))
+    assert (labels(images, source)[0] == -1).all()  # the last that was not cancelled
+    tasks[1]["annotations"][0]["ground_truth"] = True
+    source.write_text(json.dumps(tasks))
+    np.testing.assert_array_equal(labels(images, source)[0], expected)
+
+
+CUT = packed(np.eye(40, dtype=bool)[:30])[:40]
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (region("brushlabels", "road", rle=packed(np.eye(5, dtype=bool))), "a brush of a picture of another size"),
+        (region("brushlabels", "road", rle=CUT), "cannot be unpacked as a brush"),
+        (region("brushlabels", "road", rle=[1, 900]), "cannot be unpacked as a brush"),
+        (region("keypointlabels", "road", x=1, y=1), "is a keypointlabels of 1 points, which covers no area"),
+        ({"type": "brushlabels", "value": {}}, "is no export of Label Studio as JSON"),
+        (region("polygonlabels", "sky", points=[[0, 0], [9, 0], [9, 9]]) | {"original_width": 50},
+         r"of an image of 50x30 \(width x height\)"),
+    ],
+)  # fmt: skip
+def test_label_studio_that_cannot_be(images: Path, tmp_path: Path, shape: Any, said: str) -> None:
+    with pytest.raises(BldaError, match=said):
+        labels(images, studio(tmp_path, [], [shape]))
+
+
+def test_other_exports_of_label_studio(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "min.json").write_text(json.dumps([{"image": "a.jpg", "tag": []}]))
+    with pytest.raises(BldaError, match=r"is no export of Label Studio as JSON: .* \(JSON-MIN and CSV are not read\)"):
+        labels(images, tmp_path / "min.json")
+    (tmp_path / "png").mkdir()
+    Image.new("L", (40, 30)).save(tmp_path / "png" / "task-1-annotation-2-by-3-tag-road-0.png")
+    with pytest.raises(BldaError, match=r"holds brush pictures of Label Studio, .*: export as JSON and give that file"):
+        labels(images, tmp_path / "png")
+
+
+def cvat_images(folder: Path, shapes: str, more: str = "") -> Path:
+    text = '<image id="{}" name="{}" width="40" height="30">{}</image>'
+    inner = text.format(0, "b.png", shapes) + text.format(1, "east/a.jpg", "")
+    (folder / "annotations.xml").write_text(f'<?xml version="1.0"?><annotations>{inner}{more}</annotations>')
+    return folder / "annotations.xml"
+
+
+def test_cvat_for_images(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    source = cvat_images(
+        tmp_path / "export",
+        '<polygon label="road" points="0.0,10.0;40.0,10.0;40.0,30.0;0.0,30.0" z_order="2"></polygon>'
+        '<box label="sky" xtl="0" ytl="0" xbr="40" ybr="20" z_order="1"/>'
+        '<mask label="traffic sign" rle="1, 2, 3" left="5" top="26" width="2" height="3" z_order="3"/>'
+        '<ellipse label="dog" cx="3" cy="3" rx="2" ry="2"/>',
+    )
+    for given in (source, source.parent):
+        b, a = labels(images, given)
+        expected = np.full((30, 40), 2)
+        expected[10:] = 0
+        expected[26, 6] = expected[27, 5] = 1
+        np.testing.assert_array_equal(b, expected)
+        assert (a == -1).all()
+    assert reader(images, source).unmatched == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "more", "said"),
+    [
+        ("", "<track/>", 'is no file of CVAT for images .* export it as "Segmentation mask 1.1"'),
+        ('<polygon label="road" points="1,2;x"/>', "", "cannot be read as a file of CVAT for images"),
+        ('<polygon label="road"/>', "", "cannot be read as a file of CVAT for images"),
+        ('<points label="road" points="1,2"/>', "", "shape 1 of b is a points of 1 points, which covers no area"),
+        ('<mask label="road" rle="1, 2" left="0" top="0" width="2" height="3"/>', "", "runs that do not add up to its"),
+        ('<mask label="road" rle="0, 6" left="39" top="0" width="2" height="3"/>', "", "or a box outside the image"),
+        ("<", "", "cannot be read as a file of CVAT for images"),
+    ],
+)
+def test_cvat_files_that_do_not_fit(images: Path, tmp_path: Path, shapes: str, more: str, said: str) -> None:
+    with pytest.raises(BldaError, match=said):
+        labels(images, cvat_images(tmp_path, shapes, more))
+
+
+def test_a_packed_export_is_to_be_unpacked(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.zip").write_bytes(b"PK")
+    with pytest.raises(BldaError, match=r"few.zip is packed: give the unpacked folder"):
+        labels(images, tmp_path / "few.zip")
+
+
+def test_a_folder_with_the_only_file(images: Path, tmp_path: Path) -> None:
+    whole = (7, 3, {"size": [30, 40], "counts": [0, 1200]})
+    (tmp_path / "export").mkdir()
+    assert (labels(images, coco(tmp_path / "export", whole).parent)[0] == 0).all()
