@@ -42,7 +42,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
 @_options(
     "data",
     *("model", "weights", "weights_key", "source_images", "source_labels", "source_encoding", "target_images"),
-    *("source", "labelled_images", "labelled_labels", "labelled_encoding"),
+    *("valid_mask", "source", "labelled_images", "labelled_labels", "labelled_encoding"),
     *("val_images", "val_labels", "val_encoding"),
 )
 @_options("start", "label_share")

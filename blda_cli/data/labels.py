@@ -74,12 +74,15 @@ class LabelReader:
         """Read the label of an image.
 
         Returns:
-            int16 ``[H, W]`` class ids, ``IGNORE_INDEX`` where there is none; of shape ``[]`` for a classifier.
+            int16 ``[H, W]`` class ids, ``IGNORE_INDEX`` where there is none, or no data; of shape ``[]`` for a
+            classifier.
 
         Raises:
             BldaError: it cannot be read, is of another size than the image, or holds values that are no class.
         """
-        labels = self._read(file)
+        labels, valid = self._read(file), file.valid()
+        if valid is not None and labels.ndim == 2:
+            labels = np.where(valid, labels, np.int16(IGNORE_INDEX))
         ignored = int(np.count_nonzero(labels == IGNORE_INDEX))
         with self._lock:
             self._labelled += labels.size

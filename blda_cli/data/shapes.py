@@ -19,7 +19,7 @@ class Shape:
 
     Attributes:
         name: of its class.
-        kind: ``outline``, ``polygon``, ``rectangle``, ``circle``, ``mask`` (a picture at a place), ``coco``, ``runs`` or
+        kind: ``outline``, ``polygon``, ``rectangle``, ``circle``, ``mask`` (a picture there), ``coco``, ``runs`` or
             ``brush``.
         data: points ``[[x, y], ...]`` in pixels: of an ``outline`` from the first pixel's corner, as it holds the
             pixels whose centres lie within; of others, pixels that belong to it. For ``coco`` COCO's ``segmentation``;

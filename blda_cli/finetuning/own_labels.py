@@ -75,12 +75,12 @@ def label_target(
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), float64_device(device))
     for batch in stream("ranking", files=counted):
-        histogram.update(correction.scores(batch.logits).clamp_(max=0))
+        histogram.update(correction.scores(batch.logits).clamp_(max=0), batch.valid)
     all_sum(histogram.counts)
     thresholds = histogram.class_thresholds(share)
     kept = torch.zeros(len(classes), dtype=torch.float64, device=histogram.counts.device)
     for batch in stream("labelling", files=target):
-        labels = keep_confident(correction.scores(batch.logits).clamp_(max=0), thresholds)
+        labels = batch.known(keep_confident(correction.scores(batch.logits).clamp_(max=0), thresholds))
         kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=len(classes)).to(kept.device)
         for file, one in zip(batch.files, labels, strict=True):
             stored.write(file, one, classes)

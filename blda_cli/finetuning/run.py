@@ -13,7 +13,7 @@ import torch
 
 from blda_cli.core.choices import LabelSource, NormSource
 from blda_cli.core.norms import MixedNorms
-from blda_cli.data.images import find_images, refuse_among
+from blda_cli.data.images import find_images, masked, refuse_among
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_labelled, without_labels
 from blda_cli.finetuning.data.samples import Sampler, count_class_pixels, fitting_crop
@@ -117,6 +117,7 @@ def train(
         )
     initial = segmenter.identity
     target = find_images(data.target_images, spec.preprocessing.pixels) if data.target_images else []
+    target = masked(target, data.valid_mask) if data.valid_mask else target
     refuse_among(output, data.target_images, (file.path for file in target))
     find = partial(find_labelled, spec, segmenter, output)
     validation = find(data.val_images, str(data.val_labels), data.val_encoding) if data.val_images else None

@@ -23,6 +23,9 @@ class DataSettings:
     source_labels: str = setting("", "Labels of the source images.")
     source_encoding: str = setting("auto", "What the values in the label files mean.")
     target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.")
+    valid_mask: str | None = setting(
+        None, "Masks of the target images, named as they are: where they are 0 there is no data, which gets no label."
+    )
     source: bool = setting(
         True,
         "Train with labelled source images, too. --no-source: without any; the target is labelled by "
@@ -306,6 +309,8 @@ class Settings:
             raise OptionError(f"{option(given[0])} does nothing with --no-source: leave out one of the two")
         if self.method.target and not data.target_images:
             raise OptionError("--target-images is missing")
+        if data.valid_mask and not data.target_images:
+            raise OptionError("--valid-mask is of the target images: give --target-images, or leave it out")
 
     def refuse_unused(self, given: Iterable[str]) -> None:
         """Refuse settings ``section.name`` that change nothing under this method and correction.

@@ -202,7 +202,7 @@ class Trainer:
         """Add the gradients of one batch, weighted by ``share``."""
         host, report = self.settings.host, StepReport({}, *torch.zeros(2, self._classes, device=self._device))
         if self.method.unlabelled:
-            losses = self.method.unlabelled_losses(self._run(batch.target_images))
+            losses = self.method.unlabelled_losses(self._run(batch.target_images), batch.target_weighed)
             self._backward(losses, share, report)
             return report
 
@@ -220,7 +220,7 @@ class Trainer:
         pseudo = self.method.label(batch, None if self.method.network is None else self._run_labelling(batch))
         views = len(pseudo.labels) // len(batch.target_images)
         pasted = batch.pasted.repeat(views, 1, 1)
-        weights = pseudo.weights * batch.target_rows.repeat(views, 1).unsqueeze(2)
+        weights = pseudo.weights * batch.target_weighed.repeat(views, 1, 1)
         report.labelled += self._histogram(pseudo.labels)
         report.kept += self._histogram(torch.where(pseudo.kept, pseudo.labels, -1))
 

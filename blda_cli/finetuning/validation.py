@@ -56,6 +56,7 @@ def look(segmenter: Segmenter, files: Sequence[ImageSource], workers: int) -> di
     classes = len(segmenter.classes)
     pairs = torch.zeros(classes, classes, dtype=torch.int64)
     for one, other in zip(segmenter.stream(files, whole), segmenter.stream(files, smaller), strict=True):
-        pairs += count_pairs(argmax(one.logits), argmax(other.logits), classes).cpu()
+        there = slice(None) if one.valid is None else one.valid
+        pairs += count_pairs(argmax(one.logits)[there], argmax(other.logits)[there], classes).cpu()
     shares = (pairs.sum(dim=1) / pairs.sum()).tolist()
     return {"agreement": agreement(pairs), "share": dict(zip(segmenter.classes.names, shares, strict=True))}

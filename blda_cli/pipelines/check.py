@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.class_order import moved_classes
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.description import CLEAR, TIED, times
@@ -184,8 +185,8 @@ def look(
     size = (0, 0)
     monitor.start("predicting", len(files))
     for batch in segmenter.stream(files, inference, reader):
-        predicted = argmax(batch.logits).cpu()
-        counts += np.bincount(predicted.flatten().numpy(), minlength=len(counts))
+        predicted = batch.known(argmax(batch.logits).long()).cpu()
+        counts += np.bincount(predicted[predicted != IGNORE_INDEX].numpy(), minlength=len(counts))
         if batch.labels is not None:
             confusion.update(batch.labels.cpu(), predicted)
         for file, classes in zip(batch.files, predicted, strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile, load_batches
@@ -50,6 +51,10 @@ class LogitBatch:
     valid: Tensor | None = None
     largest: float | None = None
     aside: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Integers ``[N, H, W]`` of the batch's pixels, ``IGNORE_INDEX`` where there is no data."""
+        return labels if self.valid is None else labels.masked_fill(~self.valid, IGNORE_INDEX)
 
 
 @dataclass

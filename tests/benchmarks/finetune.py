@@ -206,7 +206,7 @@ def random_batch(settings: Settings, num_classes: int, number: int, device: torc
                 "source_images": generator.integers(0, 256, (*crop, 3), dtype=np.uint8),
                 "source_labels": labels,
                 "target_images": generator.integers(0, 256, (*crop, 3), dtype=np.uint8),
-                "target_rows": np.ones(crop[0], dtype=np.float32),
+                "target_weighed": np.ones(crop, dtype=np.float32),
                 "class_order": generator.permutation(np.arange(IGNORE_INDEX, num_classes)),
                 "kept": block_mask(generator, crop, 64, 0.7),
                 **draws[0].fields(""),

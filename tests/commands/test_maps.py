@@ -387,3 +387,31 @@ def test_large_pictures_are_run_in_the_same_windows(
     with Image.open(land / "parts" / "predictions" / name) as predicted:
         pairs = np.bincount((4 * labels + np.asarray(predicted)).ravel(), minlength=16).reshape(4, 4)
     np.testing.assert_array_equal(content["confusion"]["runs"]["parts"], pairs)
+
+
+@pytest.mark.parametrize("method", ["dacs", "cbst"])
+def test_training_on_parts_of_a_map(
+    run: Run, refused: Callable[..., str], land: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops are drawn from parts; where nodata or a mask says so, pixels of the target get no label."""
+    in_parts(monkeypatch, 64)
+    (land / "masks").mkdir()
+    mask = np.full((150, 100), 9, np.uint8)
+    mask[:, 90:] = 0
+    Image.fromarray(mask).save(land / "masks" / "land.png")
+    given = [
+        "--model", land / "wide.toml", "--source-images", land / "maps", "--source-labels", land / "labels",
+        "--target-images", land / "maps", "--valid-mask", land / "masks", "--val-images", land / "maps",
+        "--val-labels", land / "labels", "--crop", "20x24", "--method", method, "--device", "cpu", "--norms", "source",
+    ]  # fmt: skip
+    rounds = ["--rounds", "1"] if method == "cbst" else []
+    run("finetune", *given, *rounds, "--iterations", "2", "--output", land / "run")
+    record = json.loads((land / "run" / "run.json").read_text())
+    assert f"{land}/maps/land.tif#1-0" in record["data"]
+    if method == "cbst":
+        (labels,) = (land / "run" / "pseudo_labels").rglob("000-000.png")
+        assert (np.asarray(Image.open(labels))[:40, :30] == 255).all()
+        (labels,) = (land / "run" / "pseudo_labels").rglob("000-001.png")
+        assert (np.asarray(Image.open(labels))[:, 26:] == 255).all()
+        assert (np.asarray(Image.open(labels)) < 4).any()
+    assert "a crop of 50x24 is larger than" in refused("finetune", *given, "--crop", "50x24", "--output", land / "r2")

@@ -98,3 +98,10 @@ def test_it_is_applied_as_often_as_asked() -> None:
     blurred = np.mean([draw.blur.max() < 1 for draw in draws])
     assert abs(jittered - 0.8) < 0.06
     assert abs(blurred - 0.5) < 0.1  # the narrowest blurs change nothing in float32
+
+
+def test_bands_as_they_come_from_a_batch() -> None:
+    """Four bands, which lie in memory as in a file: the last axis first."""
+    images = (255 * torch.rand(2, 8, 9, 4)).permute(0, 3, 1, 2)
+    draw = Augmentation.draw(np.random.default_rng(0), replace(OFF, blur=1.0))
+    torch.testing.assert_close(apply(images, [draw] * 2), apply(images.contiguous(), [draw] * 2))

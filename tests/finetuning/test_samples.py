@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
@@ -54,12 +56,40 @@ def test_crops_know_where_they_lie(project: Any, batches: Callable[..., Any]) ->
 
 
 def test_rows_at_the_borders_of_the_target_can_be_left_out(project: Any, batches: Callable[..., Any]) -> None:
-    weighed = [batch.target_rows for batch in batches(project, [[n] for n in range(20)], host__ignore_rows=(4, 6))]
+    drawn = batches(project, [[n] for n in range(20)], host__ignore_rows=(4, 6))
+    weighed = [batch.target_weighed[..., 0] for batch in drawn]
     counts = torch.cat(weighed).sum(dim=1)
     # Images have 40 rows, crops 32: of the first 4 and last 6 rows at least two are always in the crop.
     assert float(counts.max()) <= 30
     assert float(counts.min()) >= 22
-    assert all(bool((batch.target_rows == 1).all()) for batch in batches(project, [[0, 1]]))
+    assert all(bool((batch.target_weighed == 1).all()) for batch in batches(project, [[0, 1]]))
+
+
+def test_pixels_without_data_have_no_weight_and_no_label(
+    project: Any, batches: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Transparent ones, of target and source alike."""
+    for name in ("source_images", "target_images"):
+        folder = Path(getattr(project.settings().data, name))
+        for file in find_images(folder):
+            pixels = np.array(Image.open(file.path).convert("RGBA"))
+            pixels[:, : pixels.shape[1] // 2, 3] = 0
+            place = tmp_path / name / file.path.relative_to(folder).with_suffix(".png")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place)
+    folders = {f"data__{name}": str(tmp_path / name) for name in ("source_images", "target_images")}
+    shown = 0
+    for batch in batches(project, [[number] for number in range(6)], **folders):
+        for crop, image, seen in (
+            (batch.target_crops[0], batch.target_images[0], batch.target_weighed[0] > 0),
+            (batch.source_crops[0], batch.source_images[0], batch.source_labels[0] != IGNORE_INDEX),
+        ):
+            half = np.arange(crop.image_size[1])[None].repeat(crop.image_size[0], 0) >= crop.image_size[1] // 2
+            there = torch.from_numpy(crop.cut(half).copy())
+            assert not bool(seen[~there].any())
+            assert bool((image[:, ~there] == 0).all())
+            shown += int(seen.sum())
+    assert shown > 0
 
 
 def test_without_classmix_nothing_is_pasted(project: Any, batches: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 fiducio = pytest.importorskip("fiducio")
@@ -45,7 +46,8 @@ def saved(path: Path, input_type: str) -> Path:
 @pytest.mark.parametrize("input_type", ["logits", "probs"])
 def test_logits_are_the_log_of_what_the_calibrator_gives(tmp_path: Path, input_type: str) -> None:
     path = saved(tmp_path / "calibrator.pt", input_type)
-    files = [PillowImage(Path("a.png"), "a")]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    files = [PillowImage(tmp_path / "a.png", "a")]
     (plain,) = segmenter().stream(files, InferenceOptions())
     (batch,) = calibrated(segmenter(), path).stream(files, InferenceOptions())
     inputs = plain.logits if input_type == "logits" else plain.logits.softmax(dim=1)

@@ -78,7 +78,7 @@ def augment(images: Tensor, tone: Tensor, color: Tensor, blur: Tensor) -> Tensor
     brightness, contrast = tone.view(count, 2, 1, 1).unbind(1)
     images = ((images.flatten(2) + 255 * brightness).clamp_(0, 255) * contrast).clamp_(0, 255)
     images = (color @ images).clamp_(0, 255) if bands == 3 else images
-    images = images.view(1, count * bands, height, width)
+    images = images.reshape(1, count * bands, height, width)
     taps = blur.repeat_interleave(bands, dim=0)
     radius = blur.shape[1] // 2
     images = F.conv2d(F.pad(images, (radius, radius, 0, 0), "replicate"), taps[:, None, None, :], groups=count * bands)

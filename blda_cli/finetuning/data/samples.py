@@ -79,7 +79,8 @@ class Batch:
         source_images: float32 ``[N, 3, h, w]``, RGB in 0..255.
         source_labels: int64 ``[N, h, w]``.
         target_images: float32 ``[N, 3, h, w]``.
-        target_rows: float32 ``[N, h]``, 0 in the rows whose pseudo-labels have no weight.
+        target_weighed: float32 ``[N, h, w]``, 0 where pseudo-labels have no weight: rows that are left out, and pixels
+            without data.
         pasted: bool ``[N, h, w]``, where ClassMix takes the source.
         tone, color, blur: of the mixed images' augmentation, see `augment`.
         kept: bool ``[N, h, w]``, where masked images stay.
@@ -92,7 +93,7 @@ class Batch:
     source_images: Tensor
     source_labels: Tensor
     target_images: Tensor
-    target_rows: Tensor
+    target_weighed: Tensor
     pasted: Tensor
     tone: Tensor
     color: Tensor
@@ -173,6 +174,15 @@ class Sampler:
         self._image = cache.reading(lambda file: file.read())
         self._labels = cache.reading(source.labels)
 
+        def weighed(file: ImageSource) -> np.ndarray:
+            valid = file.valid()
+            counted = np.ones(file.size(), dtype=bool) if valid is None else valid.copy()
+            first, last = settings.host.ignore_rows
+            counted[:first] = counted[len(counted) - last :] = False
+            return counted
+
+        self._weighed = cache.reading(weighed)
+
     def prefer(self, classes: Sequence[Sequence[int]]) -> None:
         """Draw some source images for these classes, those of the first group first; for none, as before."""
         miner = HardSampleMiner(self.class_pixels, classes, self._settings.rounds.mined_share)
@@ -204,8 +214,7 @@ class Sampler:
         top, left = random_crop(generator, whole.shape, crop)
         mirrored = generator.random() < host.flip
         target_crop = Crop(target_file, whole.shape[:2], top, left, crop, mirrored)
-        row = np.arange(top, top + crop[0])
-        weighed = (row >= host.ignore_rows[0]) & (row < whole.shape[0] - host.ignore_rows[1])
+        weighed = target_crop.cut(self._weighed(target_file)).astype(np.float32)
 
         mixed = Augmentation.draw(generator, host)
         masked = Augmentation.draw(generator, host)
@@ -214,7 +223,7 @@ class Sampler:
             "source_images": source_crop.cut(self._image(source_crop.file)),
             "source_labels": source_labels,
             "target_images": target_crop.cut(whole),
-            "target_rows": weighed.astype(np.float32),
+            "target_weighed": weighed,
             "class_order": generator.permutation(values) if host.classmix else np.zeros(0),
             **mixed.fields(""),
             "kept": block_mask(generator, crop, host.mask_block, host.mask_ratio),

@@ -127,8 +127,13 @@ class TrainingMethod(ABC):
             outputs: of :attr:`network` on its target images.
         """
 
-    def unlabelled_losses(self, outputs: Outputs) -> Losses:
-        """Losses of target images, where the method is :attr:`unlabelled`."""
+    def unlabelled_losses(self, outputs: Outputs, weights: Tensor) -> Losses:
+        """Losses of target images, where the method is :attr:`unlabelled`.
+
+        Args:
+            outputs: of the student.
+            weights: of the pixels, float32 ``[N, h, w]``.
+        """
         raise NotImplementedError
 
     def feature_losses(self, domain: str, outputs: Outputs, labels: Tensor) -> Losses:  # noqa: ARG002

@@ -149,8 +149,11 @@ class Cag(TrainingMethod):
         active = torch.zeros(self.num_classes + 1, dtype=torch.float64, device=float64_device(self._device))
         assert stage.classifier is not None
         with features_before(segmenter.module, stage.classifier) as seen:
-            for _ in stage.stream(f"stage {stage.number + 1}: active pixels", segmenter, stage.target):
-                labels = active_labels(seen.pop(), self._centroids, self._margin)
+            for batch in stage.stream(f"stage {stage.number + 1}: active pixels", segmenter, stage.target):
+                features = seen.pop()
+                labels = active_labels(features, self._centroids, self._margin)
+                if batch.valid is not None:
+                    labels = labels[at_features(batch.valid, features)]
                 index = torch.where(labels == IGNORE_INDEX, self.num_classes, labels).flatten()
                 active += torch.bincount(index, minlength=self.num_classes + 1).to(active.device)
         all_sum(active)

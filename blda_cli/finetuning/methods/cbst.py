@@ -55,13 +55,13 @@ class Cbst(TrainingMethod):
 
         histogram = ConfidenceHistogram(self.num_classes, float64_device(self._device))
         for batch in stream(f"round {stage.number + 1}: ranking"):
-            histogram.update(self._scores(batch.logits))
+            histogram.update(self._scores(batch.logits), batch.valid)
         all_sum(histogram.counts)
         thresholds = histogram.class_thresholds(portion) if self.balanced else histogram.threshold(portion)
 
         kept = torch.zeros(self.num_classes, dtype=torch.float64, device=histogram.counts.device)
         for batch in stream(f"round {stage.number + 1}: labelling"):
-            labels = select_labels(self._scores(batch.logits), thresholds)
+            labels = batch.known(select_labels(self._scores(batch.logits), thresholds))
             kept += torch.bincount(labels[labels != IGNORE_INDEX], minlength=self.num_classes).to(kept.device)
             for file, one in zip(batch.files, labels, strict=True):
                 self._stored.write(file, one, segmenter.classes)

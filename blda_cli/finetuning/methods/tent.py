@@ -22,7 +22,7 @@ class Tent(TrainingMethod):
         """Never called."""
         raise NotImplementedError
 
-    def unlabelled_losses(self, outputs: Outputs) -> Losses:
+    def unlabelled_losses(self, outputs: Outputs, weights: Tensor) -> Losses:
         """Mean entropy of the pixels' predictions, in nats."""
         scores: Tensor = outputs.logits.float().log_softmax(dim=1)
-        return {"entropy": -(scores.exp() * scores).sum(dim=1).mean()}
+        return {"entropy": -((scores.exp() * scores).sum(dim=1) * weights).sum() / weights.sum().clamp(min=1)}
