@@ -261,7 +261,7 @@ def _findings(
 
 def _agreeing(reader: LabelReader, predictions: Sequence[tuple[ImageSource, np.ndarray]]) -> float:
     """Share of all pixels that are predicted as they are labelled."""
-    hits = sum(int(np.count_nonzero(reader(file) == classes)) for file, classes in predictions)
+    hits = sum(int(np.count_nonzero((reader(file) == classes) & (classes >= 0))) for file, classes in predictions)
     return hits / max(sum(classes.size for _, classes in predictions), 1)
 
 

@@ -32,6 +32,8 @@ def write_overlays(folder: AlignedFolder, count: int | None, monitor: Monitor) -
     files = {file.key: file for file in folder.files}
     changed = {key: folder.record.changed[key] for key in files}
     chosen = list(files) if count is None else choose_frames(changed, count)
+    if not chosen:
+        monitor.say("--overlay: no prediction changed, so none is drawn; --overlay all draws all images")
     monitor.start("drawing", len(chosen))
     for key in chosen:
         picture = _overlay(folder, files[key])

@@ -104,7 +104,7 @@ def _shown(check: Check) -> list[int]:
     """Classes in the pictures, the most frequent first."""
     if not check.frames:
         return []
-    counts = sum(np.bincount(classes.ravel(), minlength=len(check.classes)) for _, _, classes in check.frames)
+    counts = sum(np.bincount(classes[classes >= 0], minlength=len(check.classes)) for _, _, classes in check.frames)
     order = np.argsort(-np.asarray(counts), kind="stable")
     return [int(index) for index in order if np.asarray(counts)[index]]
 
