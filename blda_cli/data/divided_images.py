@@ -88,7 +88,7 @@ class DividedImage(ImageSource):
         return rows, columns
 
     def area(self) -> Window:
-        """Rows and columns of the whole image that `read` reads."""
+        """See `ImageSource.area`."""
         rows, columns = self.place()
         if self.context is None:
             return rows, columns
@@ -103,7 +103,7 @@ class DividedImage(ImageSource):
 
     def valid(self) -> np.ndarray | None:
         """See `ImageSource.valid`."""
-        return super().valid() if self.context is None else replace(self, context=None).valid()
+        return replace(self, context=None).valid_around()
 
     def cut(self, whole: np.ndarray) -> np.ndarray:
         """What `read` reads of the whole image, a copy.

@@ -70,7 +70,7 @@ class RasterImage(DividedImage):
     def _masked(self, path: Path) -> np.ndarray:
         with RasterImage(path, self.key).opened() as mask:
             self._refuse_other_size(path, mask.shape)
-            there: np.ndarray = mask.read(1, window=self.place()) != 0
+            there: np.ndarray = mask.read(1, window=self.area()) != 0
         return there
 
     def depth(self) -> tuple[int, int] | None:

@@ -123,12 +123,24 @@ class ImageSource(ABC):
         """
         return None
 
+    def area(self) -> Window:
+        """Rows and columns of the whole image that `read` reads.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        return self.place()
+
     def valid(self) -> np.ndarray | None:
         """Where its core holds data, bool ``[height, width]``, by its file and its mask; None: everywhere.
 
         Raises:
             BldaError: it cannot be read, or the mask is of another size than the image.
         """
+        return self.valid_around()
+
+    def valid_around(self) -> np.ndarray | None:
+        """The same of the size of what `read` returns."""
         valid = self.declared()
         if self.mask is not None:
             there = self._masked(self.mask)
@@ -136,12 +148,12 @@ class ImageSource(ABC):
         return None if valid is None or valid.all() else valid
 
     def _masked(self, path: Path) -> np.ndarray:
-        """Where a mask says that its core holds data."""
+        """Where a mask says that what `read` returns holds data."""
         from blda_cli.data.pillow_images import read_mask  # which imports this module
 
         mask = read_mask(path)
         self._refuse_other_size(path, mask.shape)
-        (top, bottom), (left, right) = self.place()
+        (top, bottom), (left, right) = self.area()
         return mask[top:bottom, left:right]
 
     def _refuse_other_size(self, path: Path, size: tuple[int, ...]) -> None:

@@ -333,7 +333,8 @@ def collect_statistics(
     if norms is NormSource.SOURCE and shard.first and may_be_away and not content.provenance.norm_distance:
         # Some images come first, while the norms are watched; what was counted before a stop is run again for that.
         chosen = enough_for_norms(mine, FEW_IMAGES)
-        with ObservedNorms(segmenter.module) as observed:
+        observed = ObservedNorms(segmenter.module)
+        with segmenter.observed_by(observed):
             pass_over.run([file for file in chosen if file.key in done])
             pass_over.count([file for file in chosen if file.key not in done])
         content.provenance = replace(content.provenance, norm_distance=observed.distance)

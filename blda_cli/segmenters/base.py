@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
 from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory
+
+if TYPE_CHECKING:
+    from blda_cli.segmenters.norms import ObservedNorms  # which imports this module
 
 PART_WINDOW = (512, 512)
 """Height and width of the windows that parts of large images are run by where ``--slide`` gives none."""
@@ -100,6 +103,16 @@ class Segmenter(ABC):
         if weight != 1:
             raise self._unchangeable()
 
+    @contextmanager
+    def observed_by(self, norms: "ObservedNorms") -> Iterator[None]:
+        """Let norms within ``with`` observe the network; pixels without data do not count.
+
+        Args:
+            norms: of its network.
+        """
+        with norms:
+            yield
+
     def stream(
         self,
         files: Sequence[ImageSource],
@@ -170,9 +183,11 @@ class Segmenter(ABC):
     def _start(
         self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions
     ) -> tuple[Tensor, Tensor | None]:
+        core = files[0].core
         valid = valid_pixels(files, self.device)
-        options = replace(options, core=files[0].core)
-        return self.named_logits(self.origin(files[0]).location, arrays, options, valid), valid
+        around = valid if core is None else valid_pixels(files, self.device, around=True)
+        options = replace(options, core=core)
+        return self.named_logits(self.origin(files[0]).location, arrays, options, around), valid
 
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
@@ -209,7 +224,8 @@ class Segmenter(ABC):
         Args:
             arrays: those of :meth:`read` for N images of one size, ``[N, ...]`` on the segmenter's device.
             options: how to run them.
-            valid: bool ``[N, H, W]``, see `valid_pixels`; other pixels do not count in an image's own norm statistics.
+            valid: bool ``[N, H, W]`` of the arrays' size, see `valid_pixels`; other pixels do not count in norm
+                statistics.
 
         Returns:
             ``[N, C, H, W]``, or ``[N, C]`` of a classifier.
@@ -253,12 +269,19 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
     }
 
 
-def valid_pixels(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
-    """Where the images hold data, bool ``[N, H, W]``; None: everywhere."""
-    masks = [file.valid() for file in files]
+def valid_pixels(files: Sequence[ImageSource], device: torch.device, *, around: bool = False) -> Tensor | None:
+    """Where the images hold data, bool ``[N, H, W]``; None: everywhere.
+
+    Args:
+        files: images of one size.
+        device: where the result lies.
+        around: of parts, with what is read around them.
+    """
+    masks = [file.valid_around() if around else file.valid() for file in files]
     if all(mask is None for mask in masks):
         return None
-    sizes = [file.size() for file in files]
+    places = [file.area() if around else file.place() for file in files]
+    sizes = [(bottom - top, right - left) for (top, bottom), (left, right) in places]
     whole = [np.ones(size, dtype=bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
     return torch.from_numpy(np.stack(whole)).to(device)
 

@@ -1,6 +1,7 @@
 """A segmenter whose logits pass through a calibrator that fiducio fitted and saved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
 from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import log_probabilities
 from blda_cli.segmenters.reasons import reason
@@ -37,6 +39,12 @@ class CalibratedSegmenter(Segmenter):
     def mix_norms(self, weight: float) -> None:
         """See `Segmenter.mix_norms`."""
         self.inner.mix_norms(weight)
+
+    @contextmanager
+    def observed_by(self, norms: ObservedNorms) -> Iterator[None]:
+        """See `Segmenter.observed_by`."""
+        with self.inner.observed_by(norms):
+            yield
 
     def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`."""

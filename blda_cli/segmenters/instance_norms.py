@@ -42,7 +42,7 @@ def norm_layers(network: nn.Module) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """The part of the network's input that is image.
 
     Attributes:
@@ -100,7 +100,7 @@ class InstanceNorms:
         self._layers = list(norm_layers(network).values())
         self._hooks: list[RemovableHandle] = []
         self._put_aside: dict[nn.Module, Moments] = {}
-        self._content = _Content()
+        self._content = Content()
         self._input: tuple[int, ...] = ()
         self._passes: list[Recorded] | None = None
         self._held: Recorded | None = None
@@ -126,7 +126,7 @@ class InstanceNorms:
             mask: bool ``[N, h, w]`` of that image at any size, false at pixels that are no data. A position of a layer
                 counts where all pixels under it do; where an image has no such position, all of its positions count.
         """
-        before, self._content = self._content, _Content(size, mask)
+        before, self._content = self._content, Content(size, mask)
         try:
             yield
         finally:

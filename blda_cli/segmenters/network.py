@@ -1,8 +1,8 @@
 """A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
 from blda_cli.segmenters.inference import average_views, slide, view_of
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
+from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
     DOUBTFUL,
@@ -89,6 +90,7 @@ class NetworkSegmenter(Segmenter):
     grouping: Grouping | None = None
     port: Port = Port()
     norm_weight: float = 1.0
+    _observed: ObservedNorms | None = None
     _meaning_checked: bool = False
     _scaling: Scaling | None = None
     _probed: bool = False
@@ -147,7 +149,7 @@ class NetworkSegmenter(Segmenter):
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
         with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
             if options.core is not None:
-                return self._logits_of_core(pixels, options).detach()
+                return self._logits_of_core(pixels, options, valid).detach()
             return self._logits_of_images(pixels, options, valid).detach()
 
     def _logits_of_images(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
@@ -163,7 +165,8 @@ class NetworkSegmenter(Segmenter):
             else:
                 view = view_of(pixels, scale, mirrored)
                 with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms, mask)):
-                    scores = slide(lambda part: self._scores(part, part.shape[2:], self.network), view, window, stride)
+                    images, score = _with_mask(view, None if self._observed is None else mask, self._scores_of_window)
+                    scores = slide(score, images, window, stride)
                 whole = (view.shape[2], view.shape[3])
                 logits = self._logits(fit_scores(scores, whole, whole, size))
             return logits.flip(-1) if mirrored and logits.ndim == 4 else logits
@@ -171,7 +174,7 @@ class NetworkSegmenter(Segmenter):
         with norms or nullcontext():
             return average_views(of_view, options.scales, options.flip)
 
-    def _logits_of_core(self, pixels: Tensor, options: InferenceOptions) -> Tensor:
+    def _logits_of_core(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
         """Logits of a part of a large image, from all windows that touch it; each window is scaled and mirrored, so
         that windows lie as on the whole image."""
         if self.norm_weight != 1:
@@ -181,13 +184,15 @@ class NetworkSegmenter(Segmenter):
             )
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
-            def score(window: Tensor) -> Tensor:
-                scores = self._scores_of_view(window, scale, mirrored)
+            def scores_of(window: Tensor, mask: Tensor | None) -> Tensor:
+                mask = mask.flip(-1) if mirrored and mask is not None else mask
+                scores = self._scores_of_view(window, scale, mirrored, mask=mask)
                 return scores.flip(-1) if mirrored else scores
 
             assert options.slide is not None
             assert options.stride is not None
-            return self._logits(slide(score, pixels, options.slide, options.stride, options.core))
+            images, score = _with_mask(pixels, None if self._observed is None else valid, scores_of)
+            return self._logits(slide(score, images, options.slide, options.stride, options.core))
 
         return average_views(of_view, options.scales, options.flip)
 
@@ -204,6 +209,16 @@ class NetworkSegmenter(Segmenter):
         if not self._can_scale(size, scale):
             return self._scores(view_of(images, scale, mirrored), size, self.network, norms, mask=mask)
         return self._scores(view_of(images, 1.0, mirrored), size, self.network, norms, scale, mask)
+
+    @contextmanager
+    def observed_by(self, norms: ObservedNorms) -> Iterator[None]:
+        """See `Segmenter.observed_by`."""
+        self._observed = norms
+        try:
+            with norms:
+                yield
+        finally:
+            self._observed = None
 
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; it refuses nothing, but may add a remark."""
@@ -239,17 +254,13 @@ class NetworkSegmenter(Segmenter):
         size = window
         if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
             size = (view.shape[2], view.shape[3])
-        channels = view.shape[1]
-        if mask is not None:
-            view = torch.cat([view, _left_out(mask, view.shape[2:])], dim=1)
-
-        def score(part: Tensor) -> Tensor:
-            seen = None if mask is None else part[:, channels] == 0
-            return self._scores(part[:, :channels], part.shape[2:], self.network, norms, mask=seen)
-
+        images, score = _with_mask(view, mask, partial(self._scores_of_window, norms=norms))
         with norms.recorded() as passes:  # window after window where the image is too large, or each is resized
-            slide(score, view, size, size)
+            slide(score, images, size, size)
         return passes
+
+    def _scores_of_window(self, window: Tensor, mask: Tensor | None, norms: InstanceNorms | None = None) -> Tensor:
+        return self._scores(window, window.shape[2:], self.network, norms, mask=mask)
 
     def _scores(
         self,
@@ -268,7 +279,7 @@ class NetworkSegmenter(Segmenter):
             network: runs on them.
             norms: the active instance norms of the network; padding and the mask are marked for them.
             scale: at which the images are run.
-            mask: bool ``[N, H, W]``, the pixels that count in their own norm statistics; None: all.
+            mask: bool ``[N, H, W]``, the pixels that count in norm statistics; None: all.
         """
         assert self.meaning is not None
         margin = self.preprocessor.section.margin
@@ -279,7 +290,9 @@ class NetworkSegmenter(Segmenter):
         if mask is not None:
             left_out = _left_out(mask, resized.shape[2:])
             mask = (left_out if margin is None else extend(self._padded(left_out, scale), margin))[:, 0] == 0
-        with nullcontext() if norms is None else norms.content((seen.shape[2], seen.shape[3]), mask):
+        shown = seen.shape[2], seen.shape[3]
+        watched = nullcontext() if self._observed is None else self._observed.content(shown, mask)
+        with watched, nullcontext() if norms is None else norms.content(shown, mask):
             scores = self._run(network, fed)
         check_scores(scores, len(padded), self.meaning)
         if not self._meaning_checked:  # once, as it waits for the device
@@ -544,6 +557,16 @@ def with_size(section: PreprocessingSection, size: tuple[int, int], why: str) ->
         raise BldaError(f"{why} takes {size[0]}x{size[1]} images only; remove size from [preprocessing]")
     note = f"{why} takes {size[0]}x{size[1]} images only: images are resized to that, logits are resized back"
     return replace(section, size=size), [note]
+
+
+def _with_mask(
+    images: Tensor, mask: Tensor | None, scores: Callable[[Tensor, Tensor | None], Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Images that carry their mask as a last channel, and what gives scores of a window of them by both."""
+    if mask is None:
+        return images, lambda window: scores(window, None)
+    carrying = torch.cat([images, _left_out(mask, images.shape[2:])], dim=1)
+    return carrying, lambda window: scores(window[:, :-1], window[:, -1] == 0)
 
 
 def _left_out(mask: Tensor, size: Sequence[int]) -> Tensor:

@@ -81,7 +81,7 @@ def choose_weight(
                 truth = truth[valid]
             for weight in weights:
                 segmenter.mix_norms(weight)
-                with observed if observed is not None and weight == 1 else nullcontext():
+                with segmenter.observed_by(observed) if observed is not None and weight == 1 else nullcontext():
                     one = _classes(segmenter, file, array, whole, valid)
                 other = _classes(segmenter, file, array, smaller, valid)
                 pairs[weight] += count_pairs(one, other, classes).cpu()

@@ -4,7 +4,8 @@ Nothing is trained: only the means and variances that the layers normalise by ar
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from blda_cli.core.norms import ChannelMoments, MixedNorms, Norms, blend, hellin
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
-from blda_cli.segmenters.instance_norms import BUFFERS, norm_layers
+from blda_cli.segmenters.instance_norms import BUFFERS, Content, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 
 IMAGES = 32
@@ -38,16 +39,17 @@ def has_norms(segmenter: Segmenter) -> bool:
 
 
 def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
-    """``count`` images spread evenly, enough for norm statistics; of these those without missing data, if any."""
+    """``count`` images spread evenly, enough for norm statistics; of these those that hold data, if any."""
     chosen = files[:: -(-len(files) // count)]
-    return [file for file in chosen if _is_whole(file)] or chosen
+    return [file for file in chosen if _holds_data(file)] or chosen
 
 
-def _is_whole(file: ImageSource) -> bool:
+def _holds_data(file: ImageSource) -> bool:
     try:
-        return file.valid() is None
+        valid = file.valid()
     except BldaError:  # which reading will say
         return True
+    return valid is None or bool(valid.any())
 
 
 def take_norms(
@@ -82,7 +84,8 @@ def take_norms(
         segmenter.notes.append("the network has no batch norms that could take the target's statistics")
         return None
     images = 0
-    with _ReplacedNorms(segmenter.module) as replaced:
+    replaced = _ReplacedNorms(segmenter.module)
+    with segmenter.observed_by(replaced):
         for batch in segmenter.stream(files, replace(options, batch_size=1), skipped=[]):
             images += len(batch.files)
             advance(len(batch.files))
@@ -121,23 +124,64 @@ class ObservedNorms:
         self._norms = norm_layers(network)
         self._own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in self._norms.items()}
         self._moments = {name: ChannelMoments() for name in self._norms}
+        self._network = network
         self._hooks: list[RemovableHandle] = []
+        self._content = Content()
+        self._input: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         def observer(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             return lambda _, inputs: self._see(name, inputs[0])
 
         self._hooks = [norm.register_forward_pre_hook(observer(name)) for name, norm in self._norms.items()]
+        self._hooks.append(self._network.register_forward_pre_hook(self._begin))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
+    @contextmanager
+    def content(self, size: tuple[int, int], mask: Tensor | None) -> Iterator[None]:
+        """Mark which pixels of the inputs within ``with`` hold data; a position counts where all pixels under it do.
+
+        Args:
+            size: (height, width) of the image at the upper left of the input, the rest being padding.
+            mask: bool ``[N, h, w]`` of that image at any size; None: all pixels count, and padding too.
+        """
+        before, self._content = self._content, Content(size, mask)
+        try:
+            yield
+        finally:
+            self._content = before
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
+
+    def _counted(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What lies over the image in the input of a norm, and which positions of it count; None: all."""
+        content, whole = self._content, self._input
+        if content.mask is None or content.size is None or values.ndim != 4 or len(whole) != 4:
+            return values, None
+        if len(values) != whole[0]:
+            return values, None
+        height, width = (
+            max(1, side * part // full)
+            for side, part, full in zip(values.shape[2:], content.size, whole[2:], strict=True)
+        )
+        return values[:, :, :height, :width], content.counted((height, width))
+
     def _see(self, name: str, values: Tensor) -> None:
+        values, counted = self._counted(values)
         # Neighbouring rows are nearly redundant. Not from the border, which padding affects.
         step = max(1, values.shape[2] // _ROWS) if values.ndim == 4 else 1
-        self._moments[name].update(values[:, :, step // 2 :: step] if step > 1 else values)
+        rows = slice(step // 2, None, step)
+        if counted is not None:
+            values = values[:, :, rows].movedim(1, -1)[counted[:, rows]]
+        elif step > 1:
+            values = values[:, :, rows]
+        if len(values):
+            self._moments[name].update(values)
 
     def averages(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
         """Means and variances, float64 ``[channels]``, the network's own and the measured ones, of every norm that
@@ -178,8 +222,11 @@ class _ReplacedNorms(ObservedNorms):
             _put(norm, *self._own[name])
 
     def _see(self, name: str, values: Tensor) -> None:
-        mean, variance = self._moments[name].update(values)
-        if values.numel() > values.shape[1]:
+        values, counted = self._counted(values)
+        if counted is not None:
+            values = values.movedim(1, -1)[counted]
+        mean, variance = self._moments[name].update(values) if len(values) else self._own[name]
+        if values.numel() > values.shape[1] or not len(values):
             _put(self._norms[name], mean, variance)
 
 

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blda_cli.core.norms import SHIFTED, Norms, hellinger
+from blda_cli.data import divided_images
+from blda_cli.data.images import find_images
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
@@ -261,3 +263,36 @@ def test_large_maps_are_looked_at_in_part() -> None:
     looked = np.repeat(np.arange(4, 130, 8), 10)  # 16 rows of them at least, fewer than 32, none at the border
     assert mean.item() == pytest.approx(looked.mean())
     assert variance.item() == pytest.approx(looked.var(ddof=1))
+
+
+@pytest.mark.parametrize("run", ["whole", "windows", "parts"])
+def test_pixels_without_data_do_not_count(tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single transparent pixels, too: of an image of one colour the mean is that colour, and the variance 0."""
+    pixels = np.full((40, 60, 4), 102, np.uint8)
+    pixels[..., 3] = np.where(np.random.default_rng(0).random((40, 60)) < 0.1, 0, 255)
+    pixels[25:, :20, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    if run == "parts":
+        monkeypatch.setattr(divided_images, "BLOCK", 32)
+        monkeypatch.setattr(divided_images, "LARGE", 1000)
+    files = find_images(tmp_path)
+    assert len(files) == (4 if run == "parts" else 1)
+    segmenter = segmenter_of(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval())
+    options = InferenceOptions(slide=None if run == "whole" else (20, 24), flip=True)
+    norms = take_norms(segmenter, files, options)
+    assert norms is not None
+    share = norms.images / (norms.images + norms.source_images)
+    np.testing.assert_allclose(norms.averages["0.running_mean"], share * 102 / 255, rtol=1e-6)
+    np.testing.assert_allclose(norms.averages["0.running_var"], 1 - share, rtol=1e-6)
+    np.testing.assert_allclose(norms.averages["2.running_var"], 1 - share, rtol=1e-6)
+    observed = ObservedNorms(segmenter.module)
+    with segmenter.observed_by(observed):
+        list(segmenter.stream(files, options))
+    for _, (mean, variance) in observed.averages().values():
+        np.testing.assert_allclose(variance, 0, atol=1e-9)
+        assert len(mean) in (3, 4)
+    np.testing.assert_allclose(observed.averages()["0"][1][0], 102 / 255, rtol=1e-6)
+    plain = ObservedNorms(segmenter.module)
+    with plain:
+        list(segmenter.stream(files, options))
+    assert float(plain.averages()["0"][1][1].min()) > 1e-3  # unless the segmenter is told
