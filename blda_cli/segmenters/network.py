@@ -22,6 +22,7 @@ from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
     DOUBTFUL,
+    AmbiguousLayoutError,
     OutputMeaning,
     channels_first,
     check_meaning,
@@ -95,6 +96,7 @@ class NetworkSegmenter(Segmenter):
     _scaling: Scaling | None = None
     _probed: bool = False
     _one_size: bool | None = None
+    _channels_last: bool | None = None
     _turned: bool = False
 
     @property
@@ -358,6 +360,19 @@ class NetworkSegmenter(Segmenter):
                 self._one_size = True
         return not self._one_size
 
+    def _puts_channels_last(self) -> bool | None:
+        """Whether the network's output is ``[N, h, w, C]``, by an image whose sides differ; None: that is not known."""
+        images = self.preprocessor.normalise(self._grey(PROBE_SIZES[0]))
+        try:
+            with torch.no_grad():
+                scores = plain_scores(
+                    self.port.read(self._without_hooks()(images)), self.preprocessor.section.quantised
+                )
+            return channels_first(scores, self.meaning, images.shape[2:])[1]
+        except Exception:  # it takes images of another size alone, and a network may raise anything
+            # What PyTorch runs has its channels first, unless it was made to be like others.
+            return False if isinstance(self.network, nn.Module) else None
+
     def _grey(self, size: tuple[int, int]) -> Tensor:
         return torch.full((1, self.preprocessor.section.channels, *size), 127.0, device=self.device)
 
@@ -446,7 +461,15 @@ class NetworkSegmenter(Segmenter):
         scores = plain_scores(self.port.read(output), self.preprocessor.section.quantised)
         if scores.ndim == 3:  # one channel whose axis was dropped
             scores = scores.unsqueeze(1)
-        scores, turned = channels_first(scores, self.meaning, images.shape[2:])
+        try:
+            scores, turned = channels_first(scores, self.meaning, images.shape[2:])
+        except AmbiguousLayoutError:
+            if self._channels_last is None:
+                self._channels_last = self._puts_channels_last()
+            if self._channels_last is None:
+                raise
+            turned = self._channels_last
+            scores = scores.permute(0, 3, 1, 2) if turned else scores
         if turned:
             self._turned = True
             self._note("the network's output is [N, H, W, C]: it is turned round to [N, C, H, W]")

@@ -296,6 +296,10 @@ def plain_scores(scores: Tensor, quantised: tuple[float, float] | None) -> Tenso
     )
 
 
+class AmbiguousLayoutError(BldaError):
+    """Scores may be ``[N, C, h, w]`` or ``[N, h, w, C]``."""
+
+
 def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence[int] | None) -> tuple[Tensor, bool]:
     """Move the channels of scores to the front where they come last.
 
@@ -308,7 +312,7 @@ def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence
         ``[N, C, h, w]``, and whether the channels were moved.
 
     Raises:
-        BldaError: it could be either.
+        AmbiguousLayoutError: it could be either.
     """
     if scores.ndim != 4:
         return scores, False
@@ -330,7 +334,7 @@ def channels_first(scores: Tensor, meaning: OutputMeaning | None, size: Sequence
             return (scores.permute(0, 3, 1, 2), True) if as_last else (scores, False)
     else:
         return scores, False
-    raise BldaError(
+    raise AmbiguousLayoutError(
         f"the model gives {list(scores.shape)} for an input of {size[0]}x{size[1]}: [N, C, H, W] or [N, H, W, C]?; "
         "[N, C, H, W] is needed: run it on images of another shape, or return scores.permute(0, 3, 1, 2) if the "
         "channels come last"

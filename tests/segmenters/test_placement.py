@@ -202,3 +202,35 @@ def test_covered_accepts_what_fractions_explain() -> None:
     assert covered((12, 20), (48, 80), None) == (48, 80)
     assert covered((64, 96), (48, 80), None) == (64, 96)
     assert covered((48, 80), (48, 80), Scaling(constant=True)) == (48, 80)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_map_with_as_many_rows_and_columns_as_classes(image: Tensor, last: bool) -> None:
+    """An image of other sides says whether the channels come first."""
+
+    def eighth(x: Tensor) -> Tensor:
+        pooled = F.avg_pool2d(x, 8)
+        return pooled.permute(0, 2, 3, 1) if last else pooled
+
+    square = image[:, :24, 24:48]
+    made = segmenter(eighth)
+    expected = F.interpolate(
+        8 * F.avg_pool2d(square.permute(0, 3, 1, 2).float() / 255, 8) - 4, (24, 24), mode="bilinear"
+    )
+    torch.testing.assert_close(made.logits(square), expected)
+    assert any("turned round" in note for note in made.notes) == last
+    torch.testing.assert_close(made.logits(square.flip(1)), expected.flip(2))
+
+
+def test_of_one_size_pytorchs_order_is_taken_and_others_are_asked(image: Tensor) -> None:
+    def eighth(x: Tensor) -> Tensor:
+        assert x.shape[2:] == (24, 24)
+        return F.avg_pool2d(x, 8)
+
+    square = image[:, :24, 24:48]
+    made = segmenter(eighth)
+    assert made.logits(square).shape == (1, 3, 24, 24)
+    other = segmenter(eighth)
+    other.network = lambda x: eighth(x)  # no module, as of another framework
+    with pytest.raises(BldaError, match=r"for an input of 24x24: \[N, C, H, W\] or \[N, H, W, C\]"):
+        other.logits(square)
