@@ -2,7 +2,7 @@
 
 The command's functions are also available to a user's own inference loop::
 
-    alignment = blda_cli.Alignment.from_file("dusk.h5").to("cuda")
+    alignment = blda_cli.Alignment.from_file("dusk.h5").to(images.device)
     labels = alignment.predict(network(images))
 """
 

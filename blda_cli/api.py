@@ -54,7 +54,7 @@ from blda_cli.store.statistics import StatisticsFile
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """A rule that turns a network's logits into debiased predictions.
 
@@ -172,7 +172,7 @@ class Alignment:
             TypeError: ``logits`` is not of floating-point numbers.
             ValueError: it has another shape, lies on another device, or is not finite.
         """
-        found = self.correction.predict(self._checked(logits, check_finite))
+        found = self.correction.predict(self._checked(logits, check_finite).detach())
         return found if isinstance(logits, Tensor) else found.numpy()
 
     @overload
@@ -240,8 +240,16 @@ class Alignment:
         """The same alignment for logits on another device."""
         return replace(self, correction=self.correction.to(torch.device(device)))
 
+    def __repr__(self) -> str:
+        """Method, strength, number of classes and device."""
+        return f"Alignment({self.settings.describe()}, {len(self.classes)} classes, on {self.device})"
+
     def _checked(self, logits: Tensor | Array, check_finite: bool) -> Tensor:
-        values = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits
+        values = logits
+        if isinstance(
+            logits, np.ndarray
+        ):  # torch takes neither negative strides nor, without a warning, read-only arrays
+            values = torch.from_numpy(np.require(logits, requirements=["C", "W"]))
         check_logits(values, len(self.classes))
         if values.device != self.device:
             raise ValueError(f"the logits are on {values.device}, the alignment on {self.device}: alignment.to(...)")

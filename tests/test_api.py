@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_images_without_names_are_told_apart() -> None:
 
 def test_statistics_are_written_and_read(tmp_path: Path) -> None:
     blda_cli.write_statistics(tmp_path / "s.h5", counted(), model={"name": "mine"})
-    content = blda_cli.read_statistics(tmp_path / "s.h5")
+    content = blda_cli.read_statistics(str(tmp_path / "s.h5"))
     assert content.statistics.images == 6
     assert content.model == {"name": "mine"}
     assert content.complete
@@ -206,6 +207,40 @@ def test_commands_from_python(tmp_path: Path) -> None:
         blda_cli.align(**options, tua=1, output=tmp_path / "b")
 
 
+def test_a_loop_with_the_commands_keys_predicts_what_the_command_does(tmp_path: Path) -> None:
+    drawn = tmp_path / "images" / "drive"
+    drawn.mkdir(parents=True)
+    frames = {f"drive/{name}": logits(ord(name), 1) for name in "abc"}
+    for key, values in frames.items():
+        Image.fromarray(np.full((40, 50, 3), 128, dtype=np.uint8)).save(tmp_path / "images" / f"{key}.png")
+        np.save(tmp_path / "images" / f"{key}.npy", values[0].numpy())
+    options: dict[str, Any] = {"model": f"logits:{tmp_path / 'images'}", "images": str(tmp_path / "images/**/*.png")}
+    blda_cli.collect_stats(**options, output=tmp_path / "s.h5")
+    blda_cli.align(**options, stats=tmp_path / "s.h5", output=tmp_path / "aligned")
+    statistics = blda_cli.LogitStatistics(C)
+    for key, values in frames.items():
+        statistics.update(values, keys=[key])
+    alignment = blda_cli.Alignment.fit(statistics)
+    assert alignment.settings.tau != 0
+    for key, values in frames.items():
+        written = np.asarray(Image.open(tmp_path / "aligned" / "predictions" / f"{key}.png"))
+        assert np.array_equal(alignment.predict(values)[0].numpy(), written)
+
+
+@pytest.mark.parametrize("choices", [{}, {"shift": "location"}, {"shift": "quantile"}, {"method": "logit-adjust"}])
+def test_logits_of_a_network_that_learns_are_corrected(choices: dict[str, Any]) -> None:
+    alignment = blda_cli.Alignment.fit(counted(), **choices)
+    learning = logits(5).requires_grad_()
+    assert torch.equal(alignment.predict(learning), alignment.predict(logits(5)))
+    alignment.scores(learning).sum().backward()
+    assert learning.grad is not None
+
+
+def test_what_is_printed_is_short() -> None:
+    assert repr(blda_cli.Alignment.fit(counted(), tau=0.5)) == "Alignment(blda negative, τ 0.5, 4 classes, on cpu)"
+    assert repr(counted()) == "LogitStatistics(4 classes, 6 images, 12,000 pixels, pseudo, soft)"
+
+
 def test_numpy_arrays_and_bad_input() -> None:
     statistics = counted()
     alignment = blda_cli.Alignment.fit(statistics, tau=0.5)
@@ -214,6 +249,10 @@ def test_numpy_arrays_and_bad_input() -> None:
     assert isinstance(found, np.ndarray)
     assert (found == alignment.predict(values).numpy()).all()
     assert np.array_equal(alignment.scores(values.numpy()), alignment.scores(values).numpy())
+    flipped = values.numpy()[:, :, ::-1]
+    flipped.flags.writeable = False
+    with warnings.catch_warnings(action="error"):
+        assert np.array_equal(alignment.predict(flipped), found[:, ::-1])
     with pytest.raises(ValueError, match="channels last"):
         alignment.predict(values.movedim(1, -1))
     values[0, 0, 0, 0] = torch.nan

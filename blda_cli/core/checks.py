@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _LOOKED_AT = 4096
@@ -24,11 +25,12 @@ def check_logits(logits: Any, num_classes: int) -> None:
     if isinstance(logits, Mapping):
         raise TypeError(f"{wanted}, not {type(logits).__name__}: give the entry that holds them, of {list(logits)[:8]}")
     if not isinstance(logits, Tensor):
-        hint = ": torch.from_numpy(array)" if type(logits).__module__ == "numpy" else ""
-        raise TypeError(f"{wanted}, not {type(logits).__name__}{hint}")
+        raise TypeError(f"{wanted}, not {type(logits).__name__}{_hint(logits)}")
     if not logits.is_floating_point():
         raise TypeError(f"{wanted}, not {logits.dtype}: class ids after an argmax do not tell what a correction needs")
     shape = list(logits.shape)
+    if 0 in shape:
+        raise ValueError(f"{wanted}, not {shape}: it is empty")
     if logits.dim() >= 2 and shape[1] == num_classes:
         return
     if logits.dim() == 3 and shape[0] == num_classes:
@@ -38,7 +40,15 @@ def check_logits(logits: Any, num_classes: int) -> None:
     raise ValueError(f"{wanted}, not {shape}")
 
 
-def check_batch(logits: Any, labels: Any, keys: Sequence[str] | None, num_classes: int, *, first: bool) -> None:
+def check_batch(
+    logits: Any,
+    labels: Any,
+    keys: Sequence[str] | None,
+    num_classes: int,
+    *,
+    device: torch.device,
+    first: bool,
+) -> None:
     """Raise unless a batch can be counted.
 
     Args:
@@ -46,22 +56,33 @@ def check_batch(logits: Any, labels: Any, keys: Sequence[str] | None, num_classe
         labels: should be integers ``[N, *spatial]``, or None.
         keys: should be N different names, or None.
         num_classes: C.
+        device: where both should be.
         first: also check whether the values are probabilities, which waits for the device.
 
     Raises:
         TypeError: one is of another type.
-        ValueError: one has another shape, keys are repeated, or the logits are probabilities.
+        ValueError: one has another shape or lies on another device, keys are repeated, or the logits are probabilities.
     """
     check_logits(logits, num_classes)
+    if logits.device != device:
+        raise ValueError(
+            f"the logits are on {logits.device}, the statistics on {device}: give logits.to({str(device)!r}), or count "
+            f"there with LogitStatistics(..., device={str(logits.device)!r})"
+        )
     if labels is not None:
         wanted = [logits.shape[0], *logits.shape[2:]]
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-            found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__ + _hint(labels)
             raise TypeError(f"labels should be a tensor of integers {wanted}, not {found}")
         if list(labels.shape) != wanted:
             raise ValueError(f"labels should be of shape {wanted}, as the logits' pixels, not {list(labels.shape)}")
+        if labels.device != device:
+            raise ValueError(f"the labels are on {labels.device}, the logits on {device}: labels.to({str(device)!r})")
     if keys is not None and (isinstance(keys, str) or len(keys) != len(logits)):
         raise ValueError(f"keys should be a list of {len(logits)} names, one per image, not {str(keys)[:60]!r}")
+    wrong = next((key for key in keys or () if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise TypeError(f"keys should be text, not {type(wrong).__name__}: str({wrong!r})")
     if keys is not None and len(set(keys)) < len(keys):
         raise ValueError("keys should be different: pixels of images of one name would be sampled alike")
     if first and num_classes > 1 and _probabilities(logits):
@@ -69,6 +90,10 @@ def check_batch(logits: Any, labels: Any, keys: Sequence[str] | None, num_classe
             "the values are probabilities (from 0 to 1, with a sum of 1 at every pixel): give logits, or "
             "probabilities.clamp_min(1e-8).log()"
         )
+
+
+def _hint(value: Any) -> str:
+    return ": torch.from_numpy(array)" if type(value).__module__ == "numpy" else ""
 
 
 def _probabilities(logits: Tensor) -> bool:

@@ -1,8 +1,11 @@
 """Summable statistics of one pass over images, from which all later commands work."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from enum import StrEnum
+from operator import index
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +17,13 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.histogram import DEFAULT_BINS, LogitHistogram, largest_of
 from blda_cli.core.kernels import argmax
 from blda_cli.core.logit_space import to_space
-from blda_cli.core.sample import PixelSample, join
+from blda_cli.core.sample import PixelSample, image_digest, join
 from blda_cli.core.spatial_priors import PositionCounts
 
 _MOST_PENDING = 16
 """Most batches whose samples wait to be joined, so that memory does not grow with the number of images."""
+
+_Names = TypeVar("_Names", bound=StrEnum)
 
 
 class LogitStatistics:
@@ -48,9 +53,9 @@ class LogitStatistics:
     def __init__(
         self,
         num_classes: int,
-        sources: Iterable[LabelSource | str] = (LabelSource.PSEUDO,),
+        sources: Iterable[LabelSource | str] | str = (LabelSource.PSEUDO,),
         *,
-        space: LogitSpace = LogitSpace.RAW,
+        space: LogitSpace | str = LogitSpace.RAW,
         bins: int = DEFAULT_BINS,
         device: torch.device | str | None = None,
     ) -> None:
@@ -60,12 +65,20 @@ class LogitStatistics:
             num_classes: C.
             sources: the labels that pixels are counted under: ``pseudo``, ``soft``, ``ground_truth``; the last brings
                 a confusion matrix.
-            space: the logits that are counted.
+            space: the logits that are counted: ``raw``, ``centred``, ``log-softmax``.
             bins: bins per cell, a power of two.
             device: where it is counted, that of the logits; the CPU by default.
+
+        Raises:
+            TypeError: ``num_classes`` is no integer.
+            ValueError: there is no such source or space, or the numbers cannot be used.
         """
-        self.space = space
-        self.cells = {LabelSource(source): LogitHistogram(num_classes, bins, device) for source in sources}
+        if index(num_classes) < 1:
+            raise ValueError(f"num_classes should be positive, not {num_classes}")
+        self.space = _member(LogitSpace, space, "space")
+        named = [sources] if isinstance(sources, str) else sources
+        members = [_member(LabelSource, source, "sources") for source in named]
+        self.cells = {source: LogitHistogram(num_classes, bins, device) for source in members}
         labelled = LabelSource.GROUND_TRUTH in self.cells
         self.confusion = ConfusionMatrix(num_classes) if labelled else None
         self.positions = PositionCounts(num_classes) if labelled else None
@@ -97,6 +110,11 @@ class LogitStatistics:
         return len(self._sampled.seen)
 
     @property
+    def device(self) -> torch.device:
+        """Where it is counted."""
+        return next(cells.counts.device for cells in self.cells.values())
+
+    @property
     def sample(self) -> PixelSample:
         """Random pixels of all batches with all their logits."""
         self._join_pending()
@@ -116,20 +134,25 @@ class LogitStatistics:
             logits: ``[N, C, *spatial]`` floating point, finite.
             labels: ``[N, *spatial]`` integers, needed where ground truth is counted; those outside ``[0, C)`` mean
                 that a pixel has none.
-            keys: N names, one per image, unique over all updates; by default the images' numbers. The sampled pixels
-                depend on them: statistics that are to be added up need different names.
+            keys: N names, one per image, unique over all updates; by default the images' numbers. They choose which
+                pixels are sampled, and a correction is fitted to these: it equals the command's with the command's
+                keys, the images' paths within their folder without suffix, and nearly so with any others. Statistics
+                that are to be added up need different names.
             largest: the largest absolute logit, as float32, where that is known; else it is computed.
 
         Raises:
-            TypeError: logits or labels are not tensors of the right type.
-            ValueError: a logit is not finite, the values are probabilities, a shape does not fit, keys are repeated, or
-                labels are missing.
+            TypeError: logits, labels or keys are not of the right type.
+            ValueError: a logit is not finite, the values are probabilities, a shape or device does not fit, keys are
+                repeated, or labels are missing.
         """
-        check_batch(logits, labels, keys, self.num_classes, first=self.images == 0)
+        check_batch(logits, labels, keys, self.num_classes, device=self.device, first=self.images == 0)
         if labels is None and LabelSource.GROUND_TRUTH in self.cells:
             raise ValueError("ground truth is counted: labels are needed")
+        logits = logits.detach()
         if keys is None:
             keys = [str(self.images + index) for index in range(len(logits))]
+        elif again := self._counted(keys):
+            raise ValueError(f"an image of the key {again!r} is counted already: keys should be different")
         predicted = argmax(logits)
         # Raw logits go as they are: the kernels convert them block by block.
         raw = self.space is LogitSpace.RAW
@@ -188,6 +211,11 @@ class LogitStatistics:
             pixels=self.pixels,
         )
 
+    def _counted(self, keys: Sequence[str]) -> str | None:
+        """The first of some keys of which pixels are in the sample."""
+        sampled = [part.images for part in (self._sampled, *self._pending)]
+        return next((key for key in keys if any(bool((part == image_digest(key)).any()) for part in sampled)), None)
+
     def _join_pending(self) -> None:
         if self._pending:
             self._sampled = join([self._sampled, *self._pending])
@@ -195,8 +223,8 @@ class LogitStatistics:
 
     def reset(self) -> None:
         """Forget everything counted."""
-        bins, device = next((cells.bins, cells.counts.device) for cells in self.cells.values())
-        self.__init__(self.num_classes, self.cells, space=self.space, bins=bins, device=device)  # type: ignore[misc]
+        bins = next(cells.bins for cells in self.cells.values())
+        self.__init__(self.num_classes, self.cells, space=self.space, bins=bins, device=self.device)  # type: ignore[misc]
 
     def merge_state(self, other: "LogitStatistics") -> None:
         """Add statistics of other images to these, in place.
@@ -248,11 +276,22 @@ class LogitStatistics:
     def __add__(self, other: "LogitStatistics") -> "LogitStatistics":
         """The statistics of both data sets.
 
+        Warns where both sampled pixels of images of the same name, which are sampled alike or are counted twice.
+
         Raises:
             ValueError: the two do not count the same sources in the same way.
         """
+        if not isinstance(other, LogitStatistics):
+            return NotImplemented
+        if self.num_classes != other.num_classes:
+            raise ValueError(f"statistics of {self.num_classes} and {other.num_classes} classes do not add up")
         if self.cells.keys() != other.cells.keys() or self.space != other.space:
             raise ValueError("statistics of different label sources or logit spaces do not add up")
+        if bool(torch.isin(other.sample.images.unique(), self.sample.images).any()):
+            warnings.warn(
+                "both statistics count images of the same key: give update a different key for every image",
+                stacklevel=2,
+            )
         return LogitStatistics.from_parts(
             space=self.space,
             cells={source: cells + other.cells[source] for source, cells in self.cells.items()},
@@ -266,3 +305,10 @@ class LogitStatistics:
     def predicted_share(self) -> Tensor:
         """Share of all pixels predicted as each class, float64 ``[C]``."""
         return self.sample.seen.double() / self.sample.seen.sum()
+
+
+def _member(names: type[_Names], name: str, argument: str) -> _Names:
+    """The member of that name."""
+    if name not in list(names):
+        raise ValueError(f"{argument} should be of {', '.join(names)}, not {name!r}")
+    return names(name)

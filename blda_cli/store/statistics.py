@@ -144,7 +144,7 @@ def write_statistics(path: Path, content: StatisticsFile) -> None:
         file.create_dataset("progress/stamps", data=stamps, dtype=h5py.string_dtype())
 
 
-def read_statistics(path: Path) -> StatisticsFile:
+def read_statistics(path: str | Path) -> StatisticsFile:
     """Read and validate a statistics file.
 
     Args:
@@ -156,6 +156,7 @@ def read_statistics(path: Path) -> StatisticsFile:
     Raises:
         BldaError: there is no such file, or it is not a statistics file, truncated, or of a newer format.
     """
+    path = Path(path)
     if not path.is_file():
         raise BldaError(f"{path}: no such statistics file; blda collect-stats makes one")
     with reading(path, "statistics") as file:

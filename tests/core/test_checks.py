@@ -23,6 +23,7 @@ LOGITS = torch.randn(2, C, 8, 6, generator=torch.Generator().manual_seed(0))
         (LOGITS.argmax(dim=1), TypeError, "class ids after an argmax"),
         (LOGITS.softmax(dim=1), ValueError, "the values are probabilities"),
         (LOGITS[:, :2], ValueError, r"\[N, 3, H, W\], not \[2, 2, 8, 6\]"),
+        (LOGITS[:0], ValueError, "it is empty"),
     ],
 )
 def test_other_than_logits(logits: Any, error: type[Exception], wanted: str) -> None:
@@ -40,11 +41,67 @@ def test_other_than_logits(logits: Any, error: type[Exception], wanted: str) -> 
         (None, ["a"], "a list of 2 names"),
         (None, "ab", "a list of 2 names"),
         (None, ["a", "a"], "keys should be different"),
+        (None, ["a", 1], r"keys should be text, not int: str\(1\)"),
+        (torch.zeros(2, 8, 6, dtype=torch.int64).numpy(), None, "not ndarray: torch.from_numpy"),
     ],
 )
 def test_labels_and_keys(labels: Any, keys: Any, wanted: str) -> None:
     with pytest.raises((ValueError, TypeError), match=wanted):
         LogitStatistics(C).update(LOGITS, labels, keys)
+
+
+def test_tensors_on_another_device_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"logits are on meta, the statistics on cpu: give logits.to\('cpu'\), or count"
+    ):
+        LogitStatistics(C).update(LOGITS.to("meta"))
+    with pytest.raises(ValueError, match=r"labels are on meta, the logits on cpu: labels.to\('cpu'\)"):
+        LogitStatistics(C).update(LOGITS, torch.zeros(2, 8, 6, dtype=torch.int64, device="meta"))
+
+
+def test_keys_counted_before_are_refused() -> None:
+    statistics = LogitStatistics(C)
+    for keys in (["a", "b"], ["c", "d"]):
+        statistics.update(LOGITS, keys=keys)
+    with pytest.raises(ValueError, match="'b' is counted already"):
+        statistics.update(LOGITS, keys=["e", "b"])
+    assert statistics.images == 4
+    unnamed = LogitStatistics(C)
+    unnamed.update(LOGITS)
+    unnamed.update(LOGITS)  # their numbers go on
+    assert unnamed.images == 4
+
+
+def test_statistics_of_the_same_keys_add_up_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="a different key for every image"):
+        assert (counted(1) + counted(1)).images == 4
+    with pytest.raises(ValueError, match="statistics of 3 and 4 classes"):
+        _ = LogitStatistics(C) + LogitStatistics(C + 1)
+    for other in (1, None, "x"):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            _ = counted(1) + other  # type: ignore[operator]
+
+
+def test_logits_of_a_network_that_learns_are_counted() -> None:
+    learning, plain = LogitStatistics(C), LogitStatistics(C)
+    learning.update(LOGITS.clone().requires_grad_())
+    plain.update(LOGITS)
+    assert same(learning, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"num_classes": 0}, "should be positive, not 0"),
+        ({"num_classes": 3.0}, "'float' object cannot be interpreted as an integer"),
+        ({"num_classes": C, "sources": ["truth"]}, "sources should be of ground_truth, pseudo, soft, not 'truth'"),
+        ({"num_classes": C, "space": "center"}, "space should be of raw, centred, log-softmax, not 'center'"),
+    ],
+)
+def test_what_is_counted_is_checked(arguments: dict[str, Any], wanted: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=wanted):
+        LogitStatistics(**arguments)
+    assert list(LogitStatistics(C, "soft").cells) == ["soft"]
 
 
 def test_logits_that_look_like_probabilities_here_and_there_are_counted() -> None:

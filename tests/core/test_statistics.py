@@ -126,7 +126,7 @@ def test_without_labels_there_is_no_confusion() -> None:
     logits, _ = images(4)
     statistics = collected(logits, None)
     assert statistics.confusion is None
-    assert (statistics + statistics).confusion is None
+    assert (statistics + empty(sources=tuple(statistics.cells))).confusion is None
 
 
 def test_a_classifiers_logits_are_pixels_of_one_by_one_images() -> None:
