@@ -172,10 +172,9 @@ class ObservedNorms:
         return values[:, :, :height, :width], content.counted((height, width))
 
     def _see(self, name: str, values: Tensor) -> None:
-        values, counted = self._counted(values)
+        values, counted = self._counted(values.detach())  # the graph of a loop with gradients is not kept
         # Neighbouring rows are nearly redundant. Not from the border, which padding affects.
         step = max(1, values.shape[2] // _ROWS) if values.ndim == 4 else 1
-<<<<<<< HEAD
         rows = slice(step // 2, None, step)
         if counted is not None:
             values = values[:, :, rows].movedim(1, -1)[counted[:, rows]]
@@ -183,10 +182,6 @@ class ObservedNorms:
             values = values[:, :, rows]
         if len(values):
             self._moments[name].update(values)
-=======
-        values = values.detach()  # of a loop with gradients, whose graph would be kept
-        self._moments[name].update(values[:, :, step // 2 :: step] if step > 1 else values)
->>>>>>> 925afdf (From Python: loops with gradients, keys and devices are checked; a notebook)
 
     def averages(self) -> dict[str, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
         """Means and variances, float64 ``[channels]``, the network's own and the measured ones, of every norm that
