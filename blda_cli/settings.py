@@ -118,6 +118,14 @@ class Setting:
         held = _is_64_bit(number) and self.low <= number <= self.high
         return _accepted(number, held and not (self.above and number == self.low))
 
+    @property
+    def kind(self) -> Any:
+        """Its type, without None."""
+        if typing.get_origin(self.hint) not in UNIONS:
+            return self.hint
+        left = tuple(part for part in typing.get_args(self.hint) if part is not types.NoneType)
+        return left[0] if len(left) == 1 else left
+
     def options(self, hint: Any = None) -> tuple[str, ...]:
         """Its choices; empty if any value of its type is accepted."""
         hint = self.hint if hint is None else hint

@@ -6,7 +6,6 @@ import pkgutil
 import re
 import shlex
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from blda_cli.commands.completion import completer
 from blda_cli.errors import OptionError
 from blda_cli.pipelines.requests import options_of, request
-from blda_cli.settings import UNIONS, Setting
+from blda_cli.settings import Setting
 
 if TYPE_CHECKING:  # these import torch, which --help and completion do without
     from blda_cli.pipelines.job import Job
@@ -102,7 +102,7 @@ def option_of(one: Setting, name: str | None = None, parse: Callable[[Any], Any]
         except ValueError as error:
             raise click.BadParameter(str(error), context, parameter) from error
 
-    kind = _without_none(one.hint)
+    kind = one.kind
     required = one.default is MISSING
     default = None if required or one.default in ("", ()) else one.default
     flag = f"--{one.name.replace('_', '-')}"
@@ -111,6 +111,7 @@ def option_of(one: Setting, name: str | None = None, parse: Callable[[Any], Any]
         "required": required,
         "show_default": default is not None,
         "metavar": one.metavar,
+        **({} if one.options(kind) else completer(one.name, path=one.path)),
     }
     parse = parse or (_PARSERS.get(kind) if one.metavar else None)
     item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
@@ -141,13 +142,6 @@ def _type_of(kind: Any, choices: tuple[str, ...], one: Setting) -> Any:
         }
         return click.IntRange(**limits) if kind is int else click.FloatRange(**limits)
     return click.Path(path_type=Path) if kind is Path else click.Path() if one.path else click.STRING
-
-
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) not in UNIONS:
-        return hint
-    left = tuple(part for part in typing.get_args(hint) if part is not types.NoneType)
-    return left[0] if len(left) == 1 else left
 
 
 _PARSERS: dict[Any, Callable[[Any], Any]] = {

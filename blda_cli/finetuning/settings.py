@@ -16,15 +16,17 @@ from blda_cli.settings_files import read, read_toml, write
 class DataSettings:
     """``[data]``: the training data."""
 
-    model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.")
-    weights: str | None = setting(None, "The weights to start from, in place of the TOML's.")
+    model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.", path=True)
+    weights: str | None = setting(None, "The weights to start from, in place of the TOML's.", path=True)
     weights_key: str | None = setting(None, "Key or prefix of the network's weights in a file that holds several.")
-    source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.")
-    source_labels: str = setting("", "Labels of the source images.")
+    source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.", path=True)
+    source_labels: str = setting("", "Labels of the source images.", path=True)
     source_encoding: str = setting("auto", "What the values in the label files mean.")
-    target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.")
+    target_images: str = setting("", "Images of the domain to adapt to; no labels are needed.", path=True)
     valid_mask: str | None = setting(
-        None, "Masks of the target images, named as they are: where they are 0 there is no data, which gets no label."
+        None,
+        "Masks of the target images, named as they are: where they are 0 there is no data, which gets no label.",
+        path=True,
     )
     source: bool = setting(
         True,
@@ -32,12 +34,12 @@ class DataSettings:
         "the strongest predictions that need no training (blda, dacs, cbst).",
     )
     labelled_images: str = setting(
-        "", "A few labelled images of the target domain: half of the labelled crops are drawn from them."
+        "", "A few labelled images of the target domain: half of the labelled crops are drawn from them.", path=True
     )
-    labelled_labels: str = setting("", "Labels of the labelled target images.")
+    labelled_labels: str = setting("", "Labels of the labelled target images.", path=True)
     labelled_encoding: str = setting("auto", "What the values in those label files mean.")
-    val_images: str | None = setting(None, "Images to validate on.")
-    val_labels: str | None = setting(None, "Labels of the validation images.")
+    val_images: str | None = setting(None, "Images to validate on.", path=True)
+    val_labels: str | None = setting(None, "Labels of the validation images.", path=True)
     val_encoding: str = setting("auto", "What the values in those label files mean.")
 
 

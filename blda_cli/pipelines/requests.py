@@ -158,6 +158,7 @@ class NormsRequest:
         "those mixed with each image's own (instance; auto finds the weight without labels), or those of a statistics "
         "file.  [default: auto]",
         metavar="source|target|instance|auto|FILE.h5",
+        path=True,
     )
     norm_weight: float | None = setting(
         None,

@@ -456,7 +456,7 @@ def test_a_remark_is_made_once(run: Run, scene: Scene, normed: str) -> None:
     (scene.images / "notes.txt").write_text("")
     parts, stats = [scene.root / "1.h5", scene.root / "2.h5"], scene.root / "s.h5"
     options = scene.options("--norms", "instance", model=normed)
-    mixed, left_out = "batch norms: mixed with each image", "notes.txt"
+    mixed, left_out = "batch norms: mixed with each image", "left out, as no images"
     for number, part in enumerate(parts, start=1):
         said = run("collect-stats", *options, "--shard", f"{number}/2", "--output", part).stderr
         assert mixed in said
@@ -477,4 +477,4 @@ def test_a_remark_is_made_once(run: Run, scene: Scene, normed: str) -> None:
     assert mixed in said
     (scene.images / "more.txt").write_text("")
     said = run("align", *options, "--stats", stats, "--output", scene.root / "b").stderr
-    assert "more.txt" in said or "2 " in said  # a remark that was not made then
+    assert "2 files" in said  # a remark that was not made then
