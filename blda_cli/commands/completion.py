@@ -1,6 +1,6 @@
 """Tab completion: what options can be, and the scripts for bash, zsh and fish.
 
-click's own scripts complete ``--option VALUE`` alone. These also complete ``--option=VALUE``, which zsh and fish hand
+click's own scripts complete ``--norms VALUE`` alone. These also complete ``--norms=VALUE``, which zsh and fish hand
 over as one word and bash as three, and values with a colon, which bash cuts there, too.
 """
 
@@ -199,7 +199,7 @@ function %(complete_func)s
         end
     end
 end
-complete --no-files --command %(prog_name)s --arguments '(%(complete_func)s)'
+complete -f -c %(prog_name)s -a '(%(complete_func)s)'
 """
 
 
