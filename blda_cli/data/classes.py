@@ -12,7 +12,7 @@ from importlib import resources
 import numpy as np
 
 from blda_cli.errors import BldaError
-from blda_cli.text import printable
+from blda_cli.text import printable, suggestion
 
 Color = tuple[int, int, int]
 
@@ -51,8 +51,7 @@ def preset(name: str) -> ClassSet:
     """
     known = preset_names()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"; do you mean {nearest[0]}?" if nearest else ""
+        hint = suggestion(name, known)
         raise BldaError(f"there is no preset of classes called {name!r}{hint} (presets: {', '.join(known)})")
     with resources.files("blda_cli.data").joinpath("presets", f"{name}.csv").open(encoding="utf-8") as table:
         rows = list(csv.DictReader(table))

@@ -13,6 +13,7 @@ import numpy as np
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet, Color, plain_name, void_value
 from blda_cli.errors import BldaError
+from blda_cli.text import suggestion
 
 Key = TypeVar("Key", int, Color)
 
@@ -123,8 +124,7 @@ def check_encoding_name(name: str | None) -> None:
     """
     names = encoding_names()
     if name is not None and name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; do you mean {near[0]}?" if near else ""
+        hint = suggestion(name, names)
         raise BldaError(
             f"there is no label encoding {name[:60]!r}{hint} (one of {', '.join(names)}, or a mapping in the model's "
             "TOML)"

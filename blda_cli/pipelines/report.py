@@ -68,6 +68,8 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
     if request.compare and not len(content.statistics.sample):
         raise BldaError(f"{stats} keeps no sampled pixels, so --compare has nothing to try methods on")
     folders = _open_folders(request.aligned, stats, content.classes)
+    if labelled.labels and not folders and content.statistics.confusion is not None:
+        raise BldaError(f"{stats} was collected with labels and is scored against them: leave out --labels")
     reader = _label_reader(folders, labelled) if labelled.labels else None
     digest = file_digest(stats)
     remarks = [
@@ -89,6 +91,12 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
         remarks.append(
             f"The model is corrected already ({content.model['corrected']}), so these are numbers of corrected logits; "
             "blda align corrects them a second time only with --force."
+        )
+    counted = (content.provenance.labels or {}).get("source")
+    if folders and counted and not labelled.labels:
+        remarks.append(
+            f"The statistics were collected with the labels {counted}: with --labels {counted} what was corrected is "
+            "scored against them, too."
         )
     doubts = content.provenance.all_doubts()
     if doubts:

@@ -16,6 +16,7 @@ from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec
 from blda_cli.segmenters.weights import load_weights, state_digest
+from blda_cli.text import suggestion
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
@@ -76,7 +77,9 @@ def varies(spec: SegmenterSpec, loaded: NetworkSegmenter) -> bool:
 def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
     module_name, colon, name = factory.rpartition(":")
     if not colon or not module_name or not name:
-        raise BldaError(f"factory {factory!r} should be module:callable or file.py:callable")
+        module_name, _, name = factory.rpartition(".")
+        hint = f"; do you mean {module_name}:{name}?" if module_name and name != "py" else ""
+        raise BldaError(f"factory {factory!r} should be module:callable or file.py:callable{hint}")
     with _importing_from((folder / module_name).parent if module_name.endswith(".py") else folder):
         try:
             module = _import(module_name, folder)
@@ -86,7 +89,10 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
             raise BldaError(f"importing {module_name} fails: {reason(error)}") from error
         make = getattr(module, name, None)
         if not callable(make):
-            raise BldaError(f"{module_name} has no callable {name!r}")
+            made_here = [key for key, value in vars(module).items() if callable(value)]
+            raise BldaError(
+                f"{module_name} has no callable {name!r}{suggestion(name, made_here, f'{module_name}:{{}}')}"
+            )
         try:
             return cast(Callable[..., Any], make)(**arguments)
         except BldaError:
@@ -103,13 +109,18 @@ def _import(module_name: str, folder: Path) -> Any:
     file = folder / (module_name if module_name.endswith(".py") else f"{module_name.replace('.', '/')}.py")
     if not file.is_file():
         if module_name.endswith(".py"):
-            raise BldaError(f"{file}: no such file")
+            beside = [path.name for path in file.parent.glob("*.py")]
+            raise BldaError(f"{file}: no such file{suggestion(file.name, beside)}")
         try:
             return importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not module_name.startswith(error.name):
                 raise
-            raise BldaError(f"there is no module {module_name!r}, neither installed nor in {folder}") from error
+            beside = [path.stem for path in folder.glob("*.py")]
+            raise BldaError(
+                f"there is no module {module_name!r}, neither installed nor in {folder}"
+                f"{suggestion(module_name, beside)}"
+            ) from error
     name = module_name.removesuffix(".py").replace("/", ".").strip(".")
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None

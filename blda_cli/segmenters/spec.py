@@ -3,6 +3,7 @@
 Only the TOML file itself is read here; ``load_segmenter`` loads the model.
 """
 
+import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -337,7 +338,18 @@ def _short_form(model: str) -> NetworkSection:
         )
     if colon and scheme and rest:
         return NetworkSection("python", factory=model)
+    module, dot, name = model.rpartition(".")
+    if dot and name.isidentifier() and _is_module(module):
+        raise BldaError(f"--model {model}: no such file or folder; do you mean {module}:{name}?")
     raise BldaError(f"--model {model}: no such file or folder, and no other form of a model: give {SHORT_FORMS}")
+
+
+def _is_module(name: str) -> bool:
+    """Whether a name is that of a module in the working directory, or of an installed package or something in it."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    beside = Path(f"{name.replace('.', '/')}.py").is_file()
+    return beside or importlib.util.find_spec(name.partition(".")[0]) is not None
 
 
 def _read_spec(file: Path) -> SegmenterSpec:

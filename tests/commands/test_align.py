@@ -551,3 +551,16 @@ def test_of_many_classes_those_that_changed_most_are_shown(capsys: pytest.Captur
     shrunk = [index for index in range(150) if growth[index] < 0]
     assert classes(all_classes=False) == grown[:10] + shrunk[:10]
     assert classes(all_classes=True) == [*grown, *shrunk, *range(0, 150, 3)]
+
+
+def test_statistics_with_labels_say_what_labels_are_for(
+    run: Run, refused: Refused, scene: Scene, stats: Path, aligned: Path
+) -> None:
+    report = ["report", "--stats", stats, "--output", scene.root / "r"]
+    message = refused(*report, "--labels", scene.labels)
+    assert message == f"{stats} was collected with labels and is scored against them: leave out --labels"
+    assert json.loads(run(*report, "--json").stdout)["overall"]["before"]["mean_iou"] > 0
+    said = json.loads(run(*report, "--aligned", aligned, "--json", "--overwrite").stdout)
+    assert any(f"--labels {scene.labels} what was corrected is scored" in remark for remark in said["remarks"])
+    said = json.loads(run(*report, "--aligned", aligned, "--labels", scene.labels, "--json", "--overwrite").stdout)
+    assert not any("--labels" in remark for remark in said["remarks"])

@@ -127,6 +127,8 @@ BAD: dict[str, tuple[Change, str]] = {
     "non-finite logits": (toml(factory="tiny:broken"), "the logits are not finite"),
     "no such weights": (lambda scene: scene.options("--weights", "none.pth"), "none.pth: no such weights file"),
     "no model at all": (model("whatever"), "no other form of a model"),
+    "a file that is not there": (model("frames.h5"), "no other form of a model"),
+    "a factory after a dot": (model("torch.nn.Conv2d"), "do you mean torch.nn:Conv2d?"),
     "no such logits": (model("logits:ROOT/none"), "none: no such folder of logits"),
     "pickled logits": (logits(np.array([object()])), "001.npy is pickled"),
     "non-finite ready-made logits": (logits(np.full((4, 40, 56), np.inf, np.float32)), "001.npy: the logits are not"),

@@ -387,6 +387,11 @@ def test_identity_tells_what_changes_the_logits(tmp_path: Path, weights: Path, t
         ("tiny:number", "", "returns int"),
         ("tiny:make", "arguments = {chanels = 3}", "chanels"),  # codespell:ignore
         ("tiny", "", "should be module:callable"),
+        ("tiny:tinynet", "", r"no callable 'tinynet'; do you mean tiny:TinyNet\?"),
+        ("tiny:unmake", "", "no callable 'unmake'; do you mean tiny:make"),
+        ("tiny.TinyNet", "", r"should be module:callable or file.py:callable; do you mean tiny:TinyNet\?"),
+        ("tinny:make", "", r"no module 'tinny', .*; do you mean tiny\?"),
+        ("tinny.py:make", "", r"tinny.py: no such file; do you mean tiny.py\?"),
         ("missing.py:make", "", "no such file"),
         ("tiny:make", '[classes]\nnames = ["a", "b"]', "name what each of its channels stands for"),
         ("tiny:make", 'channels = 3\n[classes]\nnames = ["a", "b"]', "channels = 3, but 2 classes"),

@@ -12,6 +12,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import plain_name
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.student import Outputs, last_features
+from blda_cli.text import suggestion
 
 SHARE = 0.75
 """A feature counts where at least this share of the pixels under it are of one thing class."""
@@ -50,7 +51,8 @@ class FeatureDistance:
             raise BldaError("--feature-distance: the network has no part called encoder or backbone; 0 does without")
         unknown = set(things) - set(class_names)
         if unknown:
-            raise BldaError(f"host.thing_classes: there is no class {sorted(unknown)[0]!r}")
+            name = min(unknown)
+            raise BldaError(f"host.thing_classes: there is no class {name!r}{suggestion(name, class_names)}")
         chosen = [name in things if things else plain_name(name) in THINGS for name in class_names]
         if not any(chosen):
             raise BldaError(
