@@ -480,6 +480,7 @@ def finetune(
     device: str = "auto",
     workers: int = 4,
     tensorboard: bool = False,
+    write_model: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train a segmenter on images of another domain, as ``blda finetune`` does.
@@ -493,6 +494,7 @@ def finetune(
         device: where to train.
         workers: threads that read images.
         tensorboard: also write TensorBoard events.
+        write_model: where to write the description of the network that is trained; ``model`` describes it after that.
         **options: as the command's, e.g. ``model="net.toml", target_images="dusk", source=False, method="dacs"``; other
             settings as ``section__name``, e.g. ``cag__confidence=0.9``.
 
@@ -511,13 +513,18 @@ def finetune(
     """
     given = full_names(options)
     settings = run_settings(given, "finetune", config=Path(config) if config else None, host=host, preset=preset)
-    asked = FinetuneRequest(settings, resume, device, workers, tensorboard)
+    kept = Path(write_model) if write_model else None
+    asked = FinetuneRequest(settings, resume, device, workers, tensorboard, kept)
     return pipeline_of_finetune.finetune(asked, _job("finetune", output, False, options))
 
 
 def _job(name: str, output: str | Path, overwrite: bool, options: Mapping[str, Any]) -> Job:
     given = {
-        f"--{key.replace('_', '-')}": value if isinstance(value, bool) else str(value)
+        f"--{key.replace('_', '-')}": value
+        if isinstance(value, bool)
+        else [str(one) for one in value]
+        if key == "set"
+        else str(value)
         for key, value in options.items()
         if value is not None
     }

@@ -31,7 +31,7 @@ def command(all_classes: bool, as_json: bool, quiet: bool, **given: Any) -> None
         emit_json(to_data(found))
     else:
         _show(found, all_classes=all_classes)
-    for path in (asked.write_model, None if asked.output is None else asked.output / "check.html"):
+    for path in (asked.model.write_model, None if asked.output is None else asked.output / "check.html"):
         if path is not None and not as_json:
             click.echo(path)
 

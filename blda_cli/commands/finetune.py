@@ -18,6 +18,7 @@ from blda_cli.commands.options import (
     usage_errors,
 )
 from blda_cli.finetuning.settings import HOSTS, FinetuneRequest, Settings, run_settings
+from blda_cli.pipelines.requests import ModelRequest
 from blda_cli.settings import sections_of, settings_of
 
 
@@ -41,7 +42,17 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
 @click.command("finetune")
 @_options(
     "data",
-    *("model", "weights", "weights_key", "source_images", "source_labels", "source_encoding", "target_images"),
+    *(
+        "model",
+        "weights",
+        "weights_key",
+        "set",
+        "classes",
+        "source_images",
+        "source_labels",
+        "source_encoding",
+        "target_images",
+    ),
     *("valid_mask", "source", "labelled_images", "labelled_labels", "labelled_encoding"),
     *("val_images", "val_labels", "val_encoding"),
 )
@@ -49,6 +60,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to write."
 )
+@option_of(settings_of(ModelRequest)["write_model"])
 @click.option(
     "--resume", is_flag=True, help="Go on from the last checkpoint in the run folder, or start where there is none."
 )
@@ -119,6 +131,7 @@ def command(
     host: str | None,
     preset: str | None,
     tensorboard: bool,
+    write_model: Path | None,
     device: str,
     workers: int,
     as_json: bool,
@@ -147,7 +160,7 @@ def command(
     first = current_shard().first
     with monitored(quiet=quiet or not first) as monitor:
         try:
-            request = FinetuneRequest(settings, resume, device, workers, tensorboard)
+            request = FinetuneRequest(settings, resume, device, workers, tensorboard, write_model)
             result = finetune(request, Job(output, provenance=provenance(), monitor=monitor))
         except Interrupted:
             monitor.stop()

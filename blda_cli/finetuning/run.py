@@ -36,7 +36,7 @@ from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import has_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import reason
-from blda_cli.segmenters.spec import SegmenterSpec, parse_model
+from blda_cli.segmenters.spec import SegmenterSpec, keep_spec, parse_model, with_changes
 from blda_cli.store.provenance import Provenance
 
 _STATISTICS_IMAGES = 500
@@ -75,11 +75,19 @@ def finetune(request: FinetuneRequest, job: Job) -> dict[str, Any]:
             machine=machine,
             provenance=job.provenance,
             monitor=job.monitor,
+            write_model=request.write_model,
         )
 
 
 def train(
-    settings: Settings, output: Path, *, resume: bool, machine: Machine, provenance: Provenance, monitor: Monitor
+    settings: Settings,
+    output: Path,
+    *,
+    resume: bool,
+    machine: Machine,
+    provenance: Provenance,
+    monitor: Monitor,
+    write_model: Path | None = None,
 ) -> dict[str, Any]:
     """Train a segmenter on images of a target domain, with or without labelled source images.
 
@@ -90,6 +98,7 @@ def train(
         machine: where to run.
         provenance: for the record.
         monitor: receives the progress.
+        write_model: where to write the description of the network that is trained.
 
     Returns:
         The last validation's scores, if any, and where the model is.
@@ -108,13 +117,16 @@ def train(
             monitor.say(f"{output} holds no checkpoint: the run starts afresh")
 
     data = settings.data
-    spec = parse_model(data.model, Path(data.weights) if data.weights else None, data.weights_key)
+    described = parse_model(data.model, Path(data.weights) if data.weights else None, data.weights_key)
+    spec = with_changes(described, data.set, data.classes)
     segmenter = load_segmenter(spec, machine.device)
     if not isinstance(segmenter, NetworkSegmenter):
         raise BldaError(
             f"a model of kind {spec.segmenter.kind} cannot be trained: give the network as module:factory --weights "
             "FILE, or a Hugging Face model"
         )
+    if current_shard().first:
+        keep_spec(spec, write_model)
     initial = segmenter.identity
     target = find_images(data.target_images, spec.preprocessing.pixels) if data.target_images else []
     target = masked(target, data.valid_mask) if data.valid_mask else target

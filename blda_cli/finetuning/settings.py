@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from blda_cli.errors import BldaError, OptionError
 from blda_cli.finetuning.methods import CORRECTIONS, METHODS, CorrectionEntry, MethodEntry, takers, takes
-from blda_cli.pipelines.requests import CHECK_HELP
+from blda_cli.pipelines.requests import CHECK_HELP, CLASSES_HELP, SET_HELP
 from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
 
@@ -19,6 +19,8 @@ class DataSettings:
     model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.", path=True)
     weights: str | None = setting(None, "The weights to start from, in place of the TOML's.", path=True)
     weights_key: str | None = setting(None, "Key or prefix of the network's weights in a file that holds several.")
+    set: tuple[str, ...] = setting((), SET_HELP, metavar="SECTION.KEY=VALUE")
+    classes: str | None = setting(None, CLASSES_HELP, metavar="NAME|FILE", path=True)
     source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.", path=True)
     source_labels: str = setting("", "Labels of the source images.", path=True)
     source_encoding: str = setting("auto", "What the values in the label files mean.")
@@ -388,6 +390,7 @@ class FinetuneRequest:
         device: where to train, see :func:`blda_cli.runtime.device.choose_device`.
         workers: threads that read images.
         tensorboard: also write TensorBoard events.
+        write_model: where to write the description of the network that is trained; None: nowhere.
     """
 
     settings: Settings
@@ -395,6 +398,7 @@ class FinetuneRequest:
     device: str = "auto"
     workers: int = 4
     tensorboard: bool = False
+    write_model: Path | None = None
 
 
 def run_settings(

@@ -1,5 +1,6 @@
 """Statistics files of a fit: reading, checks, assembly into evidence, records."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from blda_cli.pipelines.requests import FilesRequest
 from blda_cli.segmenters.base import Segmenter, model_identity
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.differences import difference_of
+from blda_cli.store.provenance import DESCRIPTION_OPTIONS, option_words
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 
@@ -132,9 +134,11 @@ class AlignmentInputs:
             if difference and difference.startswith("norms") and self.target.path and used is not self.target:
                 difference += f" (collect it with --norms {self.target.path})"
             if difference and not force:
+                said = shlex.join(option_words(content.provenance.common_options(), DESCRIPTION_OPTIONS))
                 raise BldaError(
                     f"{used.path} was made with another model or preprocessing: it differs in {difference}; "
-                    "collect statistics with this one, or --force"
+                    f"{f'give {said} as it was collected with' if said else 'collect statistics with this one'}, or "
+                    "--force"
                 )
 
     def evidence(self, settings: AlignmentSettings) -> Evidence:

@@ -46,7 +46,7 @@ from blda_cli.segmenters.descriptions import (
 from blda_cli.segmenters.inspection import inspect
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.options import InferenceOptions
-from blda_cli.segmenters.spec import SegmenterSpec, to_toml
+from blda_cli.segmenters.spec import SegmenterSpec, write_spec
 
 IMAGES = 12
 """Images that the model is run on."""
@@ -81,7 +81,7 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
         Interrupted: the user asked to stop.
     """
     _check_outputs(request)
-    asked = SubjectRequest(**vars(request.model))
+    asked = SubjectRequest(**{**vars(request.model), "write_model": None})
     subject = load_subject(asked, request.device)
     bits = subject.bits
     if bits is not None:  # all else is judged with the depth that the values have
@@ -109,8 +109,8 @@ def check(request: CheckRequest, monitor: Monitor) -> Check:
             "as it is taken here"
         )
         found = replace(found, remarks=(Remark("bits", grave=True, text=text), *found.remarks))
-    if request.write_model is not None:
-        _write_model(request.write_model, subject.spec, found)
+    if request.model.write_model is not None:
+        _write_model(request.model.write_model, subject.spec, found)
     if request.output is not None:
         _write(found, request.output)
     return found
@@ -121,7 +121,7 @@ def _check_outputs(request: CheckRequest) -> None:
     if request.output is not None and request.output.is_file():
         raise BldaError(f"{request.output} is a file: give a folder")
     outputs = [] if request.output is None else [request.output / name for name in FILES]
-    for path in [*outputs, *([] if request.write_model is None else [request.write_model])]:
+    for path in [*outputs, *([] if request.model.write_model is None else [request.model.write_model])]:
         if path.exists() and not request.overwrite:
             raise BldaError(f"{path} exists already: --overwrite replaces it")
 
@@ -131,8 +131,7 @@ def _write_model(path: Path, spec: SegmenterSpec, found: Check) -> None:
         raise BldaError(f"--write-model: a model of kind {found.kind} has no input to describe: leave it out")
     chosen = found.comparison.chosen
     best = spec if chosen is found.comparison.own else replace(spec, preprocessing=chosen.description.section)
-    with replacing(path) as temporary:
-        temporary.write_text(to_toml(best, path.parent), encoding="utf-8")
+    write_spec(best, path)
 
 
 def _write(found: Check, folder: Path) -> None:

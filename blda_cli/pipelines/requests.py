@@ -31,6 +31,12 @@ REQUEST_PRESETS: dict[str, dict[type, Any]] = {
 """Values of the sections of a request under each preset."""
 
 
+SET_HELP = "Change a key of the model's description, e.g. preprocessing.mean='[0.5, 0.5, 0.5]'; repeatable."
+CLASSES_HELP = "The classes of the outputs: cityscapes, ade20k, voc, ..., or a file with one name a line."
+WRITE_MODEL_HELP = (
+    "Write the model's description, with --set and --classes, for the next command's --model; check writes the input "
+    "that fits best."
+)
 CHECK_HELP = "First check, on two images, for forgotten weights and for an input description that fits better."
 
 
@@ -51,17 +57,9 @@ class ModelRequest:
     weights_key: str | None = setting(
         None, "Key or prefix of the network's weights in a file that holds several, e.g. ema_model.", metavar="KEY"
     )
-    set: tuple[str, ...] = setting(
-        (),
-        "Change a key of the model's description, e.g. preprocessing.mean='[0.5, 0.5, 0.5]'; repeatable.",
-        metavar="SECTION.KEY=VALUE",
-    )
-    classes: str | None = setting(
-        None,
-        "The classes of the outputs: cityscapes, ade20k, voc, ..., or a file with one name a line.",
-        metavar="NAME|FILE",
-        path=True,
-    )
+    set: tuple[str, ...] = setting((), SET_HELP, metavar="SECTION.KEY=VALUE")
+    classes: str | None = setting(None, CLASSES_HELP, metavar="NAME|FILE", path=True)
+    write_model: Path | None = setting(None, WRITE_MODEL_HELP, metavar="FILE.toml")
     images: str = setting(
         MISSING,
         "Images: a folder (searched through), a glob, a .txt list or a video. For logits:DIR it may be that folder.",
@@ -411,9 +409,6 @@ class CheckRequest:
     device: str = setting("auto", "Where to run; auto takes a GPU where there is one.", metavar="auto|cpu|cuda[:N]|mps")
     output: Path | None = setting(
         None, "Write check.html, check.json and overlays.png, the predictions over the images.", metavar="DIR"
-    )
-    write_model: Path | None = setting(
-        None, "Write the model's description with the input that fits best.", metavar="FILE.toml"
     )
     overwrite: bool = setting(False, "Replace what is there.")
 

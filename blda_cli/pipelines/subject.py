@@ -18,7 +18,7 @@ from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.calibrated import calibrated
-from blda_cli.segmenters.spec import SegmenterSpec, parse_model, with_changes
+from blda_cli.segmenters.spec import SegmenterSpec, keep_spec, parse_model, with_changes
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
     if request.valid_mask:
         images = masked(images, request.valid_mask)
     segmenter = load_segmenter(spec, choose_device(device))
+    if shard.first:
+        keep_spec(spec, request.write_model)
     spec = with_own_labels(spec, segmenter)
     if request.calibrator is not None:
         segmenter = calibrated(segmenter, request.calibrator)

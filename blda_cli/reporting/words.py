@@ -11,7 +11,7 @@ from blda_cli.core.choices import Shift
 from blda_cli.core.fitting.strength import ADAPTED_IN_DOMAIN, FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.core.shifts import MINIMUM_PIXELS
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
-from blda_cli.store.provenance import Provenance
+from blda_cli.store.provenance import DESCRIPTION_OPTIONS, Provenance, option_words
 
 _NAMED = 4
 
@@ -22,7 +22,7 @@ _WORSE = 0.005
 """Loss of pixel accuracy from which the report says that more pixels are wrong."""
 
 _SHARED_OPTIONS = (
-    *("--model", "--weights", "--images", "--calibrator"),
+    *("--model", *DESCRIPTION_OPTIONS, "--images", "--every", "--valid-mask", "--calibrator"),
     *("--slide", "--stride", "--scales", "--flip", "--batch-size", "--amp", "--device"),
 )
 """The options that a counting command and a correcting command share."""
@@ -179,7 +179,7 @@ def _training_step(report: Report) -> list[Step]:
     if report.made["statistics"].get("model", {}).get("kind", "python") not in ("python", "huggingface"):
         return []
     options = _options(report.provenance)
-    model = shlex.join(word for name in ("--model", "--weights") for word in _words(name, options.get(name)))
+    model = shlex.join(option_words(options, ("--model", *DESCRIPTION_OPTIONS)))
     return [
         Step(
             "Training may gain more: this trains the network on labels that it gives these images itself. Where there "
@@ -214,8 +214,7 @@ def _options(provenance: Provenance) -> dict[str, Any]:
 
 def _shared(provenance: Provenance) -> str:
     """The options that a command has in common with the one that counted."""
-    options = _options(provenance)
-    return shlex.join(word for name in _SHARED_OPTIONS for word in _words(name, options.get(name)))
+    return shlex.join(option_words(_options(provenance), _SHARED_OPTIONS))
 
 
 def domain_verdict(gap: DomainGap) -> str:
@@ -454,8 +453,3 @@ def _list(names: Sequence[str]) -> str:
     if len(names) > _NAMED:
         shown.append(f"{len(names) - _NAMED} more")
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """An option's words on a command line; empty if it was not given."""
-    return [name, value] if isinstance(value, str) else [name] * (value is True)

@@ -15,6 +15,7 @@ from blda_cli.data.classes import Color
 from blda_cli.data.encodings import check_encoding_name, custom_encoding
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
+from blda_cli.files import replacing
 from blda_cli.segmenters.kinds import KINDS
 from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
@@ -308,6 +309,35 @@ def to_toml(spec: SegmenterSpec, folder: Path) -> str:
     text = write(replace(spec, segmenter=replace(network, path=path, factory=factory, weights=weights)))
     # Bands take the place of the colour order, which may not stand beside them.
     return text if spec.preprocessing.bands is None else text.replace(_COLOR, _COLOR.splitlines(keepends=True)[0])
+
+
+def write_spec(spec: SegmenterSpec, path: Path) -> None:
+    """Write a description as a TOML file.
+
+    Raises:
+        BldaError: it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(to_toml(spec, path.parent), encoding="utf-8")
+
+
+def keep_spec(spec: SegmenterSpec, path: Path | None) -> None:
+    """Write a description as a TOML file for other commands; a file that says the same is left, another is kept.
+
+    Args:
+        spec: the description.
+        path: where to; None: nowhere.
+
+    Raises:
+        BldaError: there is another file, or it cannot be written.
+    """
+    if path is None:
+        return
+    if path.exists():
+        if path.is_file() and path.read_bytes() == to_toml(spec, path.parent).encode():
+            return
+        raise BldaError(f"--write-model: {path} exists already and is no such description: give another name")
+    write_spec(spec, path)
 
 
 _COLOR = '[preprocessing]\ncolor = "rgb"\n'

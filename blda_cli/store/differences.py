@@ -22,7 +22,17 @@ def difference_of(one: Any, other: Any, name: str = "") -> str | None:
             if found:
                 return found
         return None
+    if _are_names(one) and _are_names(other) and len(one) == len(other):
+        for place, pair in enumerate(zip(one, other, strict=True)):  # of 150 names the one that differs
+            found = difference_of(*pair, f"{name}[{place}]")
+            if found:
+                return found
+        return None
     return None if one == other else f"{name} ({_short(one)} and {_short(other)})"
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Provenance record of statistics, ``run.json`` and reports: command line, options, versions, timestamp."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self, get_type_hints
@@ -12,6 +12,9 @@ import torch
 
 from blda_cli.typed import check_type
 from blda_cli.version import __version__
+
+DESCRIPTION_OPTIONS = ("--weights", "--weights-key", "--set", "--classes")
+"""The options that change what a model's description says."""
 
 _SHARD: dict[str, Any] = {"number": int, "of": int, "images": int, "keys": str}
 _LABELS: dict[str, Any] = {
@@ -109,6 +112,18 @@ class Provenance:
         """The options; for merged statistics, those that all parts share."""
         parts = [part.common_options() for part in self.merged] or [dict(self.options)]
         return {name: value for name, value in parts[0].items() if all(part.get(name) == value for part in parts)}
+
+
+def option_words(options: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of the given options that have one of some names, as words of a command line."""
+    words = []
+    for name in names:
+        value = options.get(name, False)
+        if isinstance(value, bool):
+            words += [name] * value
+        else:
+            words += [word for one in (value if isinstance(value, list) else [value]) for word in (name, str(one))]
+    return words
 
 
 def current_provenance(command: str, options: Mapping[str, Any]) -> Provenance:

@@ -228,3 +228,21 @@ def test_streets_by_day_to_streets_at_dusk(tmp_path: Path) -> None:
         *("--labels", dusk / "labels", "--output", tmp_path / "report"),
     )
     assert report.exit_code == 0, report.stderr
+
+
+def test_a_run_without_a_description_of_its_own(project: Any, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\n")
+    given = ("--set", "preprocessing.mean=[0.2, 0.2, 0.2]", "--set", "color=bgr", "--classes", names)
+    kept = tmp_path / "kept.toml"
+    result = tiny(project, tmp_path / "run", *given, "--method", "dacs", "--write-model", kept)
+    assert result.exit_code == 0, result.stderr
+    before, after = (tomllib.loads(path.read_text()) for path in (kept, tmp_path / "run" / "model.toml"))
+    assert before["preprocessing"] == after["preprocessing"]
+    assert before["preprocessing"]["mean"] == [0.2, 0.2, 0.2]
+    assert before["preprocessing"]["color"] == "bgr"
+    assert before["classes"]["names"] == after["classes"]["names"] == ["a", "b", "c", "d"]
+    assert "weights" not in before["segmenter"]
+    assert after["segmenter"]["weights"]
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["data"]["set"] == ["preprocessing.mean=[0.2, 0.2, 0.2]", "color=bgr"]

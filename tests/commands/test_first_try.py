@@ -1,0 +1,70 @@
+"""A network tried without a model description of one's own: ``--set``, ``--classes``, ``--write-model``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from blda_cli.segmenters.spec import parse_model
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Run, Scene
+
+Refused = Callable[..., str]
+GIVEN = ["--set", "preprocessing.mean=[0.1, 0.1, 0.1]", "--set", "arguments={bias = 0.5}"]
+
+
+@pytest.fixture
+def options(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those of a network without a TOML file, in whose folder the command runs."""
+    monkeypatch.chdir(scene.root)
+    Path("names.txt").write_text("road\nroof\ntree\nsky\n")
+    return ["--model", "tiny:make", "--images", "images", "--device", "cpu"]
+
+
+def test_what_was_said_is_kept_for_the_next_command(run: Run, refused: Refused, options: list[str]) -> None:
+    collect = ["collect-stats", *options, *GIVEN, "--classes", "names.txt", "--write-model", "kept/net.toml"]
+    run(*collect, "--output", "s.h5")
+    kept = parse_model("kept/net.toml")
+    assert kept.preprocessing.mean == (0.1, 0.1, 0.1)
+    assert kept.segmenter.arguments == {"bias": 0.5}
+    assert kept.classes.names == ("road", "roof", "tree", "sky")
+    run(*collect, "--output", "again.h5")  # says the same
+    model = ["--model", "kept/net.toml", *options[2:]]
+    run("align", *model, "--stats", "s.h5", "--output", "a", "--write-model", "other/net.toml")
+    assert parse_model("other/net.toml").preprocessing == kept.preprocessing
+    message = refused("align", *options, "--stats", "s.h5", "--output", "b", "--write-model", "kept/net.toml")
+    assert message == "--write-model: kept/net.toml exists already and is no such description: give another name"
+    assert parse_model("kept/net.toml") == kept
+    run("export", *model, "--stats", "s.h5", "--output", "e", "--write-model", "third.toml")
+    assert parse_model("third.toml").segmenter.arguments == {"bias": 0.5}
+    check = ["check", *options, "--set", "color=bgr", "--classes", "names.txt", "--write-model", "third.toml"]
+    assert "--overwrite" in refused(*check)
+    run(*check, "--overwrite")
+    assert parse_model("third.toml").classes.names == kept.classes.names
+
+
+def test_a_mismatch_with_statistics_is_named(run: Run, refused: Refused, options: list[str]) -> None:
+    run("collect-stats", *options, *GIVEN, "--classes", "names.txt", "--output", "s.h5")
+    align = ["align", *options, "--stats", "s.h5", "--output", "a"]
+    classes = ["--classes", "names.txt"]
+    message = refused(*align, *classes, *GIVEN[2:])
+    assert "it differs in preprocessing.mean ([0.1, 0.1, 0.1] and " in message
+    given = "--set 'preprocessing.mean=[0.1, 0.1, 0.1]' --set 'arguments={bias = 0.5}' --classes names.txt"
+    assert f"give {given} as it was collected with, or --force" in message
+    Path("others.txt").write_text("road\nhouse\ntree\nsky\n")
+    message = refused(*align, *GIVEN, "--classes", "others.txt")
+    assert 'it differs in classes[1] ("roof" and "house")' in message
+    run(*align, *GIVEN, *classes)
+
+
+def test_suggested_commands_have_what_was_said(run: Run, options: list[str]) -> None:
+    run("collect-stats", *options, *GIVEN, "--every", 2, "--classes", "names.txt", "--output", "s.h5")
+    report = json.loads(run("report", "--stats", "s.h5", "--json", "--output", "r").stdout)
+    command = report["next_steps"][0]["command"]
+    said = "--set 'preprocessing.mean=[0.1, 0.1, 0.1]' --set 'arguments={bias = 0.5}' --classes names.txt"
+    assert command.startswith(f"blda align --model tiny:make {said} --images images --every 2")
