@@ -62,6 +62,9 @@ Labels = Callable[[str | None], LabelReader]
 """Returns a reader of the images' labels with a named encoding, or for None with the request's."""
 
 
+_FED = 1 << 20
+"""Pixels of a part that the network is fed at once to inspect it; parts are run by windows."""
+
 FILES = ("check.html", "check.json", "overlays.png")
 
 
@@ -171,7 +174,7 @@ def look(
     inspection, comparison = None, None
     if network is not None:
         monitor.start("comparing descriptions", 1, unit="networks")
-        first = pictures(network, files[:1])
+        first = pictures(network, files[:1], _FED if files[0].is_part else None)
         if first:
             inspection = inspect(network, first[0])
         comparison = compare_descriptions(network, files)
@@ -190,7 +193,8 @@ def look(
             confusion.update(batch.labels.cpu(), predicted)
         for file, classes in zip(batch.files, predicted, strict=True):
             size = size if any(size) or classes.ndim != 2 else (classes.shape[0], classes.shape[1])
-            predictions.append((file, classes.numpy().astype(np.int16)))
+            if reader is not None:
+                predictions.append((file, classes.numpy().astype(np.int16)))
             frames += _frame(file, classes.numpy())
         monitor.advance(len(batch.files))
         monitor.check()

@@ -184,10 +184,13 @@ class Segmenter(ABC):
         self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions
     ) -> tuple[Tensor, Tensor | None]:
         core = files[0].core
-        valid = valid_pixels(files, self.device)
-        around = valid if core is None else valid_pixels(files, self.device, around=True)
-        options = replace(options, core=core)
-        return self.named_logits(self.origin(files[0]).location, arrays, options, around), valid
+        around = valid_pixels(files, self.device)
+        logits = self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=core), around)
+        if around is None or core is None:
+            return logits, around
+        top, left, height, width = core
+        valid = around[:, top : top + height, left : left + width]
+        return logits, None if bool(valid.all()) else valid
 
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
@@ -269,18 +272,12 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
     }
 
 
-def valid_pixels(files: Sequence[ImageSource], device: torch.device, *, around: bool = False) -> Tensor | None:
-    """Where the images hold data, bool ``[N, H, W]``; None: everywhere.
-
-    Args:
-        files: images of one size.
-        device: where the result lies.
-        around: of parts, with what is read around them.
-    """
-    masks = [file.valid_around() if around else file.valid() for file in files]
+def valid_pixels(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:
+    """Where what is read of images holds data, bool ``[N, H, W]``; None: everywhere."""
+    masks = [file.valid_around() for file in files]
     if all(mask is None for mask in masks):
         return None
-    places = [file.area() if around else file.place() for file in files]
+    places = [file.area() for file in files]
     sizes = [(bottom - top, right - left) for (top, bottom), (left, right) in places]
     whole = [np.ones(size, dtype=bool) if mask is None else mask for mask, size in zip(masks, sizes, strict=True)]
     return torch.from_numpy(np.stack(whole)).to(device)

@@ -2,11 +2,12 @@
 
     python tests/benchmarks/maps.py [HEIGHT WIDTH]
 
-Writes the map to a temporary folder, runs ``collect-stats`` and ``align`` in processes of their own and prints the
-highest memory so far. The network is one convolution: what is measured is reading, windows, counting and writing.
+Writes the map to a temporary folder, runs ``check``, ``collect-stats``, ``align`` and ``report`` in processes of their
+own and prints each one's highest memory and time. The network is one convolution, and windows do not overlap: what is
+measured is reading, counting and writing.
 """
 
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,16 +57,24 @@ def main() -> None:
                     raster.write(tile[:, : size[0], : size[1]], window=place)
         (folder / "small.py").write_text(NETWORK)
         (folder / "small.toml").write_text(TOML)
-        options = ["--model", folder / "small.toml", "--images", folder / "map.tif", "--device", "cpu"]
-        peak(["collect-stats", *options, "--output", folder / "s.h5"])
-        peak(["align", *options, "--stats", folder / "s.h5", "--output", folder / "aligned"])
+        model = ["--model", folder / "small.toml", "--images", folder / "map.tif", "--device", "cpu"]
+        windows = ["--slide", "512x512", "--stride", "512x512"]
+        peak(["check", *model, "--output", folder / "check"])
+        peak(["collect-stats", *model, *windows, "--output", folder / "s.h5"])
+        peak(["align", *model, *windows, "--stats", folder / "s.h5", "--output", folder / "aligned"])
+        peak(["report", "--stats", folder / "s.h5", "--aligned", folder / "aligned", "--output", folder / "report"])
+        with rasterio.open(folder / "aligned" / "predictions" / "map.tif") as predicted:
+            print(f"predicted: {predicted.width} x {predicted.height}, {predicted.crs}")
 
 
 def peak(command: list[object]) -> None:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "blda_cli", *map(str, command)], check=True)
-    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-    print(f"{command[0]}: {largest:.2f} GB at most so far, {time.perf_counter() - began:.0f} s", flush=True)
+    process = subprocess.Popen([sys.executable, "-m", "blda_cli", *map(str, command)])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed")
+    largest = usage.ru_maxrss * 1024 / 1e9
+    print(f"{command[0]}: {largest:.2f} GB at most, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
