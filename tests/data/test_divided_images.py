@@ -1,5 +1,8 @@
 """Large images in parts, and pixels that a file says are no data."""
 
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +111,75 @@ def test_a_transparent_entry_of_a_palette(tmp_path: Path) -> None:
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     image.save(tmp_path / "x.png", transparency=2)
     np.testing.assert_array_equal(find_images(tmp_path / "x.png")[0].valid(), indices != 2)
+
+
+def raster(path: Path, pixels: np.ndarray) -> None:
+    """A GeoTIFF, tiled and compressed as Pillow does not write them."""
+    import rasterio
+
+    height, width, count = pixels.shape
+    colors = {} if count == 3 else {"photometric": "RGB", "alpha": "yes"}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=pixels.dtype, crs="EPSG:4326",
+        tiled=True, blockxsize=16, blockysize=16, compress="deflate", predictor=2, **colors,
+    ) as file:  # fmt: skip
+        file.write(pixels.transpose(2, 0, 1))
+
+
+def wide_png(path: Path, pixels: np.ndarray) -> None:
+    """A PNG of 16-bit colour, which Pillow does not write."""
+    height, width, count = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.astype(">u2").view(np.uint8).reshape(height, -1)], 1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[count], 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+Write = Callable[[Path, np.ndarray], None]
+CONTAINERS: dict[str, tuple[str, Write, bool, bool]] = {
+    # suffix, writer, whether it takes 16 bits, and alpha
+    "png": (".png", lambda path, pixels: (wide_png if pixels.dtype == np.uint16 else save)(path, pixels), True, True),
+    "webp": (".webp", save, False, True),
+    "bmp": (".bmp", save, False, False),
+    "tiff": (".tif", save, False, True),
+    "geotiff": (".tif", raster, True, True),
+    "npy": (".npy", np.save, True, False),
+    "npz": (".npz", lambda path, pixels: np.savez(path, image=pixels.transpose(2, 0, 1)), True, False),
+}
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("form", [PixelFormat(), PixelFormat((3, 1)), PixelFormat((), (10, 4095))], ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_is_read_does_not_depend_on_the_container(
+    tmp_path: Path, large: bool, alpha: bool, form: PixelFormat, dtype: type, request: pytest.FixtureRequest
+) -> None:
+    """All that statistics are made of: the pixels, where there is data, and what lies where."""
+    pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    if large:
+        request.getfixturevalue("parts")
+    pixels = np.random.default_rng(0).integers(1, np.iinfo(dtype).max, (50, 70, 3 + alpha)).astype(dtype)
+    if alpha:
+        pixels[10:30, :40, 3] = 0
+    found: dict[str, list[tuple[object, ...]]] = {}
+    for name, (suffix, write, wide, transparent) in CONTAINERS.items():
+        if (alpha and not transparent) or (dtype == np.uint16 and not wide):
+            continue
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / f"x{suffix}", pixels)
+        images = [one.with_context((20, 20), (15, 15)) for one in find_images(tmp_path / name, form)]
+        found[name] = [(one.key, one.core, one.read(), one.valid_around(), one.valid()) for one in images]
+    reference = found.pop("png")
+    assert len(reference) == (6 if large else 1)
+    assert len(found) >= (3 if dtype == np.uint8 else 1)
+    assert (reference[0][4] is not None) == alpha
+    for name, parts in found.items():
+        for one, other in zip(reference, parts, strict=True):
+            assert one[:2] == other[:2], name
+            for mine, theirs in zip(one[2:], other[2:], strict=True):
+                np.testing.assert_array_equal(mine, theirs, err_msg=name, strict=True)
