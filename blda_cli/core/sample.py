@@ -72,7 +72,14 @@ class PixelSample:
         """S."""
         return self.logits.shape[0]
 
-    def draw(self, logits: Tensor, predicted: Tensor, labels: Tensor | None, keys: Sequence[str]) -> "PixelSample":
+    def draw(
+        self,
+        logits: Tensor,
+        predicted: Tensor,
+        labels: Tensor | None,
+        keys: Sequence[str],
+        mask: Tensor | None = None,
+    ) -> "PixelSample":
         """Sample a batch; ``self + result`` samples both data sets.
 
         Args:
@@ -80,11 +87,14 @@ class PixelSample:
             predicted: ``[N, *spatial]``, their argmax.
             labels: ``[N, *spatial]`` integers, those outside ``[0, C)`` mean none; or None.
             keys: N names, one per image, unique over all batches.
+            mask: bool ``[H, W]``, where in one image the pixels lie that are given as ``[1, C, K]``; None: whole images
+                are given.
         """
         num_classes, digests = len(self.seen), torch.tensor([image_digest(key) for key in keys])
         # All pixels are examined on their device; only those that may enter are copied from it, in one copy.
         pixels = predicted.flatten()
-        mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys)).flatten()
+        mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys) if mask is None else mask.numel()).flatten()
+        mixed = mixed if mask is None else mixed[mask.flatten()]
         ceiling = self._ceilings.to(logits.device)
         entering = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
         known = [pixels, mixed, *([] if labels is None else [labels.flatten()])]
@@ -102,7 +112,9 @@ class PixelSample:
             predicted=classes[chosen],
             labels=_labels(truth[0][chosen], num_classes) if truth else torch.full_like(chosen, IGNORE_INDEX),
             images=images[chosen],
-            positions=_positions(place, predicted.shape[1:]),
+            positions=_positions(place, predicted.shape[1:])
+            if mask is None
+            else _positions(mask.flatten().nonzero().squeeze(1).cpu()[place], mask.shape),
             priorities=priorities[chosen],
         )
 

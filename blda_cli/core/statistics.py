@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.bias import sampled_bias
 from blda_cli.core.checks import check_batch
 from blda_cli.core.choices import LabelSource, LogitSpace
@@ -126,6 +127,7 @@ class LogitStatistics:
         labels: Tensor | None = None,
         keys: Sequence[str] | None = None,
         *,
+        valid: Tensor | None = None,
         largest: float | None = None,
     ) -> None:
         """Count a batch.
@@ -138,6 +140,7 @@ class LogitStatistics:
                 pixels are sampled, and a correction is fitted to these: it equals the command's with the command's
                 keys, the images' paths within their folder without suffix, and nearly so with any others. Statistics
                 that are to be added up need different names.
+            valid: bool ``[N, *spatial]``, the pixels to count; None: all.
             largest: the largest absolute logit, as float32, where that is known; else it is computed.
 
         Raises:
@@ -148,11 +151,36 @@ class LogitStatistics:
         check_batch(logits, labels, keys, self.num_classes, device=self.device, first=self.images == 0)
         if labels is None and LabelSource.GROUND_TRUTH in self.cells:
             raise ValueError("ground truth is counted: labels are needed")
+        shape = logits.shape[:1] + logits.shape[2:]
+        if valid is not None and valid.shape != shape:
+            raise ValueError(f"valid should be of shape {list(shape)}, not {list(valid.shape)}")
         logits = logits.detach()
         if keys is None:
             keys = [str(self.images + index) for index in range(len(logits))]
         elif again := self._counted(keys):
             raise ValueError(f"an image of the key {again!r} is counted already: keys should be different")
+        if labels is not None and self.positions is not None and labels.dim() == 3:
+            left_out = None if valid is None else ~valid.to(labels.device)
+            self.positions.update(labels if left_out is None else labels.masked_fill(left_out, IGNORE_INDEX))
+        if valid is None:
+            self._count(logits, labels, keys, largest)
+        else:
+            for index, (key, there) in enumerate(zip(keys, valid.to(logits.device), strict=True)):
+                of_labels = None if labels is None else labels[index, there][None]
+                self._count(logits[index, :, there][None], of_labels, [key], largest, there)
+        self.images += len(keys)
+
+    def _count(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        keys: Sequence[str],
+        largest: float | None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Count the pixels of images; of one image's ``[1, C, K]`` where a mask ``[H, W]`` says which they are."""
+        if mask is not None and not logits.numel():
+            return
         predicted = argmax(logits)
         # Raw logits go as they are: the kernels convert them block by block.
         raw = self.space is LogitSpace.RAW
@@ -166,17 +194,14 @@ class LogitStatistics:
                     assert self.confusion is not None
                     histogram.update(values, labels, largest)
                     self.confusion.update(labels, predicted)
-                    if self.positions is not None and labels.dim() == 3:
-                        self.positions.update(labels)
                 case LabelSource.PSEUDO:
                     histogram.update(values, predicted, largest)
                 case LabelSource.SOFT:
                     histogram.update_soft(values, largest)
-        self._pending += (self._sampled.draw(logits, predicted, labels, keys),)
+        self._pending += (self._sampled.draw(logits, predicted, labels, keys, mask),)
         # Joining costs the same for few pixels as for many, and after some images only few may still enter.
         if len(self._pending) == _MOST_PENDING or sum(map(len, self._pending)) > len(self._sampled) // 2:
             self._join_pending()
-        self.images += len(keys)
         self.pixels += predicted.numel()
 
     def compute(self) -> dict[str, Tensor]:

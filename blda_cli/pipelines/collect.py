@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from blda_cli.core.choices import LabelSource, LogitSpace, NormSource
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.histogram import DEFAULT_BINS
@@ -441,7 +439,8 @@ class _Pass:
                 with batch.aside():
                     labels_there = None if batch.labels is None else batch.labels.to(device)
                     logits = batch.logits.to(device)
-                    _count(content.statistics, logits, labels_there, batch.valid, keys, batch.largest)
+                    valid = None if batch.valid is None else batch.valid.to(device)
+                    content.statistics.update(logits, labels_there, keys, valid=valid, largest=batch.largest)
                 content.images += keys
                 self.monitor.advance(len(keys))
                 self.monitor.check()
@@ -454,27 +453,6 @@ class _Pass:
             else:
                 self.part.unlink(missing_ok=True)
             raise
-
-
-def _count(
-    statistics: LogitStatistics,
-    logits: Tensor,
-    labels: Tensor | None,
-    valid: Tensor | None,
-    keys: list[str],
-    largest: float | None,
-) -> None:
-    """Count the pixels of a batch that hold data."""
-    if valid is None:
-        statistics.update(logits, labels, keys, largest=largest)
-        return
-    for index, key in enumerate(keys):
-        there = valid[index].to(logits.device)
-        if bool(there.any()):
-            of_labels = None if labels is None else labels[index, there][None]
-            statistics.update(logits[index, :, there][None], of_labels, [key])
-        else:
-            statistics.images += 1
 
 
 def _being_replaced(output: Path, shard: Shard) -> bool:

@@ -173,3 +173,18 @@ def test_priorities_are_murmurs_of_the_positions() -> None:
         image, position = expected[priority]
         assert int(sample.images[row]) == image
         assert sample.positions[row].tolist() == pytest.approx(position)
+
+
+def test_pixels_of_a_mask_keep_their_places() -> None:
+    """A mask leaves pixels out, and changes nothing else: neither which of the others are drawn nor where they lie."""
+    logits, labels = images(size=60)
+    mask = torch.rand(60, 60, generator=torch.Generator().manual_seed(1)) < 0.5
+    whole = PixelSample.empty(C, size=3 * 20_000).draw(logits[:1], logits[:1].argmax(dim=1), labels[:1], KEYS[:1])
+    part = PixelSample.empty(C, size=3 * 20_000).draw(
+        logits[0][:, mask][None], logits[0].argmax(dim=0)[mask][None], labels[0][mask][None], KEYS[:1], mask
+    )
+    rows, columns = (whole.positions * 60).long().unbind(1)
+    kept = whole.among(mask[rows, columns])
+    for name in ("logits", "predicted", "labels", "images", "positions", "priorities"):
+        assert torch.equal(getattr(part, name), getattr(kept, name)), name
+    assert int(part.seen.sum()) == int(mask.sum())

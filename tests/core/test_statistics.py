@@ -156,3 +156,35 @@ def test_what_is_told_not_to_be_finite_is_refused() -> None:
     logits, labels = images(3)
     with pytest.raises(ValueError, match="finite"):
         empty().update(logits, labels, KEYS, largest=float("nan"))
+
+
+def test_only_pixels_that_are_valid_count() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 16, 20, generator=random)
+    labels = torch.randint(0, 4, (3, 16, 20), generator=random)
+    valid = torch.rand(3, 16, 20, generator=random) < 0.6
+    valid[2] = False
+    sources = (LabelSource.PSEUDO, LabelSource.SOFT, LabelSource.GROUND_TRUTH)
+    masked, void = LogitStatistics(4, sources), LogitStatistics(4, sources)
+    masked.update(logits, labels, ["a", "b", "c"], valid=valid)
+    # What is counted of pixels without a label is the ground truth of those alone.
+    void.update(logits, torch.where(valid, labels, IGNORE_INDEX), ["a", "b", "c"])
+    assert (masked.images, masked.pixels) == (3, int(valid.sum()))
+    assert masked.confusion is not None
+    assert void.confusion is not None
+    assert masked.positions is not None
+    assert void.positions is not None
+    assert torch.equal(masked.confusion.counts, void.confusion.counts)
+    assert torch.equal(masked.positions.counts, void.positions.counts)
+    assert int(masked.positions.counts.sum()) > 0
+    assert torch.equal(masked.cells[LabelSource.GROUND_TRUTH].counts, void.cells[LabelSource.GROUND_TRUTH].counts)
+    predicted = logits.argmax(dim=1)
+    assert masked.predicted_share().tolist() == pytest.approx(
+        (torch.bincount(predicted[valid], minlength=4) / valid.sum()).tolist()
+    )
+    place = (masked.sample.positions * torch.tensor([16, 20])).long()
+    image = (masked.sample.images != masked.sample.images[0]).long()
+    first = int(bool((logits[0, :, place[0, 0], place[0, 1]] != masked.sample.logits[0]).any()))
+    assert bool(valid[(image + first) % 2, place[:, 0], place[:, 1]].all())
+    with pytest.raises(ValueError, match=r"valid should be of shape \[3, 16, 20\], not \[16, 20\]"):
+        masked.update(logits, labels, ["d", "e", "f"], valid=valid[0])
