@@ -15,6 +15,7 @@ from blda_cli.core import IGNORE_INDEX
 
 SAMPLE_SIZE = 1 << 16
 _SMALLEST_STRATUM = 256
+_MANY = 1 << 21
 
 # A priority is 31 bits of the position and 18 of the image, which tell apart equal ones of two images.
 _TIE_BITS = 18
@@ -96,7 +97,7 @@ class PixelSample:
         mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys) if mask is None else mask.numel()).flatten()
         mixed = mixed if mask is None else mixed[mask.flatten()]
         ceiling = self._ceilings.to(logits.device)
-        entering = (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
+        entering = _entering(mixed, pixels, ceiling, self.capacity)
         known = [pixels, mixed, *([] if labels is None else [labels.flatten()])]
         where, classes, low, *truth = torch.stack([entering, *(values[entering].long() for values in known)]).cpu()
         image, place = where.div(len(pixels) // len(keys), rounding_mode="floor"), where % (len(pixels) // len(keys))
@@ -179,6 +180,20 @@ def _positions(pixels: Tensor, shape: Sequence[int]) -> Tensor:
     height, width = shape if len(shape) == 2 else (1, math.prod(shape))
     rows_columns = torch.stack([pixels // width, pixels % width], dim=1)
     return (rows_columns + 0.5) / torch.tensor([height, width])
+
+
+def _entering(mixed: Tensor, pixels: Tensor, ceiling: Tensor, capacity: int) -> Tensor:
+    """Indices of the pixels that may enter: those with numbers up to their class's ceiling, int32 ``[C]``.
+
+    Of very many pixels only so many of each class that the lowest ``capacity`` are among them, to save memory.
+    """
+    if len(pixels) > _MANY:
+        counts = torch.bincount(pixels, minlength=len(ceiling))
+        lower = (4 * capacity / counts.clamp(min=1).double() * (1 << 31)).clamp(max=(1 << 31) - 1).int()
+        found = (mixed <= torch.minimum(ceiling, lower).index_select(0, pixels.int())).nonzero().squeeze(1)
+        if bool(((lower >= ceiling) | (torch.bincount(pixels[found], minlength=len(ceiling)) >= capacity)).all()):
+            return found
+    return (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
 
 
 def _lowest(classes: Tensor, priorities: Tensor, num_classes: int, capacity: int) -> Tensor:

@@ -167,7 +167,8 @@ class LogitStatistics:
         else:
             for index, (key, there) in enumerate(zip(keys, valid.to(logits.device), strict=True)):
                 of_labels = None if labels is None else labels[index, there][None]
-                self._count(logits[index, :, there][None], of_labels, [key], largest, there)
+                # Their own largest logit, so that what lies beside them makes no difference.
+                self._count(logits[index, :, there][None], of_labels, [key], None, there)
         self.images += len(keys)
 
     def _count(

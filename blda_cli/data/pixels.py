@@ -116,14 +116,14 @@ def stretched(pixels: np.ndarray) -> np.ndarray:
     Returns:
         uint8 ``[H, W, 3]``: the first three bands, or the first in grey where there are fewer.
     """
-    shown = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
-    shown = shown.astype(np.float64)
-    finite = np.isfinite(shown)
-    picture = np.zeros(shown.shape, dtype=np.uint8)
-    for band in range(3):
-        there = finite[..., band]
+    shown = (0, 1, 2) if pixels.shape[-1] >= 3 else (0, 0, 0)
+    picture = np.zeros((*pixels.shape[:-1], 3), dtype=np.uint8)
+    for place, band in enumerate(shown):  # one by one, for the memory
+        there = np.isfinite(pixels[..., band])
         if there.any():
-            low, high = np.percentile(shown[..., band][there], (2, 98))
-            values = (shown[..., band][there] - low) * (255 / max(high - low, 1e-12))
-            picture[..., band][there] = values.clip(0, 255).astype(np.uint8)
+            values = pixels[..., band][there].astype(np.float64)
+            low, high = np.percentile(values, (2, 98))
+            values -= low
+            values *= 255 / max(high - low, 1e-12)
+            picture[..., place][there] = values.clip(0, 255, out=values).astype(np.uint8)
     return picture

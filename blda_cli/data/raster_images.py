@@ -64,6 +64,8 @@ class RasterImage(DividedImage):
                 if taken or flags == {MaskFlags.all_valid}:
                     return None
                 there: np.ndarray = raster.dataset_mask(window=self.area()) != 0
+                if there.all():
+                    return None
                 return there if self.is_part or _is_map(raster) or there.any() else None
         return opacity(self.path)
 

@@ -212,7 +212,7 @@ class ImageSource(ABC):
         else:
             samples = self.samples(self.pixels.indices(self.band_names(), self.location))
             if there is not None:
-                samples = np.where(there[..., None], samples, samples.dtype.type(0))  # nodata may be NaN
+                samples[~there] = 0  # nodata may be NaN
             pixels = self.pixels.scaled(samples, self.location)
         if there is not None:
             pixels[~there] = 0

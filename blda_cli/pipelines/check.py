@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from blda_cli.core import IGNORE_INDEX
@@ -187,7 +188,7 @@ def look(
     size = (0, 0)
     monitor.start("predicting", len(files))
     for batch in segmenter.stream(files, inference, reader):
-        predicted = batch.known(argmax(batch.logits).long()).cpu()
+        predicted = batch.known(argmax(batch.logits).to(torch.int16)).cpu()
         counts += np.bincount(predicted[predicted != IGNORE_INDEX].numpy(), minlength=len(counts))
         if batch.labels is not None:
             confusion.update(batch.labels.cpu(), predicted)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core import sample as sample_module
 from blda_cli.core.sample import PixelSample, join
 
 C = 3
@@ -188,3 +189,25 @@ def test_pixels_of_a_mask_keep_their_places() -> None:
     for name in ("logits", "predicted", "labels", "images", "positions", "priorities"):
         assert torch.equal(getattr(part, name), getattr(kept, name)), name
     assert int(part.seen.sum()) == int(mask.sum())
+
+
+@pytest.mark.parametrize("classes", [2, 40])
+def test_of_very_many_pixels_the_same_ones_are_drawn(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where classes have hardly more pixels than are kept, and where an earlier image filled some."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, 150, 160, generator=random)
+    logits[:, 1] -= 2
+
+    def drawn() -> PixelSample:
+        sample = PixelSample.empty(classes, size=classes * 700)
+        for image, key in zip(logits, KEYS, strict=False):
+            sample += sample.draw(image[None], image.argmax(dim=0)[None], None, [key])
+        return sample
+
+    whole = drawn()
+    monkeypatch.setattr(sample_module, "_MANY", 0)
+    counted, lowest = [], sample_module._lowest
+    monkeypatch.setattr(sample_module, "_lowest", lambda *given: counted.append(len(given[0])) or lowest(*given))
+    assert_same(drawn(), whole)
+    if classes == 2:
+        assert counted[0] < 0.7 * 150 * 160
