@@ -1,6 +1,6 @@
 """The training loop: data, metrics, checkpoints, validation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class TrainingLoop:
         machine: Machine,
         monitor: Monitor,
         initial: dict[str, Any],
-        norms: str,
+        norms: Mapping[str, Any],
         target: Sequence[ImageSource],
         validation: Labelled | None,
     ) -> None:
@@ -211,7 +211,7 @@ class TrainingLoop:
                 {
                     "settings": self._settings.to_toml(),
                     "model": self._initial,
-                    "norms": self._norms,
+                    **self._norms,
                     "trainer": state,
                 }
             )

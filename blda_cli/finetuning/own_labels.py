@@ -11,6 +11,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, NormSource
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.methods import AlignmentSettings
+from blda_cli.core.norms import MixedNorms
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
 from blda_cli.files import replacing, to_json
@@ -37,13 +38,14 @@ def label_target(
     statistics: Path,
     workers: int,
     monitor: Monitor,
+    *,
+    norms: NormSource | MixedNorms,
 ) -> None:
     """Label every image by the predictions of ``--preset strong``, and keep each class's most confident pixels.
 
-    Batch norms are mixed with each image's own statistics, by the weight that is found without labels; scales and the
-    mirrored image are averaged, and an alignment of the preset's strength is fitted to the result. A pixel is labelled
-    where its confidence, the probability of its class after the alignment, ranks among the first ``share`` of all
-    pixels predicted as that class.
+    Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
+    of the preset's strength is fitted to the result. A pixel is labelled where its confidence, the probability of its
+    class after the alignment, ranks among the first ``share`` of all pixels predicted as that class.
 
     Args:
         segmenter: the original segmenter, not used elsewhere: its norms are changed.
@@ -53,6 +55,7 @@ def label_target(
         statistics: where the alignment's statistics are written.
         workers: threads that read images.
         monitor: receives the progress.
+        norms: the weight of that mix, or ``AUTO``, which finds it without labels.
 
     Raises:
         BldaError: an image cannot be read, or a file cannot be written.
@@ -68,7 +71,7 @@ def label_target(
         counting=CountingOptions((LabelSource.PSEUDO,)),
         inference=inference,
         labels=None,
-        norms=NormSource.AUTO,
+        norms=norms,
     )
     settings = AlignmentSettings()
     correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)

@@ -19,7 +19,7 @@ from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_label
 from blda_cli.finetuning.data.samples import Sampler, count_class_pixels, fitting_crop
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.loop import Machine, TrainingLoop
-from blda_cli.finetuning.networks.norms import prepare_norms
+from blda_cli.finetuning.networks.norms import mixed_norms, prepare_norms
 from blda_cli.finetuning.own_labels import label_target
 from blda_cli.finetuning.run_folder import RunFolder
 from blda_cli.finetuning.settings import FinetuneRequest, Settings
@@ -33,7 +33,6 @@ from blda_cli.runtime.process_group import process_group, wait_for_all
 from blda_cli.runtime.shards import Shard, current_shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.norms import has_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import reason
 from blda_cli.segmenters.spec import SegmenterSpec, keep_spec, parse_model, with_changes
@@ -158,6 +157,12 @@ def train(
         )
     counts = {"source": len(source.files), "target": len(target)}
     record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
+    if state is None:
+        chosen = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor)
+    else:
+        kept = {f"training.{name}": state[name] for name in ("norms", "norm_weight")}
+        chosen = settings.with_values(kept, str(folder.checkpoint))
+    weight = chosen.training.norm_weight if chosen.training.norms == "instance" else None
     if settings.labels_itself and state is None:
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it
@@ -165,20 +170,21 @@ def train(
         labeller = load_segmenter(spec, machine.device)
         assert isinstance(labeller, NetworkSegmenter)
         label_target(
-            labeller, target, settings.start.label_share, stored, output / "start.h5", machine.workers, monitor
+            labeller,
+            target,
+            settings.start.label_share,
+            stored,
+            output / "start.h5",
+            machine.workers,
+            monitor,
+            norms=NormSource.AUTO if weight is None else MixedNorms(weight),
         )
     known = None if changed or (settings.labels_itself and state is None) else folder
     pixels = _class_pixels(source, segmenter, known, machine.workers, monitor)
     if settings.method.source != "unused":
         _check_classes(pixels, settings, segmenter.classes.names, monitor)
 
-    kept = None if state is None else state.get("norms")
-    chosen = settings if kept is None else settings.with_values({"training.norms": kept}, str(folder.checkpoint))
     norms = prepare_norms(segmenter, chosen, source, target, monitor)
-    given = settings.training.norm_weight
-    weight = spec.segmenter.norm_weight if given is None else given
-    if weight is not None and (given is not None or has_norms(segmenter)):
-        segmenter.mix_norms(weight)
     trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
     if state is not None:
         go_on_from(state, folder, trainer, initial)
@@ -196,7 +202,8 @@ def train(
         folder.start(settings, record)
         folder.keep_class_pixels([file.key for file in source.files], segmenter.classes, source.meaning, pixels)
         folder.cut_metrics(-1 if state is None else trainer.step)
-    loop = TrainingLoop(trainer, folder, machine, monitor, initial, norms, target, validation)
+    choice = {"norms": norms, "norm_weight": weight if norms == "instance" else None}
+    loop = TrainingLoop(trainer, folder, machine, monitor, initial, choice, target, validation)
     sampler = Sampler(source, drawn, pixels, settings, wholes=trainer.method.sees_wholes)
     if state is None:
         loop.validate()

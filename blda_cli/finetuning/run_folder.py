@@ -34,10 +34,11 @@ _ENTRY: dict[str, Any] = {
 _CHECKPOINT: dict[str, Any] = {
     "settings": str,
     "model": dict[str, Any],
-    "norms": str | None,
+    "norms": str,
+    "norm_weight": float | None,
     "trainer": dict[str, Any],
 }
-"""Types of a checkpoint's entries; older ones lack ``norms``."""
+"""Types of a checkpoint's entries."""
 
 
 class RunFolder:

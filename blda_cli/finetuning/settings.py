@@ -74,21 +74,27 @@ class TrainingSettings:
     )
     amp: bool = setting(False, "Train in mixed precision.")
     activation_checkpointing: bool = setting(False, "Recompute activations in the backward pass, to save memory.")
-    norms: Literal["auto", "target", "source", "batch"] = setting(
+    norms: Literal["auto", "instance", "target", "source", "batch"] = setting(
         "auto",
-        "Norm statistics in training: frozen ones, the network's blended with the target's or "
-        "its own alone; those of each batch (published); auto: of each batch, unless the network then loses much.",
+        "Norm statistics in training and in the written network: the network's own, frozen, mixed with each image's; "
+        "frozen ones, its own blended with the target's or its own alone; those of each batch (published). auto: mixed "
+        "with each image's where a weight found without labels says so, else of each batch, unless the network then "
+        "loses much.",
     )
     norm_weight: float | None = setting(
         None,
-        "Labels are made, and the written network runs, with batch norms that mix their own statistics, with this "
-        "weight, with each image's (norms image by image, in place of --target-norms).  [default: the model's]",
+        "Weight of the network's own statistics with --norms instance; the rest is each image's.  [default: the "
+        "model's, else found without labels]",
         at_least=0,
         at_most=1,
     )
     feature_layer: str | None = setting(
         None, "The layer whose input the density head reads; by default the last layer with one output per class."
     )
+
+    def __post_init__(self) -> None:
+        if self.norm_weight is not None and self.norms not in ("auto", "instance"):
+            raise OptionError(f"--norm-weight is for --norms instance, not {self.norms}: leave one of them out")
 
 
 @dataclass(frozen=True)

@@ -102,13 +102,19 @@ class Trainer:
         self._feature_distance: FeatureDistance | None = None
         if settings.host.feature_distance > 0:
             self._feature_distance = FeatureDistance(
-                self.teacher.network, self.student.encoder, segmenter.classes.names, settings.host.thing_classes
+                self.teacher.network,
+                self.student.encoder,
+                segmenter.classes.names,
+                settings.host.thing_classes,
+                segmenter.norm_weight,
             )
         if training.activation_checkpointing:
             _checkpoint_activations(self.student.network)
         self.student.train()
         if holds_norms:
             hold_norms(self.student.network)
+        self._norms = InstanceNorms(self.student.network, segmenter.norm_weight)
+        self._norms.__enter__()  # for good: checkpointed activations are computed again in the backward pass
         self._forward: Any = self.student
         if current_shard().world > 1:
             self._forward = DistributedDataParallel(self.student, find_unused_parameters=True)
@@ -252,7 +258,7 @@ class Trainer:
 
     def _run(self, images: Tensor) -> Outputs:
         with self._autocast():
-            outputs = run_student(self.segmenter, self.student, self._forward, images)
+            outputs = run_student(self.segmenter, self.student, self._forward, images, self._norms)
         if not outputs.logits.requires_grad:
             raise BldaError("the network's output has no gradient: it is detached, or made under torch.no_grad")
         return outputs

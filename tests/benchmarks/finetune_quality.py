@@ -3,10 +3,12 @@
     python tests/benchmarks/finetune_quality.py [--data DIR] [--seeds 3] [--iterations 800] [--device cuda] [--jobs 8]
     python tests/benchmarks/finetune_quality.py --streets [--seeds 3] [--iterations 600]
     python tests/benchmarks/finetune_quality.py --model ../shared/data/nets/dabnet/dabnet.toml ...
+    python tests/benchmarks/finetune_quality.py --set 'training.norms="batch"' ...
 
 Trains every variant with every seed and scores the teacher on all target images, before and after what ``blda align``
-does unless told otherwise; once with the batch norms' averages blended with those of the target images, as it is
-exported, once with those that training left. Prints a Markdown table (means over the seeds, ± their standard deviation)
+does unless told otherwise. Runs that mix their norms with each image's own are scored with that mix; others once with
+the batch norms' averages blended with those of the target images, as they are exported, once with those that training
+left. Prints a Markdown table (means over the seeds, ± their standard deviation)
 and writes everything, with the classes' scores, as JSON. Runs that are in the JSON file already are not made again, so
 a benchmark that was stopped goes on.
 
@@ -45,6 +47,7 @@ from blda_cli.finetuning.settings import HOSTS, PUBLISHED, Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
@@ -78,6 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 MAIN = ("source", "dacs", "blda", "blda --preset published")
 UNTRAINED = "no training"
 NORMS = ("target's norms", "norms as trained")
+MIXED = "norms mixed with each image's"
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,9 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
     task = job.task
     if job.seed is None:
         scores = score_norms(task.load(device), task.target)
+        segmenter, files = task.load(device), find_images(task.target / "images")
+        use_norms(segmenter, choose_weight(segmenter, enough_for_norms(files, CHOICE_IMAGES), InferenceOptions()))
+        scores |= score_norms(segmenter, task.target)
         return job.key, {"scores": scores, "seconds": time.perf_counter() - start}
     settings = Settings().with_values(
         {
@@ -225,13 +232,19 @@ def run(job: Job) -> tuple[str, dict[str, Any]]:
         seconds = time.perf_counter() - start
         run_folder = RunFolder(output)
         metrics = [json.loads(line) for line in run_folder.metrics.read_text().splitlines()]
-        scores = score_norms(load_segmenter(parse_model(str(run_folder.model)), device), task.target)
+        spec = parse_model(str(run_folder.model))
+        segmenter = load_segmenter(spec, device)
+        segmenter.mix_norms(1.0 if spec.segmenter.norm_weight is None else spec.segmenter.norm_weight)
+        scores = score_norms(segmenter, task.target)
     return job.key, {"scores": scores, "seconds": seconds, "settings": job.settings, "metrics": metrics}
 
 
 def score_norms(segmenter: Any, target: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Scores with the batch norms' averages as they are, and as the target's images give them."""
+    """Scores with norms mixed where the network mixes them; else with the batch norms' averages as they are, and as the
+    target's images give them."""
     assert isinstance(segmenter, NetworkSegmenter)
+    if segmenter.norm_weight < 1:
+        return {MIXED: score(segmenter, target, False)}
     files = find_images(target / "images")
     norms = take_norms(segmenter, enough_for_norms(files), InferenceOptions())
     with ObservedNorms(segmenter.module) as observed:
@@ -276,10 +289,10 @@ def table(results: dict[str, Any]) -> Iterator[str]:
     """The Markdown table: a row per variant and norms."""
     yield "| mIoU / mean accuracy / std of class IoU | seeds | argmax | after `blda align` |"
     yield "| --- | --- | --- | --- |"
-    for norms in NORMS:
+    for norms in (MIXED, *NORMS):
         for variant in [UNTRAINED, *VARIANTS]:
             runs = [result["scores"] for key, result in results.items() if key.partition(", seed ")[0] == variant]
-            scores = [one[norms] for one in runs]
+            scores = [one[norms] for one in runs if norms in one]
             if scores:
                 cells = [" / ".join(spread(scores, way, what) for what in SHOWN) for way in ("argmax", "aligned")]
                 yield f"| {variant}, {norms} | {len(scores)} | {' | '.join(cells)} |"

@@ -33,6 +33,7 @@ def scored(method: str, streets: Path, output: Path) -> float:
         "host.rare_class_sampling": False,
         "rounds.rounds": 2,
         "run.validate_every": 200,
+        "training.norms": "batch",
         "run.target_norms": False,
     }
     settings = Settings().with_values(values, "test").resolved()

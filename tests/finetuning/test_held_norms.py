@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
-from blda_cli.finetuning.data.labelled import Labelled
-from blda_cli.finetuning.networks.norms import prepare_norms, synchronised
+from blda_cli.finetuning.data.labelled import Labelled, without_labels
+from blda_cli.finetuning.networks.norms import mixed_norms, prepare_norms, synchronised
 from blda_cli.finetuning.settings import Settings
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -34,6 +36,10 @@ class Pooled(nn.Sequential):
 
 def pooled():
     return Pooled(*make())
+
+
+def plain():
+    return make()[1]
 
 
 def make():
@@ -125,6 +131,44 @@ def test_processes_without_cuda_are_told_that_each_has_its_own_norms(
     monkeypatch.setenv("WORLD_SIZE", "2")
     prepared(tmp_path, norms)
     assert any("number of processes" in line for line in said) == told
+
+
+def mixed(folder: Path, monkeypatch: pytest.MonkeyPatch, described: float | None = None, **given: Any) -> Any:
+    """Norms and weight of a run's settings, where 0.7 is found without labels."""
+    found = lambda *_, **__: MixedNorms(0.7)  # noqa: E731
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", found)
+    segmenter = load_segmenter(parse_model(str(folder / "net.toml")), torch.device("cpu"))
+    assert isinstance(segmenter, NetworkSegmenter)
+    settings = Settings().with_values({f"training.{name}": value for name, value in given.items()}, "test")
+    chosen = mixed_norms(segmenter, settings, described, find_images(folder / "images"), SilentMonitor()).training
+    return chosen.norms, chosen.norm_weight
+
+
+@pytest.mark.parametrize("images", ["alike"], indirect=True)
+def test_the_weight_of_mixed_norms(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mixed(tmp_path, monkeypatch) == ("instance", 0.7)
+    assert mixed(tmp_path, monkeypatch, norms="instance") == ("instance", 0.7)
+    assert mixed(tmp_path, monkeypatch, 0.6) == ("instance", 0.6)
+    assert mixed(tmp_path, monkeypatch, 0.6, norm_weight=0.8) == ("instance", 0.8)
+    assert mixed(tmp_path, monkeypatch, norm_weight=1.0) == ("auto", 1.0)
+    for norms in ("batch", "target", "source"):
+        assert mixed(tmp_path, monkeypatch, 0.6, norms=norms) == (norms, None)
+        with pytest.raises(BldaError, match=f"--norm-weight is for --norms instance, not {norms}"):
+            mixed(tmp_path, monkeypatch, norms=norms, norm_weight=0.8)
+
+
+@pytest.mark.parametrize("images", ["alike"], indirect=True)
+def test_norms_that_cannot_be_mixed(images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.toml").write_text(TOML.replace("[segmenter]", "[segmenter]\nadapted_norms = true"))
+    assert mixed(tmp_path, monkeypatch) == ("auto", None)
+    (tmp_path / "net.toml").write_text(TOML.replace("brightnet:make", "brightnet:plain"))
+    assert mixed(tmp_path, monkeypatch, 0.6) == ("auto", None)
+    settings = Settings().with_values({"training.norm_weight": 0.8, "training.norms": "instance"}, "test")
+    segmenter = load_segmenter(parse_model(str(tmp_path / "net.toml")), torch.device("cpu"))
+    assert isinstance(segmenter, NetworkSegmenter)
+    files = find_images(tmp_path / "images")
+    with pytest.raises(BldaError, match="no batch norms whose statistics could be mixed"):
+        prepare_norms(segmenter, settings, without_labels(files), files, SilentMonitor())
 
 
 def test_a_choice_needs_no_look(images: str, tmp_path: Path) -> None:

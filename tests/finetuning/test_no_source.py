@@ -19,6 +19,7 @@ from PIL import Image
 
 import blda_cli
 from blda_cli.commands import cli
+from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images
 from blda_cli.data.labels import label_reader
 from blda_cli.errors import BldaError
@@ -31,6 +32,7 @@ from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import parse_model
+from blda_cli.store.statistics import read_statistics
 from tests.finetuning.test_run import StopAt, checkpoint, lines, same
 
 NO_SOURCE: dict[str, Any] = {"data__source": False, "data__source_images": "", "data__source_labels": ""}
@@ -70,6 +72,11 @@ def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path)
         left_out = sure[own & ~kept].log().max() if bool((own & ~kept).any()) else torch.tensor(-torch.inf)
         assert float(sure[kept].log().min()) >= float(left_out) * 1.002
     assert set(labels.unique().tolist()) <= {*present, 255}
+
+
+def test_labels_are_made_with_the_norms_of_training(normed_project: Any, tmp_path: Path) -> None:
+    normed_project.run(tmp_path / "run", **NO_SOURCE, training__iterations=1, training__norm_weight=0.6)
+    assert read_statistics(tmp_path / "run" / "start.h5").norms == MixedNorms(0.6)
 
 
 @pytest.mark.parametrize("method", ["dacs", "blda", "cbst"])

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from blda_cli.core.choices import LabelSource
+from blda_cli.core.norms import MixedNorms
 from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images
 from blda_cli.errors import BldaError
@@ -450,6 +451,22 @@ def test_what_batch_norms_normalise_by_is_chosen_once(
     assert through["norms"] == halted["norms"] == chosen
     assert same(through["trainer"], halted["trainer"])
     assert (tmp_path / "halted" / "model.toml").read_text() == (tmp_path / "through" / "model.toml").read_text()
+
+
+def test_the_weight_of_mixed_norms_is_found_once(
+    normed_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: MixedNorms(0.7))
+    normed_project.run(tmp_path / "through")
+    with pytest.raises(Interrupted):
+        normed_project.run(tmp_path / "halted", StopAt(3))
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: MixedNorms(1.0))
+    normed_project.run(tmp_path / "halted", resume=True)
+    through, halted = checkpoint(tmp_path / "through"), checkpoint(tmp_path / "halted")
+    assert (through["norms"], through["norm_weight"]) == (halted["norms"], halted["norm_weight"]) == ("instance", 0.7)
+    assert same(through["trainer"], halted["trainer"])
+    for folder in ("through", "halted"):
+        assert parse_model(str(tmp_path / folder / "model.toml")).segmenter.norm_weight == 0.7
 
 
 @pytest.mark.parametrize("norms", ["target", "source", "batch"])

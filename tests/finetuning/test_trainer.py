@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from blda_cli.core.losses import cross_entropy
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.trainer import Trainer
+from blda_cli.segmenters.instance_norms import InstanceNorms
+from blda_cli.segmenters.norms import hold_norms
 
 PARTS = (slice(2), slice(2, 4))
 EVERYTHING = {"host.feature_distance": 0.005, "host.masked_consistency": 1.0, "blda.debias_pseudo_labels": True}
@@ -45,6 +48,26 @@ def test_all_parts_together(project: Any, batches: Callable[..., Any]) -> None:
     }
     assert all(bool(torch.isfinite(one)) for one in report.losses.values())
     assert all(not torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_the_student_trains_with_its_norms_mixed(normed_project: Any, batches: Callable[..., Any]) -> None:
+    """At a learning rate of 0 its losses are those of the network that InstanceNorms runs."""
+    values = {"training__method": "dacs", "training__learning_rate": 0.0}
+    segmenter = normed_project.segmenter()
+    segmenter.mix_norms(0.5)
+    trainer = Trainer(segmenter, normed_project.settings(**values), holds_norms=True)
+    running = trainer.student.network.encoder[1].running_mean.clone()
+    network = normed_project.segmenter().module.train()
+    hold_norms(network)
+    (batch,) = batches(normed_project, [[0, 1]], **values)
+    torch.manual_seed(trainer._seed())
+    with InstanceNorms(network, 0.5), torch.no_grad():
+        logits = segmenter.forward_logits(batch.source_images, (32, 40), network)
+    loss = cross_entropy(logits, batch.source_labels).mean()
+    report = trainer.train_step([batch])
+    assert float(report.losses["source"]) == pytest.approx(float(loss), rel=1e-6)
+    assert torch.equal(trainer.student.network.encoder[1].running_mean, running)
+    assert trainer.exported().norm_weight == 0.5
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -12,6 +12,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import plain_name
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.student import Outputs, last_features
+from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.text import suggestion
 
 SHARE = 0.75
@@ -34,7 +35,12 @@ class FeatureDistance:
     """
 
     def __init__(
-        self, network: nn.Module, encoder: str | None, class_names: Sequence[str], things: Sequence[str]
+        self,
+        network: nn.Module,
+        encoder: str | None,
+        class_names: Sequence[str],
+        things: Sequence[str],
+        norm_weight: float = 1.0,
     ) -> None:
         """Copy the encoder as it is now.
 
@@ -43,6 +49,7 @@ class FeatureDistance:
             encoder: the encoder's name in it.
             class_names: all classes.
             things: the classes it is for; empty: those whose names are in :data:`THINGS`.
+            norm_weight: of the norms' own statistics, as in the network in training; the rest is each image's.
 
         Raises:
             BldaError: the network has no encoder that can be found, or no class is a thing.
@@ -59,6 +66,7 @@ class FeatureDistance:
                 "--feature-distance: no class is known as a thing; name some as host.thing_classes; 0 does without"
             )
         self._initial: nn.Module = copy.deepcopy(network.get_submodule(encoder)).requires_grad_(False).eval()
+        InstanceNorms(self._initial, norm_weight).__enter__()
         self.things = torch.tensor([*chosen, False], device=next(network.parameters()).device)
 
     def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:

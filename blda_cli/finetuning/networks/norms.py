@@ -23,6 +23,7 @@ from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
 from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
 
@@ -31,10 +32,60 @@ _TOO_DEAR, _NOTHING = 1.25, 0.1
 than this much per pixel. It was 1.4 and 1.6 times for DABNet (crops of 320 and 192) and 1.3 for ESPNetv2, which are
 harmed, 1.0 for ESPNet and 1.1 for the drawn streets' network, which are not."""
 
-NormChoice = Literal["batch", "target", "source"]
+NormChoice = Literal["batch", "instance", "target", "source"]
 
 _CROPS = 32
 """Source crops that this is measured on."""
+
+
+def mixed_norms(
+    segmenter: NetworkSegmenter,
+    settings: Settings,
+    described: float | None,
+    target: Sequence[ImageSource],
+    monitor: Monitor,
+) -> Settings:
+    """Find out whether norms are mixed with each image's own statistics, and with which weight.
+
+    Training with mixed norms fits the network to what it is run with: the same mix makes the labels and is in the
+    written network.
+
+    Args:
+        segmenter: the network before training.
+        settings: of the run.
+        described: the weight in the model's description, if any.
+        target: images of the target domain.
+        monitor: receives the progress and the choice.
+
+    Returns:
+        The settings with ``--norms instance`` and its weight; unchanged where norms are not mixed.
+
+    Raises:
+        BldaError: an image cannot be read.
+        Interrupted: the user asked to stop.
+    """
+    norms, weight = settings.training.norms, settings.training.norm_weight
+    if norms not in ("auto", "instance") or (norms == "auto" and weight is None and not has_norms(segmenter)):
+        return settings
+    weight = described if weight is None else weight
+    # Maps are run in parts; norms that hold statistics of the target are adapted already.
+    choosable = target and not segmenter.adapted_norms and not any(file.core for file in target)
+    if weight is None and choosable:
+
+        def advance(count: int) -> None:
+            monitor.advance(count)
+            monitor.check()
+
+        files = enough_for_norms(target, CHOICE_IMAGES)
+        monitor.start("choosing the norms' weight", len(files))
+        found = choose_weight(segmenter, files, InferenceOptions(), advance=advance)
+        if found.weight < 1:
+            monitor.say(f"batch norms: {found}")
+        weight = found.weight
+    if norms == "auto" and (weight is None or weight == 1):
+        return settings
+    weight = 1.0 if weight is None else weight
+    return settings.with_values({"training.norms": "instance", "training.norm_weight": weight}, "norms")
 
 
 def prepare_norms(
@@ -44,7 +95,7 @@ def prepare_norms(
     target: Sequence[ImageSource],
     monitor: Monitor,
 ) -> NormChoice:
-    """Choose between frozen and batch norm statistics, and put frozen ones into the network.
+    """Choose between frozen and batch norm statistics, and put frozen or mixed ones into the network.
 
     The statistics of two crops are a poor estimate of a domain's, and networks differ in how much that harms them:
     normalised by crops, before any training, ESPNet and the drawn streets' network lose little and train well; DABNet
@@ -52,7 +103,7 @@ def prepare_norms(
 
     Args:
         segmenter: its network is changed where statistics of the target are frozen.
-        settings: of the run.
+        settings: of the run, see :func:`mixed_norms`.
         source: labelled images, no smaller than the crop.
         target: images of the target domain; without any, the frozen statistics are the network's own.
         monitor: receives the progress and the choice.
@@ -65,6 +116,9 @@ def prepare_norms(
         Interrupted: the user asked to stop.
     """
     choice = settings.training.norms
+    if choice == "instance":
+        assert settings.training.norm_weight is not None
+        segmenter.mix_norms(settings.training.norm_weight)
     if not has_norms(segmenter):
         return "batch"
     if current_shard().world > 1 and segmenter.device.type != "cuda" and choice in ("auto", "batch"):
@@ -72,7 +126,7 @@ def prepare_norms(
             "batch norms: without CUDA each process normalises by its own crops, so what comes out depends on the "
             "number of processes; with --norms target it does not"
         )
-    if choice in ("batch", "source"):
+    if choice in ("batch", "instance", "source"):
         return choice
     if choice == "auto" and settings.method.source == "unused":
         return "batch"

@@ -156,7 +156,13 @@ class Student(nn.Module):
         self._tapped.encoder_inputs = (args, kwargs)
 
 
-def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable[..., Any], images: Tensor) -> Outputs:
+def run_student(
+    segmenter: NetworkSegmenter,
+    student: Student,
+    forward: Callable[..., Any],
+    images: Tensor,
+    norms: InstanceNorms | None = None,
+) -> Outputs:
     """A forward pass at the images' size.
 
     Args:
@@ -164,6 +170,7 @@ def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable
         student: the student.
         forward: the student itself or what wraps it (DistributedDataParallel).
         images: float ``[N, 3, h, w]``, RGB in 0..255.
+        norms: the student's, where they are active.
     """
     size = (images.shape[2], images.shape[3])
     seen: dict[str, Any] = {}
@@ -172,7 +179,7 @@ def run_student(segmenter: NetworkSegmenter, student: Student, forward: Callable
         output, seen["features"], seen["density"], seen["encoder_features"] = forward(inputs, size)
         return output
 
-    logits = segmenter.forward_logits(images, size, network)
+    logits = segmenter.forward_logits(images, size, network, norms)
     return Outputs(logits, **seen, encoder_inputs=student._tapped.encoder_inputs)
 
 
