@@ -41,6 +41,8 @@ class DeviceWithoutFloat64(TorchFunctionMode):
         args, kwargs = tree_map(_onto_the_cpu, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
+        if isinstance(result, torch.Size):  # tree_map would make a tuple of it
+            return result
         if not there or func in _LEAVING:
             return tree_map(_plain, result)
         return tree_map(lambda value: _placed(value, func, given), result)

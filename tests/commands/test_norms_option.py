@@ -444,7 +444,7 @@ def test_norms_that_training_adapted_are_no_sign_of_another_domain(
         *("finetune", "--model", normed, "--method", "source", "--iterations", 1, "--crop", 32, "--batch-size", 1),
         *("--source-images", scene.root / "images", "--source-labels", scene.root / "labels"),
         *("--target-images", scene.root / "images", "--output", tmp_path / "run", "--learning-rate", "1e-9"),
-        *(() if adapted else ("--norms", "source", "--no-target-norms")),
+        *(("--norms", "batch") if adapted else ("--norms", "source", "--no-target-norms")),
     )
     model = tmp_path / "run" / "model.toml"
     assert tomllib.loads(model.read_text())["segmenter"].get("adapted_norms", False) is adapted
