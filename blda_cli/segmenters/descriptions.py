@@ -162,7 +162,8 @@ def pictures(segmenter: NetworkSegmenter, files: Sequence[ImageSource], pixels: 
 
     Args:
         segmenter: reads them.
-        files: the images; those that cannot be read are left out.
+        files: the images; those that cannot be read, or hold no data, are left out. Pixels without data become the mean of
+            the image's others.
         pixels: cut out the middle where an image has more pixels; cutting keeps the scale, shrinking would not.
 
     Returns:
@@ -171,9 +172,14 @@ def pictures(segmenter: NetworkSegmenter, files: Sequence[ImageSource], pixels: 
     found = []
     for file in files:
         try:
-            array = segmenter.read(file)
+            array, valid = segmenter.read(file), file.valid_around()
         except BldaError:
             continue
+        if valid is not None:
+            if not valid.any():
+                continue
+            array = array.copy()
+            array[~valid] = array[valid].mean(axis=0)
         image = torch.from_numpy(array).to(segmenter.device).permute(2, 0, 1)[None].float()
         size = segmenter.preprocessor.section.size
         image = image if size is None else resize_images(image, size)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from blda_cli.data.images import find_images
+from blda_cli.data.images import find_images, masked
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
 from blda_cli.segmenters import descriptions
@@ -185,3 +185,18 @@ def test_norms_late_in_the_network_are_told(blobs: list[ImageSource]) -> None:
     before = 3 * 64 * 9 + 64 + 64 * 3 + 3 + 3 * 8 * 9 + 8
     total = sum(one.numel() for one in network.parameters())
     assert late == pytest.approx(before / total)
+
+
+def test_pixels_without_data_are_as_the_mean_of_the_others(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4)).astype(np.uint8)
+    pixels[:, :12, 3] = 0
+    pixels[:, 12:, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    made = segmenter_of(nn.Conv2d(3, 4, 1))
+    (picture,) = pictures(made, find_images(tmp_path / "a.png"))
+    shown = picture[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(shown[:, 12:], pixels[:, 12:, :3])
+    np.testing.assert_allclose(shown[:, :12] - pixels[:, 12:, :3].mean(axis=(0, 1)), 0, atol=1)
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (30, 20)).save(tmp_path / "masks" / "a.png")
+    assert pictures(made, masked(find_images(tmp_path / "a.png"), tmp_path / "masks")) == []
