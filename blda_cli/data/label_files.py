@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from blda_cli.data.classes import ClassSet, to_ids
 from blda_cli.data.divided_images import LastRead
-from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, opened, rawmode, wide_color
+from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, rawmode, to_decode, wide_color
 from blda_cli.data.raster_images import RasterImage
 from blda_cli.data.source import ImageSource, Window
 from blda_cli.errors import BldaError
@@ -70,7 +70,7 @@ def read_label_file(path: Path) -> RawLabel:
     Raises:
         BldaError: it cannot be read, or its values are not whole numbers from 0.
     """
-    with opened(path) as image:
+    with to_decode(path) as image:
         return _raw(image, path)
 
 

@@ -118,11 +118,10 @@ class PillowImage(DividedImage):
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Open an image, of any size that fits into memory; a failure inside ``with`` becomes a one-line error."""
+    """Open an image; a failure inside ``with`` becomes a one-line error."""
     try:
         check_regular(path)
         with _open(path) as image:
-            _refuse_too_large(image, path)
             yield image
     except BldaError:
         raise
@@ -143,8 +142,15 @@ def _open(path: Path) -> ImageFile.ImageFile:
         return kind(path)
 
 
+@contextmanager
+def to_decode(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Open an image whose pixels will be decoded; a large one for which the memory does not suffice is refused."""
+    with opened(path) as image:
+        _refuse_too_large(image, path)
+        yield image
+
+
 def _refuse_too_large(image: Image.Image, path: Path) -> None:
-    """Refuse a large image that cannot be decoded in the memory that is left."""
     pixels = image.width * image.height
     left = available_memory() if pixels > LARGE else None
     needed = pixels * (_BYTES_WIDE if is_wide_color(image) or image.mode[0] in "IF" else _BYTES)
@@ -171,7 +177,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         BldaError: it cannot be read.
     """
-    with opened(path) as image:
+    with to_decode(path) as image:
         if image.format == "TIFF" and image.tag_v2.get(_SAMPLES_PER_PIXEL, 1) > 4:  # type: ignore[attr-defined]
             raise BldaError(f"{path} has more than four bands: pip install 'blda-cli[geo]' for what reads them")
         ImageOps.exif_transpose(image, in_place=True)
@@ -186,7 +192,7 @@ def read_mask(path: Path) -> np.ndarray:
     """
 
     def read() -> np.ndarray:
-        with opened(path) as image:
+        with to_decode(path) as image:
             mask: np.ndarray = np.asarray(image.convert("L") if image.mode != "P" else image) > 0
             return mask
 
@@ -212,7 +218,7 @@ def _may_be_transparent(image: Image.Image) -> bool:
 
 
 def _read_opacity(path: Path) -> np.ndarray:
-    with opened(path) as image:
+    with to_decode(path) as image:
         if is_wide_color(image):
             there: np.ndarray = wide_color(image, path)[..., 3] > 0
         else:
@@ -221,7 +227,7 @@ def _read_opacity(path: Path) -> np.ndarray:
 
 
 def _read_stored(path: Path) -> np.ndarray:
-    with opened(path) as image:
+    with to_decode(path) as image:
         return _stored(image, path)
 
 

@@ -162,8 +162,8 @@ def pictures(segmenter: NetworkSegmenter, files: Sequence[ImageSource], pixels: 
 
     Args:
         segmenter: reads them.
-        files: the images; those that cannot be read, or hold no data, are left out. Pixels without data become the mean of
-            the image's others.
+        files: the images; those that cannot be read, or hold no data, are left out. Pixels without data become the mean
+            of the image's others.
         pixels: cut out the middle where an image has more pixels; cutting keeps the scale, shrinking would not.
 
     Returns:

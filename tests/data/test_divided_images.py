@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blda_cli.data import divided_images
+from blda_cli.data import divided_images, pillow_images
 from blda_cli.data.images import find_images, image_at
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
@@ -183,3 +183,25 @@ def test_what_is_read_does_not_depend_on_the_container(
             assert one[:2] == other[:2], name
             for mine, theirs in zip(one[2:], other[2:], strict=True):
                 np.testing.assert_array_equal(mine, theirs, err_msg=name, strict=True)
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_file_is_decoded_once_for_its_parts(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the memory that this takes is asked for before it, not while the pixels are kept."""
+    pixels[:20, 5:30, 3] = 0
+    save(tmp_path / "x.png", pixels)
+    decoded, read = [], pillow_images.read_image
+    monkeypatch.setattr(pillow_images, "LARGE", 1000)
+    monkeypatch.setattr(pillow_images, "read_image", lambda path: decoded.append(path) or read(path))
+    images = find_images(tmp_path)
+    images[0].read()
+    monkeypatch.setattr(pillow_images, "available_memory", lambda: 1000)
+    for image in images:
+        image.read()
+        image.valid()
+    assert len(decoded) == 1
+    save(tmp_path / "x.png", pixels[::-1])
+    with pytest.raises(BldaError, match=r"decoding it takes .* and .* are left"):
+        images[0].read()
