@@ -84,7 +84,8 @@ def test_values_that_are_no_choices(folder: Path) -> None:
     assert {"cityscapes-ids", "ids-from-1", "mask"} <= completed("report", "--label-encoding", "").keys()
     assert completed("finetune", "--val-encoding", "cityscapes-t") == {"cityscapes-train-ids": "plain"}
     assert completed("align", "--norms", "so") == {"source": "plain", "so": "file"}
-    assert completed("finetune", "--norms", "") == dict.fromkeys(("auto", "target", "source", "batch"), "plain")
+    norms = ("auto", "instance", "target", "source", "batch")
+    assert completed("finetune", "--norms", "") == dict.fromkeys(norms, "plain")
     assert completed("align", "--classes", "ci") == {"cityscapes": "plain", "ci": "file"}
     assert completed("align", "--tau", "") == {"auto": "plain"}
     assert completed("check", "--device", "c") == {"cpu": "plain", "cuda": "plain"}
