@@ -94,7 +94,8 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
                 f"{module_name} has no callable {name!r}{suggestion(name, made_here, f'{module_name}:{{}}')}"
             )
         try:
-            return cast(Callable[..., Any], make)(**arguments)
+            values = {key: None if value == "None" else value for key, value in arguments.items()}  # TOML has no None
+            return cast(Callable[..., Any], make)(**values)
         except BldaError:
             raise
         except (Exception, SystemExit) as error:

@@ -35,7 +35,7 @@ class NetworkSection:
         None,
         "File, folder or hub name (the other kinds), in the file relative to that, here to the working directory.",
     )
-    arguments: Mapping[str, Any] = setting({}, "Keyword arguments of the factory.")
+    arguments: Mapping[str, Any] = setting({}, 'Keyword arguments of the factory; the text "None" is None.')
     weights: Path | None = setting(None, "`.safetensors`, or `.pth` read with weights_only.")
     weights_key: str | None = setting(
         None, "Key or prefix of the network's weights in a file that holds several, e.g. `ema_model`."
