@@ -239,8 +239,8 @@ class LogitStatistics:
 
     def _counted(self, keys: Sequence[str]) -> str | None:
         """The first of some keys of which pixels are in the sample."""
-        sampled = [part.images for part in (self._sampled, *self._pending)]
-        return next((key for key in keys if any(bool((part == image_digest(key)).any()) for part in sampled)), None)
+        sampled = torch.cat([part.images for part in (self._sampled, *self._pending)])
+        return next((key for key in keys if bool((sampled == image_digest(key)).any())), None)
 
     def _join_pending(self) -> None:
         if self._pending:
