@@ -133,6 +133,7 @@ def test_page_in_a_browser(count: int, scheme: str, pages: Callable[[int], str],
         check_filter(view["filtered"], count)
         if count > 24:
             assert view["readOut"].count(f"class {count - 1}") == 2
+            assert " more classes</summary>" in page  # of the legend
         else:
             assert view["readOut"] is None
 
