@@ -72,8 +72,8 @@ def times(value: float) -> str:
     return "n/a" if math.isnan(value) else f"×{value:.{2 if value < 10 else 0}f}"
 
 
-def subject(report: Report) -> dict[str, str]:
-    """What the report is of, by the name of each thing: the network, the images, the corrections, the reference."""
+def subject(report: Report) -> list[tuple[str, str]]:
+    """What the report is of, by name: the network, the images, the classes, the corrections, the reference."""
     model = report.made["statistics"].get("model", {})
     options = report.provenance.common_options()
     named = [str(name) for name in (options.get("--model"), model.get("factory") or model.get("path")) if name]
@@ -82,17 +82,17 @@ def subject(report: Report) -> dict[str, str]:
         network += f" with {options['--weights']}"
     sources = _sources(report.provenance)
     count = f"{report.images:,} image{'' if report.images == 1 else 's'}, {report.pixels:,} pixels"
-    things = {
-        "network": network or "not recorded",
-        "images": f"{_list(sources)} ({count})" if sources else count,
-        "classes": f"{len(report.classes)}",
-    }
+    things = [
+        ("network", network or "not recorded"),
+        ("images", f"{_list(sources)} ({count})" if sources else count),
+        ("classes", f"{len(report.classes)}"),
+    ]
     for run in report.runs:
         corrected = _sources(Provenance.from_json(run.made["provenance"]))
         elsewhere = f", on {_list(corrected)}" if corrected and sources and set(corrected) != set(sources) else ""
-        things[run.name] = f"{run.method}{elsewhere}"
+        things.append((run.name, f"{run.method}{elsewhere}"))
     if report.reference is not None:
-        things["reference"] = f"{report.reference.file} ({report.reference.images:,} images)"
+        things.append(("reference", f"{report.reference.file} ({report.reference.images:,} images)"))
     return things
 
 
@@ -357,18 +357,14 @@ def _changed(report: Report, run: Run) -> str:
 
 def _contrary(report: Report, run: Run) -> str:
     """Why classes changed against their verdict: under-predicted ones that shrank, over-predicted ones that grew."""
-    names = report.classes.names
-    shares = dict(zip(names, zip(report.before.share, run.after.share, report.estimates, strict=True), strict=True))
-
-    def against(verdict: Verdict, sign: int) -> list[str]:
-        return [
-            name
-            for name in report.named(verdict)
-            for before, after, estimate in (shares[name],)
-            if sign * before < sign * after and percent(before) != percent(after) and not estimate.opposed
-        ]
-
-    shrank, grew = against(Verdict.UNDER, -1), against(Verdict.OVER, 1)
+    rows = zip(report.classes.names, report.estimates, report.before.share, run.after.share, strict=True)
+    growth = {
+        name: after - before
+        for name, estimate, before, after in rows
+        if percent(before) != percent(after) and not estimate.opposed
+    }
+    shrank = [name for name in report.named(Verdict.UNDER) if growth.get(name, 0) < 0]
+    grew = [name for name in report.named(Verdict.OVER) if growth.get(name, 0) > 0]
     parts = []
     if shrank:
         parts.append(f"{_list(shrank)} shrank although under-predicted")

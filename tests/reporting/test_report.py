@@ -401,18 +401,18 @@ def test_the_header_names_network_images_and_reference() -> None:
     options = {"--model": "net.toml", "--weights": "w.pth"}
     found = replace(found, provenance=Provenance(source="some frames", options=options))
     other = Run("a", "a", "blda", {}, 0.1, Predictions([1, 0, 0]), {"provenance": {"source": "other frames"}})
-    same = replace(other, name="b", made={"provenance": {"source": "some frames"}})
-    assert subject(replace(found, runs=[other, same])) == {
-        "network": "net.toml (nets:small) with w.pth",
-        "images": "some frames (4 images, 400 pixels)",
-        "classes": "3",
-        "a": "blda, on other frames",
-        "b": "blda",
-    }
+    same = replace(other, name="images", made={"provenance": {"source": "some frames"}})
+    assert subject(replace(found, runs=[other, same])) == [
+        ("network", "net.toml (nets:small) with w.pth"),
+        ("images", "some frames (4 images, 400 pixels)"),
+        ("classes", "3"),
+        ("a", "blda, on other frames"),
+        ("images", "blda"),
+    ]
     parts = tuple(Provenance(source=source, options={"--model": "n.toml"}) for source in ("east", "west", "east"))
     merged = subject(replace(made_up(None), provenance=Provenance(merged=parts)))
-    assert (merged["network"], merged["images"]) == ("n.toml", "east and west (4 images, 400 pixels)")
-    assert subject(replace(made_up(None), provenance=Provenance()))["network"] == "not recorded"
+    assert merged[:2] == [("network", "n.toml"), ("images", "east and west (4 images, 400 pixels)")]
+    assert subject(replace(made_up(None), provenance=Provenance()))[0] == ("network", "not recorded")
 
 
 def test_a_change_against_the_verdict_is_explained() -> None:
