@@ -128,7 +128,7 @@ def checkpoint(here: Path) -> None:
     else:
         shutil.copy(here / "streetnet.pth", here / "unet.pth")
         (here / "segmentation_models_pytorch.py").write_text(
-            "from streetnet import streetnet\n\n\ndef Unet(encoder, encoder_weights, classes):\n"
+            "from streetnet import streetnet\n\n\ndef Unet(encoder_name, encoder_weights, classes):\n"
             "    assert encoder_weights is None and classes == 11\n    return streetnet()\n"
         )
 
