@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from blda_cli.files import to_json
-from blda_cli.runtime.monitor import Interrupted
+from blda_cli.runtime.monitor import COMMAND, Interrupted
 from blda_cli.text import printable
 
 _PLAIN_SECONDS = 10.0
@@ -66,7 +66,9 @@ class ConsoleMonitor:
 
     def say(self, line: str) -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""
-        self._console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        # A terminal's own line breaks are not copied with a command, but they cut words.
+        whole = line.startswith(COMMAND) or not self._console.is_terminal
+        self._console.print(printable(line), highlight=False, markup=False, emoji=False, soft_wrap=whole)
 
     def warn(self, lines: Iterable[str]) -> None:
         """See :class:`blda_cli.runtime.monitor.Monitor`."""

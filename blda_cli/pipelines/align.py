@@ -39,7 +39,7 @@ from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesReques
 from blda_cli.pipelines.subject import Subject, load_subject
 from blda_cli.reporting.data_files import gap_data
 from blda_cli.reporting.words import domain_verdict, found_gap
-from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.monitor import COMMAND, Interrupted, Monitor
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import Segmenter, model_identity
@@ -121,7 +121,8 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         if gap.distance > 0 and not target.norms_shifted:
             command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]
             more = "labels of a few images, views or training may bring more: the report says how"
-            say(f"{more}: {shlex.join(map(str, command))}")
+            say(f"{more}:")
+            say(f"{COMMAND}{shlex.join(map(str, command))}")
     say_notes(segmenter, target if files.stats else None, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     return record

@@ -219,7 +219,8 @@ def print_check(check: Check, console: Console, *, all_classes: bool = False) ->
     loaded = Table(box=None, show_header=False)
     for heading, text in loaded_lines(check):
         loaded.add_row(heading, printable(text))
-    console.print(loaded, end="\n\n")
+    console.print(loaded)
+    console.print()
     if check.comparison is not None:
         rows = table(check.comparison)
         names = [f"{description} ({marks})" if marks else description for description, _, _, marks in rows]

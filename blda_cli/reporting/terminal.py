@@ -168,9 +168,11 @@ def print_table(
     hidden = "" if shown == len(names) else f"{len(names) - shown} {'more ' if shown else ''}classes: --all"
     console.print(Text(title, style="italic"))
     console.print(table)
-    for line in (caption, hidden, f"no room for: {', '.join(out)}" if out else ""):
-        if line:
-            console.print(Text(line, style="dim italic"))
+    below = [line for line in (caption, hidden, f"no room for: {', '.join(out)}" if out else "") if line]
+    for line in below:
+        console.print(Text(line, style="dim italic"))
+    if below:
+        console.print()
 
 
 def _width(fields: Sequence[Field], *, wrapped: bool) -> int:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+COMMAND = "  "
+"""Begins a remark that is a command to copy, which is not wrapped."""
+
 
 class Interrupted(Exception):  # noqa: N818  # a request, not an error
     """The user asked to stop; finished work is kept, and the same command continues from there."""

@@ -130,12 +130,13 @@ def test_record_says_how_the_folder_was_made(aligned: Path, scene: Scene, stats:
 
 def test_what_is_said(run: Run, scene: Scene, stats: Path) -> None:
     result = run("align", *scene.options(), "--stats", stats, "--output", scene.root / "a")
-    gap, more = result.stderr.splitlines()
+    gap, more, command = result.stderr.splitlines()
     assert re.search(
         r"/a: 6 images, [\d.]+% of the pixels changed; blda negative, τ [\d.]+; out of domain$", result.stdout
     )
     assert re.fullmatch(r"These images are out of domain \(.* of the pixels are contested, .*\): .*", gap)
-    assert more.endswith(f"blda report --stats {stats} --aligned {scene.root / 'a'} --output report")
+    assert more.endswith("the report says how:")
+    assert command == f"  blda report --stats {stats} --aligned {scene.root / 'a'} --output report"
     said = record(scene.root / "a")
     for name, before, after in zip(said["classes"], said["pixels_before"], said["pixels_after"], strict=True):
         line = next(line for line in result.stdout.splitlines() if name in line)
