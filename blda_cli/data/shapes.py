@@ -142,7 +142,7 @@ def _boxed_runs(box: tuple[int, int, int, int], counts: list[int], size: tuple[i
 
 
 def _brush(data: Any, size: tuple[int, int]) -> np.ndarray:
-    """Label Studio's brush: red, green, blue and alpha of every pixel, packed with ``@thi.ng/rle-pack``.
+    """Label Studio's brush: red, green, blue and alpha of every pixel, packed as the npm package rle-pack does.
 
     After the number of values (32 bits), the bits of a value less one (5) and four lengths less one (4 each) come runs:
     a bit that is set where one value is repeated, the index of a length (2 bits), the run's length less one in so many

@@ -322,7 +322,7 @@ def test_views_do_not_depend_on_the_parts(run: Run, land: Path, monkeypatch: pyt
         in_parts(monkeypatch, block)
         run("collect-stats", *options(land), "--flip", "--scales", "0.75,1", "--output", land / f"{block}.h5")
         found.append(cells(land / f"{block}.h5")[0])
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
     run("collect-stats", *options(land), "--output", land / "plain.h5")
     assert not np.array_equal(found[0], cells(land / "plain.h5")[0])
 
@@ -381,7 +381,7 @@ def test_large_pictures_are_run_in_the_same_windows(
     ):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
         if suffix != "tif":
-            assert one.getpalette()[:12] == other.getpalette()[:12]
+            assert (one.getpalette() or [])[:12] == (other.getpalette() or [])[:12] != []
     run("report", "--stats", land / "s.h5", "--aligned", land / "parts", "--labels", places["truth"],
         "--output", land / "report")  # fmt: skip
     content = json.loads((land / "report" / "report.json").read_text())

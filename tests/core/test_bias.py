@@ -154,9 +154,11 @@ def test_frames_of_one_drive_are_no_more_than_its_scenes() -> None:
         for frame, part in enumerate(scene.chunk(8, dim=2)):
             keys.append(f"drive/{8 * index + frame}")  # without zeros in front
             often += often.draw(part, part.argmax(dim=1), None, [keys[-1]])
-    wide = sampled_bias(once, keys=map(str, range(40)))
+    wide = sampled_bias(once, keys=[str(index) for index in range(40)])
+    assert wide.blocks is not None
     assert (wide.blocks.count, wide.blocks.correlated) == (40, False)
     drive, each = sampled_bias(often, keys=keys), sampled_bias(often)
+    assert drive.blocks is not None
     assert 15 <= drive.blocks.count <= 40
     ratio = ((drive.high - drive.low) / (wide.high - wide.low)).mean()
     assert 0.7 < ratio < 1.4

@@ -1,5 +1,6 @@
 import hashlib
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -207,7 +208,12 @@ def test_of_very_many_pixels_the_same_ones_are_drawn(classes: int, monkeypatch: 
     whole = drawn()
     monkeypatch.setattr(sample_module, "_MANY", 0)
     counted, lowest = [], sample_module._lowest
-    monkeypatch.setattr(sample_module, "_lowest", lambda *given: counted.append(len(given[0])) or lowest(*given))
+
+    def counting(*given: Any) -> Any:
+        counted.append(len(given[0]))
+        return lowest(*given)
+
+    monkeypatch.setattr(sample_module, "_lowest", counting)
     assert_same(drawn(), whole)
     if classes == 2:
         assert counted[0] < 0.7 * 150 * 160

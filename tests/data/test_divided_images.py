@@ -64,10 +64,10 @@ def test_a_part_of_an_image_that_exif_turns(tmp_path: Path, pixels: np.ndarray) 
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
-    if path.suffix == ".tif":
-        Image.fromarray(pixels).save(path)
+    if path.suffix == ".webp":
+        Image.fromarray(pixels).save(path, lossless=True, exact=True)
     else:
-        Image.fromarray(pixels).save(path, **({"lossless": True, "exact": True} if path.suffix == ".webp" else {}))
+        Image.fromarray(pixels).save(path)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -157,13 +157,13 @@ CONTAINERS: dict[str, tuple[str, Write, bool, bool]] = {
 @pytest.mark.parametrize("form", [PixelFormat(), PixelFormat((3, 1)), PixelFormat((), (10, 4095))], ids=str)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_what_is_read_does_not_depend_on_the_container(
-    tmp_path: Path, large: bool, alpha: bool, form: PixelFormat, dtype: type, request: pytest.FixtureRequest
+    tmp_path: Path, large: bool, alpha: bool, form: PixelFormat, dtype: type[np.integer], request: pytest.FixtureRequest
 ) -> None:
     """All that statistics are made of: the pixels, where there is data, and what lies where."""
     pytest.importorskip("rasterio", reason="the extra geo is not installed")
     if large:
         request.getfixturevalue("parts")
-    pixels = np.random.default_rng(0).integers(1, np.iinfo(dtype).max, (50, 70, 3 + alpha)).astype(dtype)
+    pixels: np.ndarray = np.random.default_rng(0).integers(1, np.iinfo(dtype).max, (50, 70, 3 + alpha)).astype(dtype)
     if alpha:
         pixels[10:30, :40, 3] = 0
     found: dict[str, list[tuple[object, ...]]] = {}
@@ -193,8 +193,13 @@ def test_a_file_is_decoded_once_for_its_parts(
     pixels[:20, 5:30, 3] = 0
     save(tmp_path / "x.png", pixels)
     decoded, read = [], pillow_images.read_image
+
+    def reading(path: Path) -> np.ndarray:
+        decoded.append(path)
+        return read(path)
+
     monkeypatch.setattr(pillow_images, "LARGE", 1000)
-    monkeypatch.setattr(pillow_images, "read_image", lambda path: decoded.append(path) or read(path))
+    monkeypatch.setattr(pillow_images, "read_image", reading)
     images = find_images(tmp_path)
     images[0].read()
     monkeypatch.setattr(pillow_images, "available_memory", lambda: 1000)

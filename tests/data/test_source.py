@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import images
-from blda_cli.data.annotations import Shape
 from blda_cli.data.classes import class_set
 from blda_cli.data.images import find_images, image_at
 from blda_cli.data.labels import label_reader
@@ -20,6 +19,7 @@ from blda_cli.data.logit_arrays import LogitArray
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.data.raster_images import RasterImage
+from blda_cli.data.shapes import Shape
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 

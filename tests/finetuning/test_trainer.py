@@ -56,7 +56,7 @@ def test_the_student_trains_with_its_norms_mixed(normed_project: Any, batches: C
     segmenter = normed_project.segmenter()
     segmenter.mix_norms(0.5)
     trainer = Trainer(segmenter, normed_project.settings(**values), holds_norms=True)
-    running = trainer.student.network.encoder[1].running_mean.clone()
+    running = trainer.student.network.get_buffer("encoder.1.running_mean").clone()
     network = normed_project.segmenter().module.train()
     hold_norms(network)
     (batch,) = batches(normed_project, [[0, 1]], **values)
@@ -66,7 +66,7 @@ def test_the_student_trains_with_its_norms_mixed(normed_project: Any, batches: C
     loss = cross_entropy(logits, batch.source_labels).mean()
     report = trainer.train_step([batch])
     assert float(report.losses["source"]) == pytest.approx(float(loss), rel=1e-6)
-    assert torch.equal(trainer.student.network.encoder[1].running_mean, running)
+    assert torch.equal(trainer.student.network.get_buffer("encoder.1.running_mean"), running)
     assert trainer.exported().norm_weight == 0.5
 
 

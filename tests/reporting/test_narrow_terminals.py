@@ -14,7 +14,7 @@ from blda_cli.reporting.model import Estimate, Predictions, Report, Run, scores_
 from blda_cli.reporting.terminal import print_report
 from blda_cli.store.provenance import Provenance
 
-NAMES = ["road", "pedestrian", "conveyer belt"]
+NAMES = ["road", "pedestrian", "conveyor belt"]
 
 
 def printed(report: Report, width: int, *, all_classes: bool = False) -> list[str]:

@@ -278,15 +278,15 @@ def test_windows_scales_and_flips_of_a_network(
 ) -> None:
     segmenter = load(description(tmp_path), weights)
     got = segmenter.logits(pixels, InferenceOptions(slide=(32, 40), stride=(18, 30)))
-    total, weights = torch.zeros(2, 5, 50, 70), torch.zeros(50, 70)
+    total, covered = torch.zeros(2, 5, 50, 70), torch.zeros(50, 70)
     rows, columns = (torch.tensor([min(at + 1, side - at) for at in range(side)]) for side in (32, 40))
     weight = rows[:, None] * columns
     for top in (0, 18):
         for left in (0, 30):
             window = (..., slice(top, top + 32), slice(left, left + 40))
             total[window] += weight * reference(tiny_net, pixels[:, window[1], window[2]])
-            weights[window] += weight
-    torch.testing.assert_close(got, total / weights)
+            covered[window] += weight
+    torch.testing.assert_close(got, total / covered)
 
     by_default = InferenceOptions(slide=(32, 40))
     assert by_default == InferenceOptions(slide=(32, 40), stride=(21, 26))
