@@ -202,7 +202,7 @@ def test_streets_by_day_to_streets_at_dusk(tmp_path: Path) -> None:
         *("finetune", "--model", STREETS / "streets.toml", "--output", run, "--device", "cpu", "--quiet", "--json"),
         *("--source-images", day / "images", "--source-labels", day / "labels", "--target-images", dusk / "images"),
         *("--val-images", dusk / "images", "--val-labels", dusk / "labels", "--validate-every", 1),
-        *("--iterations", 1, "--crop", 96, "--learning-rate", "1e-9", "--no-target-norms"),
+        *("--iterations", 1, "--crop", 96, "--learning-rate", "1e-9", "--norms", "batch", "--no-target-norms"),
     )
     assert result.exit_code == 0, result.stderr
     before = json.loads(result.stdout)["validation"]
