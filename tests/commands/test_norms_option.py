@@ -389,11 +389,13 @@ def test_strong_is_norms_views_and_a_strength_for_both_commands(
 ) -> None:
     options, strong = scene.options(model=normed), ["--preset", "strong"]
     said = run("collect-stats", *options, *strong, "--output", tmp_path / "s.h5").stderr
-    assert "--preset strong: 6 views of each image, 7.6 times the pixels of one\n" in said
+    assert "--preset strong: 10 views of each image, 11.2 times the pixels of one\n" in said
     content = read_statistics(tmp_path / "s.h5")
-    assert content.model["inference"] | {"scales": [0.75, 1.0, 1.5], "flip": True} == content.model["inference"]
+    assert (
+        content.model["inference"] | {"scales": [0.5, 0.75, 1.0, 1.25, 1.5], "flip": True} == content.model["inference"]
+    )
     assert isinstance(content.norms, MixedNorms)
-    assert content.norms.weight == 0.5
+    assert content.norms.weight == 0.7  # single views have 0.5
     run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a")
     run("align", *options, *strong, "--output", tmp_path / "b")  # alone it does both
     np.testing.assert_array_equal(counts(tmp_path / "b.h5"), counts(tmp_path / "s.h5"))

@@ -8,10 +8,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from blda_cli.core.agreement import count_pairs, mutual_information
+from blda_cli.core.choices import LabelSource
+from blda_cli.core.fitting import Evidence, fit_correction
+from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
+from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images, masked
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+from blda_cli.segmenters import norm_choice
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.norm_choice import WEIGHTS, choose_weight
 from blda_cli.segmenters.norms import use_norms
@@ -70,7 +76,7 @@ def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource
     found = choose_weight(away, stripes, InferenceOptions(scales=(0.5, 1.0), flip=True), advance=advanced.append)
     assert away.norm_weight == 1
     assert away.identity == identity
-    assert (found.images, advanced) == (2, [1, 1])
+    assert (found.images, sum(advanced)) == (2, 2)
     assert tuple(found.agreements) == tuple(found.information) == WEIGHTS
     for weight in WEIGHTS:
         expected = information(segmenter(0.4, 0.004), stripes, weight)
@@ -81,6 +87,51 @@ def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource
     assert found.weight == max(gains, key=lambda weight: gains[weight])
     assert found.weight < 0.8
     assert str(found).startswith(f"mixed with each image's own statistics, weight {found.weight:g}: ")
+
+
+@pytest.mark.parametrize(
+    ("information", "expected"),
+    [
+        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.1, 1.0: 3.0}, 0.85),  # the first fall ends it
+        ({0.7: 1.0, 0.8: 0.9}, 0.7),
+        ({0.7: 1.0, 0.8: 0.996, 0.85: 0.99}, 0.8),  # as much, and more of the network's own
+        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.3, 1.0: 1.4}, 1.0),
+    ],
+)
+def test_averaged_views_raise_the_weight(
+    stripes: list[ImageSource], information: dict[float, float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm_choice, "_shared_by_halves", lambda *given: information[given[3]])
+    found = norm_choice._raised(segmenter(0.4, 0.004), stripes, InferenceOptions(), 0.7, lambda _: None)
+    assert found == expected
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.0)])
+def test_the_halves_of_the_views_are_averaged_and_aligned_each(
+    stripes: list[ImageSource], scales: tuple[float, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "mirrored").mkdir()
+    for file in stripes:  # the right side is brighter, so that mirroring matters
+        pixels = np.array(Image.open(file.path)).astype(float) + np.linspace(0, 40, 40)[None, :, None]
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(file.path)
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored" / file.path.name)
+    away = segmenter(0.4, 0.004)
+    options = InferenceOptions(scales=scales, flip=True)
+    found = norm_choice._shared_by_halves(away, stripes, options, 0.6, lambda _: None)
+    predicted = []
+    for mirrored, files in enumerate((stripes, find_images(tmp_path / "mirrored"))):
+        statistics, logits = LogitStatistics(3), []
+        for file, batch in zip(stripes, away.stream(files, InferenceOptions(scales=scales)), strict=True):
+            turned = batch.logits.flip(-1) if mirrored else batch.logits
+            statistics.update(turned, keys=[file.key])
+            logits.append(turned)
+        cells = statistics.cells[LabelSource.PSEUDO]
+        correction = fit_correction(AlignmentSettings(), Evidence(statistics, cells, norms_adapted=True))
+        predicted.append(torch.cat(logits).movedim(1, -1).reshape(1, -1, 3).movedim(-1, 1))
+        predicted[-1] = correction.predict(predicted[-1])
+    assert found == pytest.approx(mutual_information(count_pairs(*predicted, 3)), abs=1e-6)
+    assert found > 0.1
 
 
 def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: Path) -> None:
