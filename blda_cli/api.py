@@ -106,7 +106,8 @@ class Alignment:
             anchors: the former name of ``reference``.
             labelled: statistics with labels of a few images, for the supervised method.
             spatial_priors: statistics with labels, for class-normalised confidence.
-            preset: ``"published"``: the alignment as published.
+            preset: ``"published"``: the alignment as published. (``"strong"`` is for :func:`collect_stats` and
+                :func:`align`, which run the network.)
             **choices: as the options of ``blda align``, with the same defaults: ``method``, ``shift``, ``tau``,
                 ``label_source``, ``density``, ``tails``; see :class:`AlignmentSettings`.
 

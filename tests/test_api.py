@@ -99,8 +99,8 @@ def test_choices_are_those_of_the_command() -> None:
     assert chosen_settings({"shift": "quantile"}).shift is Shift.QUANTILE
     assert chosen_settings({}, "published") == PUBLISHED
     assert chosen_settings({"tau": 0.5}) == AlignmentSettings(tau=0.5)
-    for choices in ({"strength": 1}, {"method": "bald"}, {"preset": "exact"}):
-        with pytest.raises(ValueError, match=r"strength|bald|exact"):
+    for choices in ({"strength": 1}, {"method": "bald"}, {"preset": "exact"}, {"preset": "strong"}):
+        with pytest.raises(ValueError, match=r"strength|bald|exact|use collect_stats and align with it"):
             blda_cli.Alignment.fit(counted(), **choices)
 
 

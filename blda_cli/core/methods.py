@@ -163,6 +163,11 @@ def chosen_settings(choices: Mapping[str, Any], preset: str | None = None) -> Al
     Raises:
         ValueError: there is no such setting or preset, or a value does not fit.
     """
+    if preset == "strong":
+        raise ValueError(
+            "preset 'strong' changes how the network is run (norm statistics, scales, flips), which a correction of "
+            "logits cannot: use collect_stats and align with it"
+        )
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there is {', '.join(PRESETS)}")
     return fitted(AlignmentSettings, choices, PRESETS[preset] if preset else AlignmentSettings())
