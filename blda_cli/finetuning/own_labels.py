@@ -20,11 +20,14 @@ from blda_cli.finetuning.streaming import stream_share
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import STRONG
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
+
+LABEL_VIEWS = InferenceOptions(scales=(0.75, 1.0, 1.5), flip=True)
+"""The views that labels are made from: those that training without a source was measured with."""
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
@@ -41,7 +44,7 @@ def label_target(
     *,
     norms: NormSource | MixedNorms,
 ) -> None:
-    """Label every image by the predictions of ``--preset strong``, and keep each class's most confident pixels.
+    """Label every image as ``--preset strong`` does, by fewer views, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
     of the preset's strength is fitted to the result. A pixel is labelled where its confidence, the probability of its
@@ -62,7 +65,7 @@ def label_target(
         Interrupted: the user asked to stop.
     """
     classes, device = segmenter.classes, segmenter.device
-    inference = replace(STRONG, workers=workers)
+    inference = replace(LABEL_VIEWS, workers=workers)
     counted = target[:: -(-len(target) // _COUNTED)]
     content = collect_statistics(
         segmenter,

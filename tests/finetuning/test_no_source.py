@@ -26,7 +26,7 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.methods import METHODS
-from blda_cli.pipelines.requests import STRONG
+from blda_cli.finetuning.own_labels import LABEL_VIEWS
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -51,7 +51,7 @@ def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path)
     segmenter = project.segmenter()
     alignment = blda_cli.Alignment.from_file(started / "start.h5")
     found, confidence, predicted = [], [], []
-    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), STRONG):
+    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), LABEL_VIEWS):
         scores = alignment.scores(batch.logits)[0]
         confidence.append(scores.max(dim=0).values.exp().double().flatten())
         predicted.append(scores.argmax(dim=0).flatten())
