@@ -110,7 +110,7 @@ def choose_weight(
         found = given
         if found is None:
             found = max(weights, key=lambda weight: _worth(shared[weight], weight))
-            if maps and options.flip and len(options.scales) > 1:
+            if maps and found < 1 and options.flip and len(options.scales) > 1:
                 found = _raised(segmenter, read, options, found, advance)
     finally:
         segmenter.mix_norms(1.0)
