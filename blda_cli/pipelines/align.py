@@ -85,6 +85,12 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     subject = load_subject(request.subject, inference.device, job.shard)
     refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
     _refuse_clashes(subject.share, scores=request.outputs.save_scores)
+    part = next((image for image in subject.images if image.is_part), None)
+    if request.files.spatial_priors and part is not None:
+        raise BldaError(
+            f"--spatial-priors say where in an image each class lies, and {part.path} is run in parts: leave them out, "
+            "or cut it into images of at most 16 million pixels"
+        )
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
     say_strong(request.preset, segmenter, inference, say)

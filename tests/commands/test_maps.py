@@ -416,3 +416,15 @@ def test_training_on_parts_of_a_map(
         assert (np.asarray(Image.open(labels))[:, 26:] == 255).all()
         assert (np.asarray(Image.open(labels)) < 4).any()
     assert "a crop of 50x24 is larger than" in refused("finetune", *given, "--crop", "50x24", "--output", land / "r2")
+
+
+def test_spatial_priors_are_not_of_parts(
+    run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
+    align = ["align", *options(land), "--stats", land / "s.h5", "--method", "class-confidence",
+             "--spatial-priors", land / "s.h5"]  # fmt: skip
+    run(*align, "--output", land / "whole")
+    in_parts(monkeypatch, 64)
+    said = refused(*align, "--output", land / "parts")
+    assert "--spatial-priors say where in an image each class lies, and " in said
