@@ -32,7 +32,7 @@ class Corrected:
         run: its name.
         after: data URI of the corrected prediction.
         difference: data URI of the image in grey, changed pixels in their new class's colour.
-        changed: share of the pixels changed.
+        changed: share of the predicted pixels that changed.
         right: share of the labelled pixels that are right; None where there are no labels, NaN where all are void.
     """
 
@@ -156,7 +156,7 @@ def _frame(
                 run=name,
                 after=_uri(Image.fromarray(palette[small]), lossless=True),
                 difference=_uri(Image.fromarray(difference.astype(np.uint8)), lossless=False),
-                changed=float((predicted != before).mean()),
+                changed=int((predicted != before)[predicted >= 0].sum()) / max(1, int((predicted >= 0).sum())),
                 right=_right(predicted, truth),
             )
         )

@@ -120,6 +120,9 @@ def test_pictures_of_a_frame(tmp_path: Path) -> None:
     (frame,) = make_gallery(["x"], images, lambda _: before, {"run": lambda _: after}, classes)
     assert (frame.labels, frame.right, frame.runs[0].right) == (None, None, None)
     assert frame.runs[0].changed == 0.5
+    after[10:14] = before[10:14] = IGNORE_INDEX  # no data
+    (part,) = make_gallery(["x"], images, lambda _: before, {"run": lambda _: after}, classes)
+    assert part.runs[0].changed == 10 / 16
     np.testing.assert_array_equal(opened(frame.runs[0].after)[0, 0], classes.palette[2])
     np.testing.assert_array_equal(opened(frame.before)[0, 0], classes.palette[0])
     difference = opened(frame.runs[0].difference).astype(int)
