@@ -19,6 +19,8 @@ CONTENTS = {
 :caption: Use
 docs/choosing
 docs/recipes/README
+docs/commands
+docs/how-it-works
 docs/models
 docs/description
 docs/images
