@@ -58,8 +58,8 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
     from blda_cli.reporting.terminal import SHOWN_CLASSES, Field, print_table
 
     summary = _summary(record, output)
-    if not summary["images"]:  # of a shard that got none
-        click.echo(f"{output}: 0 images")
+    if not sum(record.pixels_before):  # of a shard that got no image, or of images without data
+        click.echo(f"{printable(str(output))}: {summary['images']} images, no pixels")
         return
     shares = [(one["share_before"], one["share_after"]) for one in summary["classes"].values()]
     title, groups = "Share of the pixels predicted as each class", None
@@ -77,7 +77,8 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
         Field("after", [f"{after:.2%}" for _, after in shares]),
         Field("change", [_change(before, after) for before, after in shares]),
     ]
-    print_table(Console(markup=False, emoji=False), title, "class", record.classes, fields, groups)
+    if groups is None or any(groups):  # of many classes some changed
+        print_table(Console(markup=False, emoji=False), title, "class", record.classes, fields, groups)
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
     verdict = f"; {record.verdict}" if record.verdict else ""
     click.echo(

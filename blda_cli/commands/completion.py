@@ -6,6 +6,7 @@ over as one word and bash as three, and values with a colon, which bash cuts the
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,9 +52,12 @@ def _models(incomplete: str) -> Iterable[str]:
     scheme, colon, rest = incomplete.partition(":")
     if not colon:
         return ("hf:", "logits:")
-    start = f"{scheme}:{rest[: rest.rfind('/') + 1]}"
-    folder = Path(rest[: rest.rfind("/") + 1] or ".").expanduser()
-    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    parent = rest[: rest.rfind("/") + 1]
+    start, folder = f"{scheme}:{parent}", Path(parent or ".").expanduser()
+    found: list[Path] = []
+    with suppress(OSError):  # there is no such folder, or it cannot be read
+        hidden = rest[len(parent) :].startswith(".")
+        found = [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(".") == hidden]
     if scheme == "logits":
         return [f"{start}{path.name}/" for path in found]
     if scheme != "hf":

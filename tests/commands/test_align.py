@@ -552,6 +552,12 @@ def test_of_many_classes_those_that_changed_most_are_shown(capsys: pytest.Captur
     shrunk = [index for index in range(150) if growth[index] < 0]
     assert classes(all_classes=False) == grown[:10] + shrunk[:10]
     assert classes(all_classes=True) == [*grown, *shrunk, *range(0, 150, 3)]
+    made.pixels_after = made.pixels_before
+    _show(made, Path("aligned"), all_classes=False)
+    assert capsys.readouterr().out == "aligned: 1 images, 0.0% of the pixels changed; argmax\n"
+    made.pixels_before = made.pixels_after = [0] * 150
+    _show(made, Path("aligned"), all_classes=False)
+    assert capsys.readouterr().out == "aligned: 1 images, no pixels\n"
 
 
 def test_statistics_with_labels_say_what_labels_are_for(

@@ -38,7 +38,7 @@ end
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with models, and ``blda`` on the path."""
-    for path in ("nets/seg", "nets/a b", "hub/models--org--name"):
+    for path in ("nets/seg", "nets/.hidden", "nets/a b", "hub/models--org--name"):
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "nets" / "seg" / "config.json").touch()
     (tmp_path / "nets" / "net.toml").touch()
@@ -99,6 +99,7 @@ def test_models(folder: Path) -> None:
         "hf:org/name": "plain",
     }
     assert completed("finetune", "--model=hf:nets/") == {"hf:nets/seg": "plain", "hf:nets/a b/": "part"}
+    assert completed("align", "--model", "hf:nets/.") == {"hf:nets/.hidden/": "part"}
     assert completed("align", "--model", "logits:nets/s") == {"logits:nets/seg/": "part"}
     assert completed("align", "--model", "module:") == completed("align", "--model", "hf:gone/") == {}
 
