@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blda_cli.data.label_files import save_ids
+from blda_cli.data.label_files import write_label_png
 from blda_cli.errors import BldaError
-from blda_cli.files import claim, real, replacing
+from blda_cli.files import claim, real
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import MergeRequest
 from blda_cli.store import prediction_folder
@@ -33,7 +33,6 @@ from blda_cli.store.statistics import (
     read_statistics,
     write_statistics,
 )
-from blda_cli.store.whole_predictions import read_whole
 
 
 def merge(request: MergeRequest, job: Job) -> StatisticsFile | RunRecord:
@@ -100,15 +99,13 @@ def merge_folders(paths: Sequence[Path], job: Job) -> RunRecord:
     try:
         for path, record in zip(paths, records, strict=True):
             folder = AlignedFolder(path, record)
-            for key in record.changed.keys() - record.classified.keys():
-                for kind in (ARGMAX, PREDICTIONS, *([SCORES] if record.settings["scores"] else [])):
-                    place = prediction_path(work, key, kind)
-                    of_part = None if kind == SCORES else read_whole(path / kind, folder.image(key))
-                    if of_part is None:
-                        _copy(prediction_path(path, key, kind), place)
-                    else:
-                        with replacing(place) as temporary:
-                            save_ids(temporary, of_part, whole.class_set)
+            for kind in (ARGMAX, PREDICTIONS, *([SCORES] if record.settings["scores"] else [])):
+                for key in sorted(record.changed.keys() - record.classified.keys()):
+                    origin, place = prediction_path(path, key, kind), prediction_path(work, key, kind)
+                    if kind == SCORES or origin.exists():
+                        _copy(origin, place)
+                    else:  # put together with those of the image's other parts
+                        write_label_png(place, folder.read(key, kind), whole.class_set, original_ids=True)
         write_divided(work, whole)
         if whole.classified:
             write_classifications(work, whole)

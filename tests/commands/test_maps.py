@@ -342,6 +342,30 @@ def test_shards_of_a_map_are_put_together(run: Run, land: Path, monkeypatch: pyt
         assert [path.name for path in merged.parent.iterdir()] == ["land.tif"]
 
 
+def test_shards_of_a_large_picture_of_wide_ids(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNGs of 16 bits, as of more than 254 classes."""
+    in_parts(monkeypatch, 64)
+    np.save(land / "land.npy", np.random.default_rng(0).integers(0, 4096, (100, 80, 4)).astype(np.uint16))
+    given = options(land, "--images", str(land / "land.npy"))
+    run("collect-stats", *given, "--output", land / "s.h5")
+    whole = np.full((100, 80), 65535, dtype=np.uint16)
+    parts = [land / f"part{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        run("align", *given, "--stats", land / "s.h5", "--shard", f"{number}/2", "--output", part)
+        record = json.loads((part / "run.json").read_text())
+        (part / "run.json").write_text(json.dumps({**record, "ids": [1000, 1001, 1002, 1003]}))
+        for kind in ("argmax", "predictions"):
+            with Image.open(part / kind / "land.png") as picture:
+                narrow = np.asarray(picture)
+            wide = np.where(narrow == 255, 65535, narrow + np.uint16(1000)).astype(np.uint16)
+            Image.fromarray(wide).save(part / kind / "land.png")
+        whole = np.where(wide == 65535, whole, wide)
+    run("merge", *parts, "--output", land / "merged")
+    with Image.open(land / "merged" / "predictions" / "land.png") as merged:
+        np.testing.assert_array_equal(np.asarray(merged), whole)
+    assert whole.max() < 65535
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "npz"])
 def test_large_pictures_are_run_in_the_same_windows(
     run: Run, land: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
