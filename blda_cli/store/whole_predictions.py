@@ -48,9 +48,18 @@ def write_whole(folder: Path, parts: Parts, classes: ClassSet | None) -> None:
     first = next(iter(parts.values()))
     path = _path(folder, first)
     there = {key: folder / f"{key}.png" for key in parts if (folder / f"{key}.png").exists()}
-    if path.exists() and not there:
-        return  # an earlier run did it, and was stopped afterwards
-    pictures = ((parts[key], np.asarray(Image.open(picture))) for key, picture in there.items())
+    if not path.exists():  # else it is whole, and an earlier run was stopped while it removed the parts
+        _write(path, first, ((parts[key], np.asarray(Image.open(picture))) for key, picture in there.items()), classes)
+    for of_part in there.values():
+        of_part.unlink()
+    for holder in {of_part.parent for of_part in there.values()}:
+        if not any(holder.iterdir()):
+            holder.rmdir()
+
+
+def _write(
+    path: Path, first: DividedImage, pictures: Iterable[tuple[DividedImage, np.ndarray]], classes: ClassSet | None
+) -> None:
     void = 0 if classes is None else void_value(classes.ids)
     with replacing(path) as temporary:
         if isinstance(first, RasterImage):
@@ -61,11 +70,6 @@ def write_whole(folder: Path, parts: Parts, classes: ClassSet | None) -> None:
                 (top, bottom), (left, right) = part.place()
                 values[top:bottom, left:right] = picture
             save_ids(temporary, values, classes)
-    for of_part in there.values():
-        of_part.unlink()
-    for holder in {of_part.parent for of_part in there.values()}:
-        if not any(holder.iterdir()):
-            holder.rmdir()
 
 
 def _write_raster(
