@@ -85,14 +85,16 @@ def find_images(source: str | Path, pixels: PixelFormat = AS_SEEN) -> list[Image
         refuse_label_maps(paths)
     alone = all(kind_of(path).only_alone for path in paths)
     found: dict[str, ImageSource] = {}
+    named: dict[str, ImageSource] = {}  # by the names of whole images, which predictions and labels of parts have
     for path in paths:
         kind = kind_of(path)
         if kind.only_alone and not alone:
             continue
         for image in kind.found_in(path, path.relative_to(root).with_suffix("").as_posix(), pixels):
-            if image.key in found:
+            other = found.get(image.key) or named.setdefault(image.labelled_as, image)
+            if other.path != path:
                 raise BldaError(
-                    f"{found[image.key].location} and {image.location} would both be called {image.key}: rename one, "
+                    f"{other.location} and {image.location} would both be called {image.labelled_as}: rename one, "
                     "or choose one kind with a glob"
                 )
             found[image.key] = image

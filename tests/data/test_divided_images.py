@@ -63,6 +63,15 @@ def test_a_part_of_an_image_that_exif_turns(tmp_path: Path, pixels: np.ndarray) 
     np.testing.assert_array_equal(first.read(), np.rot90(pixels[..., :3], -1)[:32, :32])
 
 
+@pytest.mark.usefixtures("parts")
+def test_a_large_image_and_another_of_its_name_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    """The predictions of both would be one file."""
+    save(tmp_path / "x.png", pixels[:9, :9])
+    save(tmp_path / "x.webp", pixels)
+    with pytest.raises(BldaError, match=r"x.png and .*x.webp#0-0 would both be called x:"):
+        find_images(tmp_path)
+
+
 def save(path: Path, pixels: np.ndarray) -> None:
     if path.suffix == ".webp":
         Image.fromarray(pixels).save(path, lossless=True, exact=True)
