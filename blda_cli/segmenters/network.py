@@ -351,8 +351,9 @@ class NetworkSegmenter(Segmenter):
         if section.size is None or scale == 1:
             return True
         if self._one_size is None:
-            try:
-                self._scores(self._grey(size), None, self._without_hooks(), scale=scale)
+            grey = self._padded(self.preprocessor(self._grey(size), scale), scale)
+            try:  # not what the scores mean, for which a grey image is no example
+                self._run(self._without_hooks(), grey if section.margin is None else extend(grey, section.margin))
                 self._one_size = False
             except BldaError:
                 height, width = section.size

@@ -331,6 +331,14 @@ def test_a_network_of_one_size_is_shown_less_detail(tmp_path: Path, pixels: Tens
     assert [note for note in segmenter.notes if note.startswith("the network takes 64x96 only")]
 
 
+def test_scales_are_not_tried_by_what_scores_of_a_grey_image_look_like(tmp_path: Path, pixels: Tensor) -> None:
+    like_sigmoids = "x if images[..., :8, :8].std() > 1e-3 else 0.5 + 0.4 * x.sigmoid()"
+    section = "[preprocessing]\nsize = [64, 96]\n[classes]\nnames = ['a', 'b', 'c', 'd', 'e']"
+    segmenter = load(description(tmp_path, section, "tiny:Wrapped", like_sigmoids))
+    segmenter.logits(pixels, InferenceOptions(scales=(0.5, 1.0)))
+    assert segmenter.notes == []
+
+
 def test_mixed_precision_is_close(tmp_path: Path, weights: Path, pixels: Tensor) -> None:
     segmenter = load(description(tmp_path), weights)
     half = segmenter.logits(pixels, InferenceOptions(amp=True))
