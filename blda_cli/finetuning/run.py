@@ -160,7 +160,7 @@ def train(
     if state is None:
         chosen = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor)
     else:
-        kept = {f"training.{name}": state[name] for name in ("norms", "norm_weight")}
+        kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}
         chosen = settings.with_values(kept, str(folder.checkpoint))
     weight = chosen.training.norm_weight if chosen.training.norms == "instance" else None
     if settings.labels_itself and state is None:

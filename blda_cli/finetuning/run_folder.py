@@ -38,7 +38,7 @@ _CHECKPOINT: dict[str, Any] = {
     "norm_weight": float | None,
     "trainer": dict[str, Any],
 }
-"""Types of a checkpoint's entries."""
+"""Types of a checkpoint's entries; older ones lack ``norm_weight``."""
 
 
 class RunFolder:
