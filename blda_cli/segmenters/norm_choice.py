@@ -110,7 +110,7 @@ def choose_weight(
         found = given
         if found is None:
             found = max(weights, key=lambda weight: _worth(shared[weight], weight))
-            if maps and found < 1 and options.flip and len(options.scales) > 1:
+            if maps and options.flip and len(options.scales) > 1:
                 found = _raised(segmenter, read, options, found, advance)
     finally:
         segmenter.mix_norms(1.0)
@@ -132,9 +132,12 @@ def _raised(
     weight: float,
     advance: Callable[[int], None],
 ) -> float:
-    """The weight, or a larger one under which the two halves of the views share more."""
+    """The weight, or a larger one below 1 under which the two halves of the views share more."""
+    larger_ones = sorted(one for one in WEIGHTS if weight < one < 1)
+    if not larger_ones:
+        return weight
     worth = _worth(_shared_by_halves(segmenter, files, options, weight, advance), weight)
-    for larger in sorted(one for one in WEIGHTS if one > weight):
+    for larger in larger_ones:
         next_worth = _worth(_shared_by_halves(segmenter, files, options, larger, advance), larger)
         if next_worth <= worth:
             break

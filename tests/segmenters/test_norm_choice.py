@@ -92,10 +92,10 @@ def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource
 @pytest.mark.parametrize(
     ("information", "expected"),
     [
-        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.1, 1.0: 3.0}, 0.85),  # the first fall ends it
+        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.05, 0.9: 3.0}, 0.8),  # the first fall ends it
         ({0.7: 1.0, 0.8: 0.9}, 0.7),
         ({0.7: 1.0, 0.8: 0.996, 0.85: 0.99}, 0.8),  # as much, and more of the network's own
-        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.3, 1.0: 1.4}, 1.0),
+        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.3}, 0.9),  # never as trained: single views have refuted that
     ],
 )
 def test_averaged_views_raise_the_weight(
