@@ -89,7 +89,7 @@ def test_align_runs_the_network_with_the_norms_of_its_statistics(
     run: Run, scene: Scene, normed: str, stats: Path
 ) -> None:
     said = run("align", *scene.options(model=normed), "--stats", stats, "--output", scene.root / "a")
-    assert "batch norms: statistics of 6 target images" in said.stderr
+    assert "batch norms" not in said.stderr  # collect-stats said it
     norms = read_statistics(stats).norms
     assert isinstance(norms, Norms)
     own, by_hand = (load_segmenter(parse_model(normed), torch.device("cpu")).module for _ in range(2))
