@@ -47,7 +47,9 @@ def segmenter() -> RandomSegmenter:
 
 
 @pytest.fixture
-def files() -> list[ImageSource]:
+def files(monkeypatch: pytest.MonkeyPatch) -> list[ImageSource]:
+    """Images that the segmenter does not read, so that there are no files."""
+    monkeypatch.setattr(PillowImage, "declared", lambda _: None)
     return [PillowImage(Path(f"/x/{name}.png"), name) for name in "abcdef"]
 
 
