@@ -15,6 +15,7 @@ from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.images import find_images, masked
+from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters import norm_choice
@@ -149,7 +150,9 @@ def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: 
             Image.fromarray(mask).save(masks / file.path.name)
         files = masked(stripes, str(masks))
         away = segmenter(0.4, 0.004)
-        found.append(choose_weight(away, files, InferenceOptions()))
+        labels = LabelReader(lambda _: np.zeros((48, 40), np.int16), "ids", {})
+        found.append(choose_weight(away, files, InferenceOptions(), labels=labels))
+        assert [int(one.counts.sum()) for one in found[-1].confusions.values()] == [2 * 48 * 30] * 2
         away.mix_norms(0.5)
         logits += [batch.logits[..., :30] for batch in away.stream(files, InferenceOptions(batch_size=2))]
     assert found[0].weight == found[1].weight
