@@ -54,7 +54,27 @@ class Content:
     mask: Tensor | None = None
     _counted: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def counted(self, shape: Sequence[int]) -> Tensor | None:
+    def within(self, values: Tensor, fed: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What lies over the image in the maps of a layer, and which positions of it count.
+
+        Args:
+            values: ``[N, C, height, width]``; of other shapes all is taken.
+            fed: shape of the network's input.
+
+        Returns:
+            The maps without padding, and bool ``[N, height, width]`` of them; None: all count.
+        """
+        if len(fed) != 4 or values.ndim != 4 or len(values) != fed[0]:
+            return values, None
+        if self.size is not None:
+            height, width = (
+                max(1, side * part // full)
+                for side, part, full in zip(values.shape[2:], self.size, fed[2:], strict=True)
+            )
+            values = values[:, :, :height, :width]
+        return values, self._counted_of(values.shape[2:])
+
+    def _counted_of(self, shape: Sequence[int]) -> Tensor | None:
         """Which positions of maps of a (height, width) see data alone, bool ``[N, height, width]``; None: all."""
         if self.mask is None:
             return None
@@ -193,17 +213,8 @@ class InstanceNorms:
 
     def _own(self, values: Tensor) -> Moments | None:
         """Statistics of each image; None where there are too few positions."""
-        content = self._content
-        whole = len(self._input) == 4 and values.ndim == 4 and len(values) == self._input[0]
-        if whole and content.size is not None:
-            height, width = (
-                max(1, side * part // full)
-                for side, part, full in zip(values.shape[2:], content.size, self._input[2:], strict=True)
-            )
-            values = values[:, :, :height, :width]
-        if values.shape[2:].numel() < FEW_POSITIONS:
-            return None
-        return image_moments(values, content.counted(values.shape[2:]) if whole else None)
+        values, counted = self._content.within(values, self._input)
+        return None if values.shape[2:].numel() < FEW_POSITIONS else image_moments(values, counted)
 
 
 def _pooled(parts: Sequence[Moments | None]) -> Moments | None:

@@ -160,16 +160,7 @@ class ObservedNorms:
 
     def _counted(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         """What lies over the image in the input of a norm, and which positions of it count; None: all."""
-        content, whole = self._content, self._input
-        if content.mask is None or content.size is None or values.ndim != 4 or len(whole) != 4:
-            return values, None
-        if len(values) != whole[0]:
-            return values, None
-        height, width = (
-            max(1, side * part // full)
-            for side, part, full in zip(values.shape[2:], content.size, whole[2:], strict=True)
-        )
-        return values[:, :, :height, :width], content.counted((height, width))
+        return (values, None) if self._content.mask is None else self._content.within(values, self._input)
 
     def _see(self, name: str, values: Tensor) -> None:
         values, counted = self._counted(values.detach())  # the graph of a loop with gradients is not kept
