@@ -43,7 +43,7 @@ class LogitBatch:
             for a classifier.
         labels: ``[N, H, W]`` int16 class ids on the same device, ``IGNORE_INDEX`` where there is none
             (``[N]`` for a classifier); None where no labels are read.
-        valid: bool ``[N, H, W]`` on the same device, where there is data; None: everywhere.
+        valid: bool ``[N, H, W]`` on the same device, where there is data; None: everywhere, or a classifier's.
         largest: the largest absolute logit, as float32; None where it is not known.
         aside: context manager; work on the batch within it does not wait for the network, which runs on the next batch.
     """
@@ -186,6 +186,8 @@ class Segmenter(ABC):
         core = files[0].core
         around = valid_pixels(files, self.device)
         logits = self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=core), around)
+        if logits.ndim == 2:  # of a whole image, whatever pixels of it are there
+            return logits, None
         if around is None or core is None:
             return logits, around
         top, left, height, width = core

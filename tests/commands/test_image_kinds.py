@@ -220,3 +220,25 @@ def test_bits_that_nothing_says_are_named_and_recorded(run: Run, scene: Scene, t
     held = read_statistics(tmp_path / "s.h5")
     assert held.provenance.bits is None
     assert held.model["preprocessing"]["bits"] == 12
+
+
+@pytest.mark.parametrize("norms", ["auto", "instance"])
+def test_a_classifier_of_pictures_with_transparent_pixels(run: Run, tmp_path: Path, norms: str) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "whole.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n    return nn.Sequential("
+        "nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))\n"
+    )
+    (tmp_path / "images").mkdir()
+    for name in ("a", "b", "c"):
+        pixels = generator.integers(0, 256, (20, 30, 4)).astype(np.uint8)
+        pixels[:5, :, 3] = 0
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "truth.csv").write_text("a,0\nb,1\nc,2\n")
+    given = ["--model", f"{tmp_path / 'whole.py'}:make", "--images", tmp_path / "images"]
+    run("check", *given)
+    run("collect-stats", *given, "--labels", tmp_path / "truth.csv", "--norms", norms, "--output", tmp_path / "s.h5")
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file.attrs["pixels"] == 3
+    run("align", *given, "--stats", tmp_path / "s.h5", "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 4
