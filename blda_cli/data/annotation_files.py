@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -59,11 +59,11 @@ def labelme_shapes(images: Sequence[ImageSource], folder: Path) -> tuple[dict[st
     Raises:
         BldaError: a file cannot be read, or an image has none.
     """
-    found = sorted(folder.rglob("*.json"))
-    files = _findable({_plain(path.relative_to(folder).as_posix()): path for path in found})
-    paths, shapes = {}, {}
+    found = {_plain(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*.json"))}
+    paths = _matched(images, folder, found)
+    shapes = {}
     for image in images:
-        path = next((files[name] for name in _names(image) if name in files), None)
+        path = paths.get(image.key)
         if path is None:
             raise BldaError(
                 f"no label found for {image.location} in {folder}: {image.key}.json of labelme is looked for"
@@ -78,7 +78,6 @@ def labelme_shapes(images: Sequence[ImageSource], folder: Path) -> tuple[dict[st
             ]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BldaError(f"{path} is no file of labelme: it needs shapes with label and points ({error})") from error
-        paths[image.key] = path
     return paths, shapes
 
 
@@ -201,30 +200,51 @@ def _of_images(images: Sequence[ImageSource], path: Path, by_name: dict[str, lis
     """The shapes of each image from those of each name in a file.
 
     Raises:
-        BldaError: an image has none.
+        BldaError: an image has none, or two would have the same.
     """
-    findable, shapes = _findable(by_name), {}
-    for image in images:
-        name = next((name for name in _names(image) if name in findable), None)
-        if name is None:
-            raise BldaError(
-                f"{path} has no image called {image.key} (it has {len(by_name)}, such as "
-                f"{next(iter(by_name), 'none')[:60]}): give the file of these images"
-            )
-        shapes[image.key] = findable[name]
+    shapes = _matched(images, path, by_name)
+    missing = next((image for image in images if image.key not in shapes), None)
+    if missing is not None:
+        raise BldaError(
+            f"{path} has no image called {missing.key} (it has {len(by_name)}, such as "
+            f"{next(iter(by_name), 'none')[:60]}): give the file of these images"
+        )
     return shapes
 
 
-def _findable(by_path: dict[str, T]) -> dict[str, T]:
-    """Entries by path; by the last part of it where that is no other's; and by that without the eight digits that Label
+def _matched(images: Sequence[ImageSource], source: Path, by_path: dict[str, T]) -> dict[str, T]:
+    """The entry of each image that has one, by its key, from entries by path.
+
+    Raises:
+        BldaError: two images would have the same entry.
+    """
+    findable, found = _findable(by_path), {}
+    owners: dict[str, ImageSource] = {}
+    for image in images:
+        path = next((findable[name] for name in _names(image) if name in findable), None)
+        if path is None:
+            continue
+        owner = owners.setdefault(path, image)
+        if owner.labelled_as != image.labelled_as:
+            raise BldaError(
+                f"{owner.location} and {image.location} would both have the labels of {path} in {source}: give labels "
+                "of both, named by the images' paths"
+            )
+        found[image.key] = by_path[path]
+    return found
+
+
+def _findable(paths: Iterable[str]) -> dict[str, str]:
+    """Paths by themselves; by the last part where that is no other's; and by that without the eight digits that Label
     Studio puts before the names of uploads."""
-    last = [PurePosixPath(path).name for path in by_path]
+    whole = list(paths)
+    last = [PurePosixPath(path).name for path in whole]
     uploaded = [re.sub("^[0-9a-f]{8}-", "", name) for name in last]
-    found: dict[str, T] = {}
+    found: dict[str, str] = {}
     for names in (uploaded, last):
         times = Counter(names)
-        found |= {name: one for name, one in zip(names, by_path.values(), strict=True) if times[name] == 1}
-    return found | by_path
+        found |= {name: path for name, path in zip(names, whole, strict=True) if times[name] == 1}
+    return found | {path: path for path in whole}
 
 
 def _names(image: ImageSource) -> list[str]:

@@ -121,6 +121,19 @@ def labelme(folder: Path, name: str, *shapes: dict[str, Any]) -> None:
     path.write_text(json.dumps(content))
 
 
+def test_two_images_of_one_name_do_not_share_regions(images: Path, tmp_path: Path) -> None:
+    (images / "west").mkdir()
+    Image.new("RGB", (40, 30)).save(images / "west" / "a.jpg")
+    source = coco(tmp_path, (9, 3, {"size": [30, 40], "counts": [2, 5, 1193]}))
+    (tmp_path / "labelme").mkdir()
+    shape = {"label": "road", "points": [[0, 0], [9, 9]], "shape_type": "rectangle"}
+    for name in ("a", "b"):
+        (tmp_path / "labelme" / f"{name}.json").write_text(json.dumps({"shapes": [shape]}))
+    for given in (source, tmp_path / "labelme"):
+        with pytest.raises(BldaError, match=r"east/a\.jpg and .*west/a\.jpg would both have the labels of .*a in"):
+            reader(images, given)
+
+
 def test_labelme_shapes(images: Path, tmp_path: Path) -> None:
     mask = io.BytesIO()
     Image.fromarray(np.eye(5, dtype=np.uint8)).save(mask, format="PNG")
