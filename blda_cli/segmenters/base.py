@@ -113,6 +113,11 @@ class Segmenter(ABC):
         with norms:
             yield
 
+    def note(self, remark: str) -> None:
+        """Add a remark for the user, once."""
+        if remark not in self.notes:
+            self.notes.append(remark)
+
     def stream(
         self,
         files: Sequence[ImageSource],
@@ -141,6 +146,11 @@ class Segmenter(ABC):
         """
         self.check(files, options)
         if any(file.is_part for file in files):
+            if options.slide is None:
+                self.note(
+                    f"images of more than 16 million pixels are run in windows of {PART_WINDOW[0]}x{PART_WINDOW[1]}: "
+                    "--slide HxW sets another size"
+                )
             # A part is large, and its network takes far longer than its reading: one ahead is enough.
             options = replace(options, workers=1, batch_size=1, slide=options.slide or PART_WINDOW)
             assert options.slide is not None

@@ -56,11 +56,11 @@ class StoredSegmenter(Segmenter):
             scores = plain_scores(scores, self.meaning.quantised)
             scores, turned = channels_first(scores, self.meaning, size)
             if turned:
-                self._note("the arrays are [H, W, C]: they are turned round to [C, H, W]")
+                self.note("the arrays are [H, W, C]: they are turned round to [C, H, W]")
             check_scores(scores, 1, self.meaning)
             remark = check_meaning(scores, self.meaning)
             if remark is not None:
-                self._note(remark)
+                self.note(remark)
             scores = self.meaning.used(scores).float()
             if scores.ndim == 4 and size is not None:
                 scores = self._fit(scores, size)
@@ -105,12 +105,8 @@ class StoredSegmenter(Segmenter):
     def _fit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         whole = covered((scores.shape[2], scores.shape[3]), size, None)
         if whole != size:
-            self._note(f"the logits still hold padding to {whole[0]}x{whole[1]}; it is cut off below and on the right")
+            self.note(f"the logits still hold padding to {whole[0]}x{whole[1]}; it is cut off below and on the right")
         return fit_scores(scores, whole, size, size)
-
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
 
 
 def load(spec: SegmenterSpec, device: torch.device) -> StoredSegmenter:

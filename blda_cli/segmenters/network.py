@@ -225,7 +225,7 @@ class NetworkSegmenter(Segmenter):
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; it refuses nothing, but may add a remark."""
         if options.amp and not isinstance(self.network, nn.Module):
-            self._note("--amp makes no difference: the network is not run by PyTorch")
+            self.note("--amp makes no difference: the network is not run by PyTorch")
 
     def network_input(self, images: Tensor) -> Tensor:
         """The network's input ``[N, 3, h, w]`` for images, float ``[N, 3, H, W]`` RGB in 0..255."""
@@ -301,21 +301,21 @@ class NetworkSegmenter(Segmenter):
             remark = check_meaning(scores, self.meaning)
             self._meaning_checked = remark != DOUBTFUL
             if remark is not None and not self.corrected:  # a correction moves probabilities
-                self._note(remark)
+                self.note(remark)
         scores = self.meaning.used(scores)
         if size is None or scores.ndim == 2:
             return scores
         whole, content, got = ((one.shape[2], one.shape[3]) for one in (padded, resized, scores))
         scaling = self._scaling_for(got, whole)
         if scaling is not None and scaling.unpadded:
-            self._note(
+            self.note(
                 f"the network's output lacks a margin of {scaling.margin} pixels in all, where the nearest scores are "
                 f"taken: margin = {scaling.margin} under [preprocessing] mirrors images beyond their borders instead"
             )
             return place(scores, scaling, whole, content, (size[0], size[1]))
         reached = covered(got, whole, scaling)
         if reached != whole:
-            self._note(
+            self.note(
                 f"the network's output still holds the padding of its input to {reached[0]}x{reached[1]}; it is "
                 "cut off below and on the right"
             )
@@ -357,7 +357,7 @@ class NetworkSegmenter(Segmenter):
                 self._one_size = False
             except BldaError:
                 height, width = section.size
-                self._note(f"the network takes {height}x{width} only: scales change the detail of what it is shown")
+                self.note(f"the network takes {height}x{width} only: scales change the detail of what it is shown")
                 self._one_size = True
         return not self._one_size
 
@@ -473,12 +473,8 @@ class NetworkSegmenter(Segmenter):
             scores = scores.permute(0, 3, 1, 2) if turned else scores
         if turned:
             self._turned = True
-            self._note("the network's output is [N, H, W, C]: it is turned round to [N, C, H, W]")
+            self.note("the network's output is [N, H, W, C]: it is turned round to [N, C, H, W]")
         return scores
-
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
 
 
 def network_segmenter(

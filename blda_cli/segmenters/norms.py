@@ -239,12 +239,11 @@ def use_norms(segmenter: Segmenter, norms: Norms | MixedNorms | None) -> None:
         if norms.identity is not None:
             segmenter.identity = {**segmenter.identity, "norms": norms.identity}
         if norms.identity is not None or norms.agreements:
-            _note(segmenter, f"batch norms: {norms}")
+            segmenter.note(f"batch norms: {norms}")
         return
     put_norms(segmenter.module, norms)
     segmenter.identity = {**segmenter.identity, "norms": norms.identity}
-    _note(
-        segmenter,
+    segmenter.note(
         f"batch norms: statistics of {norms.images} target images, the network's own counting as {norms.source_images}",
     )
 
@@ -269,11 +268,6 @@ def put_norms(network: nn.Module, norms: Norms) -> None:
         raise BldaError(f"the norms of the statistics do not fit the network: it has no {foreign[0]} of that size")
     for name, values in norms.averages.items():
         own[name].copy_(values)
-
-
-def _note(segmenter: Segmenter, note: str) -> None:
-    if note not in segmenter.notes:
-        segmenter.notes.append(note)
 
 
 def hold_norms(network: nn.Module) -> None:

@@ -255,6 +255,17 @@ def test_norms_of_a_large_map_are_as_trained_unless_asked(
     assert "not for images that are run in parts: --norms target mixes in those of the parts" in message
 
 
+def test_windows_of_large_images_are_said_where_none_are_asked_for(
+    run: Run, land: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_parts(monkeypatch, 64)
+    remark = "run in windows of 512x512: --slide HxW sets another size"
+    whole = [word for word in options(land) if word not in SLIDE]
+    assert remark in run("collect-stats", *whole, "--output", land / "s.h5").stderr
+    assert remark not in run("align", *whole, "--stats", land / "s.h5", "--output", land / "out").stderr
+    assert remark not in run("collect-stats", *options(land), "--output", land / "t.h5").stderr
+
+
 def test_parts_without_data_say_nothing_about_norms(land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from blda_cli.data.images import find_images
     from blda_cli.data.pixels import PixelFormat
