@@ -247,9 +247,8 @@ class Alignment:
 
     def _checked(self, logits: Tensor | Array, check_finite: bool) -> Tensor:
         values = logits
-        if isinstance(
-            logits, np.ndarray
-        ):  # torch takes neither negative strides nor, without a warning, read-only arrays
+        if isinstance(logits, np.ndarray):
+            # torch takes neither negative strides nor, without a warning, read-only arrays
             values = torch.from_numpy(np.require(logits, requirements=["C", "W"]))
         check_logits(values, len(self.classes))
         if values.device != self.device:
@@ -520,13 +519,11 @@ def finetune(
 
 
 def _job(name: str, output: str | Path, overwrite: bool, options: Mapping[str, Any]) -> Job:
-    given = {
-        f"--{key.replace('_', '-')}": value
-        if isinstance(value, bool)
-        else [str(one) for one in value]
-        if key == "set"
-        else str(value)
+    given: dict[str, Any] = {
+        f"--{key.replace('_', '-')}": value if isinstance(value, bool) else str(value)
         for key, value in options.items()
-        if value is not None
+        if value is not None and key != "set"
     }
+    if options.get("set") is not None:  # may be given several times
+        given["--set"] = [str(one) for one in options["set"]]
     return Job(Path(output), overwrite, current_provenance(f"blda_cli.{name}", given))
