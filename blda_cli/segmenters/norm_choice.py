@@ -91,6 +91,8 @@ def choose_weight(
                     raise
                 continue
             valid = valid_pixels([file], segmenter.device)
+            if valid is not None and not bool(valid.any()):
+                continue
             if truth is not None and valid is not None and truth.ndim == 3:
                 truth = truth[valid]
             for weight in weights:
@@ -105,7 +107,7 @@ def choose_weight(
             read.append(file)
             advance(1)
         if not read:
-            raise BldaError("no image could be read, so there is nothing to choose the norms by")
+            raise BldaError("no image with data could be read, so there is nothing to choose the norms by")
         shared = {weight: mutual_information(table) for weight, table in pairs.items()}
         found = given
         if found is None:
@@ -171,7 +173,7 @@ def _shared_by_halves(
         advance(0)
     settings = AlignmentSettings()
     one, other = (
-        fit_correction(settings, Evidence(half, half.cells[LabelSource.PSEUDO], norms_adapted=weight < 1))
+        fit_correction(settings, Evidence(half, half.cells[LabelSource.PSEUDO], norms_adapted=True))
         .to(device)
         .predict(torch.cat(pixels, dim=-1))
         for half, pixels in zip(halves, kept, strict=True)

@@ -162,6 +162,17 @@ def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: 
     torch.testing.assert_close(logits[0], logits[1])
 
 
+def test_images_without_any_data_are_passed_over(stripes: list[ImageSource], tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for file, value in zip(stripes, (0, 255), strict=True):
+        Image.new("L", (40, 48), value).save(tmp_path / "masks" / file.path.name)
+    files = masked(stripes, str(tmp_path / "masks"))
+    views = InferenceOptions(scales=(0.75, 1.0), flip=True)
+    assert choose_weight(segmenter(0.4, 0.004), files, views).images == 1
+    with pytest.raises(BldaError, match="nothing to choose the norms by"):
+        choose_weight(segmenter(0.4, 0.004), files[:1], views)
+
+
 def test_a_network_in_domain_keeps_its_norms(stripes: list[ImageSource]) -> None:
     pixels = np.stack([np.array(Image.open(file.path)) for file in stripes]).mean(axis=3) / 255
     home = segmenter(float(pixels.mean()), float(pixels.var()))
@@ -189,5 +200,5 @@ def test_unreadable_images_count_nothing(stripes: list[ImageSource]) -> None:
     with pytest.raises(BldaError, match="not an image"):
         choose_weight(segmenter(0.4, 0.004), stripes, InferenceOptions())
     assert choose_weight(segmenter(0.4, 0.004), stripes, InferenceOptions(on_error="skip")).images == 1
-    with pytest.raises(BldaError, match="no image could be read"):
+    with pytest.raises(BldaError, match="no image with data could be read"):
         choose_weight(segmenter(0.4, 0.004), stripes[:1], InferenceOptions(on_error="skip"))
