@@ -211,7 +211,7 @@ def _by_contents(
     values = samples.without(ignore)
     if auto:
         _refuse_palettes(samples, values, classes, groups)
-        if set(values) == {0, VOID}:
+        if set(values) == {0, VOID} and not _as_written_here(samples.palette, classes):
             raise BldaError(
                 f"the labels in {samples.paths[0].parent} hold 0 and 255 alone: give the label encoding {MASK} if 255 "
                 f"is a class ({classes.names[-1]!r} of two), or ids if it means no class"
@@ -355,6 +355,11 @@ def _painted(palette: np.ndarray, values: Mapping[int, int], lookup: ClassLookup
         expected = {value: colors[str(name)] for value, name in encoding.values.items()}
     shared = [value for value in values if value in expected and value < len(palette)]
     return len(shared) > 1 and all(tuple(palette[value]) == expected[value] for value in shared)
+
+
+def _as_written_here(palette: np.ndarray | None, classes: ClassSet) -> bool:
+    """Whether a file's palette is that of all the segmenter's classes, as in predictions."""
+    return palette is not None and np.array_equal(palette[: len(classes)], classes.palette)
 
 
 def _is_city_ids(encoding: LabelEncoding) -> bool:

@@ -308,6 +308,13 @@ class TestIdsAndMappings:
         np.testing.assert_array_equal(read, labels)
         assert read.dtype == np.int16
 
+    def test_our_own_predictions_of_one_class_and_none_are_no_masks(self, folders: Folders) -> None:
+        classes = class_set(["ground", "crop"])
+        ids = np.array([[0, NONE], [0, 0]])
+        folders.add("a.png", "a.png", np.zeros((2, 2), np.uint8))
+        write_label_png(folders.labels / "a.png", ids, classes)
+        np.testing.assert_array_equal(folders.read(classes), ids)
+
     def test_of_more_than_255_classes_255_is_one(self, folders: Folders) -> None:
         classes = class_set([f"class {index}" for index in range(300)])
         folders.add("a.png", "a.png", np.array([[255, 299, 65535, 0]], np.uint16))
