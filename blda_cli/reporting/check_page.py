@@ -26,16 +26,16 @@ _OPACITY = 0.55
 
 
 def overlay(picture: np.ndarray, classes: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """A picture under the colours of its predicted classes.
+    """A picture in grey under the colours of its predicted classes.
 
     Args:
         picture: uint8 ``[H, W, 3]``.
-        classes: class ids ``[H, W]``.
+        classes: class ids ``[H, W]``; ``IGNORE_INDEX`` has no colour.
         palette: one colour per class.
     """
     colors = np.array(palette, dtype=np.float64)[classes]
     grey = picture.mean(axis=2, keepdims=True)
-    mixed = _OPACITY * colors + (1 - _OPACITY) * grey
+    mixed = np.where((classes < 0)[..., None], grey, _OPACITY * colors + (1 - _OPACITY) * grey)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 

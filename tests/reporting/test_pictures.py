@@ -19,6 +19,7 @@ from blda_cli.core.shifts import location_shifts
 from blda_cli.data.classes import class_set
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.reporting import gallery
+from blda_cli.reporting.check_page import overlay
 from blda_cli.reporting.colors import diverging, luminance, sequential, text_on
 from blda_cli.reporting.densities import BINS, densities
 from blda_cli.reporting.gallery import choose_frames, make_gallery
@@ -128,6 +129,14 @@ def test_pictures_of_a_frame(tmp_path: Path) -> None:
     difference = opened(frame.runs[0].difference).astype(int)
     assert np.abs(difference[3, 15] - classes.palette[2]).max() < 40
     assert np.ptp(difference[16, 15]) < 12  # unchanged: grey
+
+
+def test_the_overlays_of_a_check_leave_pixels_without_data_grey() -> None:
+    classes = np.array([[0, 1, IGNORE_INDEX]])
+    drawn = np.asarray(overlay(np.full((1, 3, 3), 90, np.uint8), classes, [(255, 0, 0), (0, 0, 255)]))
+    assert drawn[0, 0, 0] > drawn[0, 0, 2]
+    assert drawn[0, 1, 2] > drawn[0, 1, 0]
+    assert drawn[0, 2].tolist() == [90, 90, 90]
 
 
 def test_gallery_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
