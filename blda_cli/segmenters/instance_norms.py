@@ -25,8 +25,9 @@ statistics."""
 Moments = tuple[Tensor, Tensor]
 """Means and variances, float32 ``[N, C]``."""
 
-Recorded = list[Moments | None]
-"""The moments of each call of a layer in a forward pass, in order; None where there were too few positions."""
+Recorded = list[tuple[Tensor, Tensor, Tensor] | None]
+"""The moments of each call of a layer in a forward pass, in order, and of how many positions they are, ``[N, 1]``; None
+where there were too few."""
 
 
 BUFFERS = ("running_mean", "running_var")
@@ -123,7 +124,7 @@ class InstanceNorms:
         self._content = Content()
         self._input: tuple[int, ...] = ()
         self._passes: list[Recorded] | None = None
-        self._held: Recorded | None = None
+        self._held: list[Moments | None] | None = None
         self._call = 0
 
     def __enter__(self) -> Self:
@@ -166,8 +167,7 @@ class InstanceNorms:
         """Use recorded statistics within ``with``: windows are normalised by those of their whole image.
 
         Args:
-            passes: of one pass over whole images; of several passes, over parts of equal size of one image, the pooled
-                statistics are used.
+            passes: of one pass over whole images; of several passes, over their parts, the pooled statistics are used.
         """
         self._held = [_pooled(calls) for calls in zip(*passes, strict=True)]
         try:
@@ -188,7 +188,7 @@ class InstanceNorms:
         own = self._own(values) if self._held is None else self._held[self._call]
         self._call += 1
         if self._passes is not None:
-            self._passes[-1].append(own)
+            self._passes[-1].append(None if own is None else (*own, self._positions(values)))
         if own is None:
             return None
         running: Moments = layer.running_mean, layer.running_var  # type: ignore[assignment]
@@ -216,11 +216,21 @@ class InstanceNorms:
         values, counted = self._content.within(values, self._input)
         return None if values.shape[2:].numel() < FEW_POSITIONS else image_moments(values, counted)
 
+    def _positions(self, values: Tensor) -> Tensor:
+        """How many positions of each image count, ``[N, 1]``."""
+        values, counted = self._content.within(values, self._input)
+        if counted is None:
+            return values.new_full((len(values), 1), values.shape[2:].numel(), dtype=torch.float32)
+        return counted.flatten(1).sum(dim=1, keepdim=True).float()
 
-def _pooled(parts: Sequence[Moments | None]) -> Moments | None:
-    """Pool the statistics of parts of equal size, by the law of total variance."""
+
+def _pooled(parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> Moments | None:
+    """Pool the statistics of parts of images, by the law of total variance."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    means, variances = (torch.stack(kind) for kind in zip(*known, strict=True))
-    return means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)
+    means, variances, positions = (torch.stack(kind) for kind in zip(*known, strict=True))
+    positions = torch.where(positions.sum(dim=0) > 0, positions, 1.0)  # of an image without data all positions count
+    shares = positions / positions.sum(dim=0)
+    mean = (shares * means).sum(dim=0)
+    return mean, (shares * (variances + (means - mean).square())).sum(dim=0)

@@ -360,3 +360,25 @@ def test_a_segmenter_leaves_out_pixels_without_data(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     careless = segmenter_of(pixelwise()[:4], **section).logits(torch.where(valid[..., None], photos, 255), options)
     assert not torch.allclose(careless[:, :, 30:], found[1][:, :, 30:], atol=1e-2)
+
+
+def test_parts_count_by_their_pixels_with_data() -> None:
+    """A part without any does not count, unless the image has no data at all."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 4, 16, 32, generator=random) + torch.linspace(0, 3, 32)
+    mask = torch.rand(3, 16, 32, generator=random) < torch.linspace(0.2, 0.9, 32)
+    mask[1, :, :16] = False
+    mask[2] = False
+    network = nn.Sequential(nn.BatchNorm2d(4)).eval()
+    with InstanceNorms(network, 0.0) as norms:
+        with norms.recorded() as passes:
+            for part in (slice(0, 16), slice(16, 32)):
+                with norms.content((16, 16), mask[..., part]):
+                    network(images[..., part])
+        with norms.held(passes):
+            got = network(images)
+    for index, there in enumerate((mask[0], mask[1], torch.ones(16, 32, dtype=torch.bool))):
+        pixels = images[index][:, there]
+        variance, mean = torch.var_mean(pixels, dim=1, correction=0)
+        expected = (images[index] - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None]
+        torch.testing.assert_close(got[index], expected, rtol=1e-4, atol=1e-4)
