@@ -162,7 +162,7 @@ CASES: list[Case] = [
     case("one image more", odd("torch.cat([scores, scores])"), "2 images for 1"),
     case("no image", odd("scores[:0]"), "0 images for 1"),
     case("no pixels", odd("scores[:, :, :0]"), "shape [1, 3, 0, 20]"),
-    case("nothing", odd("None"), "NoneType"),
+    case("nothing", odd("(None)"), "NoneType"),
     case("text", odd("'road'"), "str"),
     case("an empty list", odd("[]"), "list"),
     case("a list within itself", odd("(lambda l: l.append(l) or l)([])"), "1.png"),
