@@ -1,5 +1,6 @@
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from blda_cli.core import IGNORE_INDEX
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.networks.feature_distance import FeatureDistance
 from blda_cli.finetuning.networks.student import Outputs, Student, run_student
+from blda_cli.finetuning.trainer import Trainer
 
 
 def parts(project: Any, things: tuple[str, ...] = ()) -> tuple[Any, Student, FeatureDistance]:
@@ -46,6 +48,15 @@ def test_the_initial_encoder_is_in_evaluation_mode() -> None:
     outputs = Outputs(images, encoder_features=images + 1, encoder_inputs=((images,), {}))
     loss = float(distance.loss(outputs, torch.zeros(1, 8, 8, dtype=torch.long)))
     assert loss == pytest.approx(3**0.5, rel=1e-4)
+
+
+def test_it_is_zero_at_the_start_with_mixed_norms(normed_project: Any, batches: Callable[..., Any]) -> None:
+    segmenter = normed_project.segmenter()
+    segmenter.mix_norms(0.5)
+    values = {"training__method": "source", "host__feature_distance": 1.0}
+    trainer = Trainer(segmenter, normed_project.settings(**values), holds_norms=True)
+    report = trainer.train_step(batches(normed_project, [[0, 1]], **values))
+    assert float(report.losses["feature_distance"]) == pytest.approx(0, abs=1e-5)
 
 
 def test_it_takes_what_a_stem_in_half_precision_leaves(project: Any, tmp_path: Path, batches: Any) -> None:
