@@ -453,6 +453,17 @@ def test_training_on_parts_of_a_map(
     assert "a crop of 50x24 is larger than" in refused("finetune", *given, "--crop", "50x24", "--output", land / "r2")
 
 
+def test_features_are_not_of_parts(refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of a part have features each; CAG-UDA's centroids are of whole images."""
+    in_parts(monkeypatch, 64)
+    message = refused(
+        "finetune", "--model", land / "wide.toml", "--source-images", land / "maps", "--source-labels",
+        land / "labels", "--target-images", land / "maps", "--crop", "20x24", "--method", "cag", "--device", "cpu",
+        "--norms", "source", "--iterations", "2", "--rounds", "1", "--output", land / "run",
+    )  # fmt: skip
+    assert "land.tif has more than 16 million pixels and is run in windows, but --method cag" in message
+
+
 def test_spatial_priors_are_not_of_parts(
     run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
