@@ -138,7 +138,7 @@ def next_steps(report: Report) -> list[Step]:
     if report.before.scores is None:
         return [
             Step(
-                "Label a few of these images to know whether the correction helps; until then the pictures below and "
+                "Label a few of these images to know whether the correction helps; until then the pictures and "
                 "the shares are what there is to judge by.",
                 f"{report_command} {folders} --labels LABELS --output scored",
             ),
