@@ -47,8 +47,8 @@ class Cag(TrainingMethod):
         part = next((file for file in (*stage.source, *stage.target) if file.is_part), None)
         if part is not None:
             raise BldaError(
-                f"{part.path} has more than 16 million pixels and is run in windows, but --method cag takes features of "
-                "whole images: cut it into smaller ones, or train by another method"
+                f"{part.path} has more than 16 million pixels and is run in windows, but --method cag takes features "
+                "of whole images: cut it into smaller ones, or train by another method"
             )
         segmenter = stage.exported(stage.target)
         self.network = segmenter.module
