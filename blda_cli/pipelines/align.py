@@ -366,6 +366,8 @@ def _align(
                 if outputs.save_scores or outputs.confidence or outputs.reject is not None:
                     of_classes = correction.scores(batch.logits)
                     winning = of_classes.amax(dim=1).exp().clamp(max=1)
+                    if batch.valid is not None:
+                        winning = winning.masked_fill(~batch.valid, 0)
                     if outputs.save_scores:
                         scores = of_classes.half().cpu()
                     if outputs.confidence:

@@ -129,6 +129,9 @@ def test_the_prediction_is_a_map(run: Run, land: Path, monkeypatch: pytest.Monke
     with rasterio.open(land / "aligned" / "confidence" / "land.tif") as confidence:
         assert (confidence.dtypes[0], confidence.shape) == ("uint8", (150, 100))
         assert np.ptp(confidence.read(1)) > 50
+        without_data = np.zeros((150, 100), dtype=bool)
+        without_data[:40, :30] = True
+        np.testing.assert_array_equal(confidence.read(1) == 0, without_data)
     for kind in ("predictions", "argmax"):
         with (
             rasterio.open(land / "aligned" / kind / "land.tif") as predictions,
