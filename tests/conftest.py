@@ -1,7 +1,12 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A shared machine may be slow at any moment; what hangs is ended by pytest's own limit.
+hypothesis.settings.register_profile("blda", deadline=None)
+hypothesis.settings.load_profile("blda")
 
 
 @pytest.fixture(scope="session")
