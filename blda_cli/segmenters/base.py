@@ -145,17 +145,18 @@ class Segmenter(ABC):
                 channels, non-finite, probabilities, class ids).
         """
         self.check(files, options)
+        windows = replace(options, slide=options.slide or PART_WINDOW)  # of parts; whole images run as they do alone
         if any(file.is_part for file in files):
             if options.slide is None:
                 self.note(
                     f"images of more than 16 million pixels are run in windows of {PART_WINDOW[0]}x{PART_WINDOW[1]}: "
                     "--slide HxW sets another size"
                 )
+            assert windows.slide is not None
+            assert windows.stride is not None
+            files = [file.with_context(windows.slide, windows.stride) for file in files]
             # A part is large, and its network takes far longer than its reading: one ahead is enough.
-            options = replace(options, workers=1, batch_size=1, slide=options.slide or PART_WINDOW)
-            assert options.slide is not None
-            assert options.stride is not None
-            files = [file.with_context(options.slide, options.stride) for file in files]
+            options = replace(options, workers=1, batch_size=1)
         batches = load_batches(
             files,
             partial(self._read_if_it_fits, options),
@@ -167,7 +168,10 @@ class Segmenter(ABC):
         )
         side = SideStream(self.device)
         started = (
-            (*self._start(batch_files, arrays, options), batch_files, batch_labels, side.mark())
+            (
+                *self._start(batch_files, arrays, windows if batch_files[0].is_part else options),
+                *(batch_files, batch_labels, side.mark()),
+            )
             for batch_files, arrays, batch_labels in upload(batches, self.device)
         )
         dimensions = 0

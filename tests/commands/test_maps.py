@@ -269,6 +269,29 @@ def test_windows_of_large_images_are_said_where_none_are_asked_for(
     assert remark not in run("collect-stats", *options(land), "--output", land / "t.h5").stderr
 
 
+def test_small_images_beside_large_ones_run_as_they_do_alone(land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from blda_cli.data.images import find_images
+    from blda_cli.segmenters import base, load_segmenter
+    from blda_cli.segmenters.options import InferenceOptions
+    from blda_cli.segmenters.spec import parse_model
+
+    in_parts(monkeypatch, 64)
+    monkeypatch.setattr(base, "PART_WINDOW", (16, 16))
+    generator = np.random.default_rng(0)
+    (land / "mixed").mkdir()
+    for name, size in (("large", (100, 80)), ("small", (20, 30))):
+        np.save(land / "mixed" / f"{name}.npy", generator.integers(0, 4096, (*size, 4)).astype(np.uint16))
+    spec = parse_model(str(land / "wide.toml"))
+    segmenter = load_segmenter(spec, torch.device("cpu"))
+    images = find_images(land / "mixed", spec.preprocessing.pixels)
+    *parts, beside = segmenter.stream(images, InferenceOptions())
+    (alone,) = segmenter.stream(images[-1:], InferenceOptions())
+    assert len(parts) == 4
+    torch.testing.assert_close(beside.logits, alone.logits, rtol=0, atol=0)
+
+
 def test_parts_without_data_say_nothing_about_norms(land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from blda_cli.data.images import find_images
     from blda_cli.data.pixels import PixelFormat
