@@ -26,11 +26,12 @@ part() { # NAME SECONDS ARGUMENTS OF PYTHON
 "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' | tee "$out/machine.log" || exit 1
 
 benchmarks=tests/benchmarks
+part graph-tests 30 -m pytest -q -n 0 tests/runtime/test_graphs.py tests/finetuning/test_blda.py
 part kernel-tests 150 -m pytest -q -n 0 tests/core/test_kernels.py -k "cuda or chosen"
 part kernels-float32 50 "$benchmarks/kernels.py" --device cuda --dtype float32 --json "$out/kernels-float32.json"
 part kernels-float16 50 "$benchmarks/kernels.py" --device cuda --dtype float16 --json "$out/kernels-float16.json"
 for case in segformer-b0-jpg segformer-b5-jpg; do
-    part "commands-$case" 165 "$benchmarks/commands.py" --device cuda --case "$case" --count 24 --repeats 3 --json "$out/$case.json"
+    part "commands-$case" 150 "$benchmarks/commands.py" --device cuda --case "$case" --count 24 --repeats 3 --json "$out/$case.json"
 done
 part finetune 120 "$benchmarks/finetune.py" --device cuda --json "$out/finetune.json"
 
