@@ -86,11 +86,12 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
     _refuse_clashes(subject.share, scores=request.outputs.save_scores)
     part = next((image for image in subject.images if image.is_part), None)
-    if request.files.spatial_priors and part is not None:
-        raise BldaError(
-            f"--spatial-priors say where in an image each class lies, and {part.path} is run in parts: leave them out, "
-            "or cut it into images of at most 16 million pixels"
-        )
+    for option, given in (("--spatial-priors", files.spatial_priors), ("--annotations", request.outputs.annotations)):
+        if given and part is not None:
+            raise BldaError(
+                f"{option} is for whole images, and {part.path} is run in parts: leave out the option, or cut the "
+                "image into images of at most 16 million pixels"
+            )
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
     say_strong(request.preset, segmenter, inference, say)

@@ -490,13 +490,22 @@ def test_features_are_not_of_parts(refused: Callable[..., str], land: Path, monk
     assert "land.tif has more than 16 million pixels and is run in windows, but --method cag" in message
 
 
-def test_spatial_priors_are_not_of_parts(
-    run: Run, refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("option", "more"),
+    [("--spatial-priors", ("s.h5", "--method", "class-confidence")), ("--annotations", ("labelme",))],
+)
+def test_options_that_are_for_whole_images(
+    run: Run,
+    refused: Callable[..., str],
+    land: Path,
+    option: str,
+    more: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(land)
     run("collect-stats", *options(land), "--labels", land / "labels", "--output", land / "s.h5")
-    align = ["align", *options(land), "--stats", land / "s.h5", "--method", "class-confidence",
-             "--spatial-priors", land / "s.h5"]  # fmt: skip
+    align = ["align", *options(land), "--stats", land / "s.h5", option, *more]
     run(*align, "--output", land / "whole")
     in_parts(monkeypatch, 64)
     said = refused(*align, "--output", land / "parts")
-    assert "--spatial-priors say where in an image each class lies, and " in said
+    assert f"{option} is for whole images, and " in said
