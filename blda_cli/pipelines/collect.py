@@ -22,7 +22,7 @@ from blda_cli.pipelines.doubts import label_remarks, say_doubts
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import CollectRequest, NormsRequest
 from blda_cli.pipelines.subject import load_subject, read_labels
-from blda_cli.runtime.monitor import Interrupted, Monitor
+from blda_cli.runtime.monitor import Interrupted, Monitor, advancing
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import Segmenter, model_identity
@@ -373,23 +373,18 @@ def _with_norms(
     monitor: Monitor,
 ) -> StatisticsFile:
     """The content with the chosen norm statistics, for a resumed run and for the other processes."""
-
-    def advance(count: int) -> None:
-        monitor.advance(count)
-        monitor.check()
-
     norms: Norms | MixedNorms | None
     if choice is NormSource.TARGET:
         chosen = enough_for_norms(files)
         monitor.start("averaging", len(chosen))
-        norms = take_norms(segmenter, chosen, inference, advance=advance)
+        norms = take_norms(segmenter, chosen, inference, advance=advancing(monitor))
     else:
         chosen = enough_for_norms(files, CHOICE_IMAGES)
         observed = ObservedNorms(segmenter.module)
         given = choice.weight if isinstance(choice, MixedNorms) else None
         monitor.start("choosing the norms' weight" if given is None else "comparing norms", len(chosen))
         norms = choose_weight(
-            segmenter, chosen, inference, given=given, labels=labels, advance=advance, observed=observed
+            segmenter, chosen, inference, given=given, labels=labels, advance=advancing(monitor), observed=observed
         )
         content.provenance = replace(content.provenance, norm_distance=observed.distance)
     if norms is None:

@@ -1,6 +1,6 @@
 """Progress reporting and cancellation of long-running work."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 COMMAND = "  "
@@ -51,3 +51,13 @@ class SilentMonitor:
 
     def check(self) -> None:
         """See :class:`Monitor`."""
+
+
+def advancing(monitor: Monitor) -> Callable[[int], None]:
+    """A function that reports progress to the monitor, and raises :class:`Interrupted` if the user asked to stop."""
+
+    def advance(count: int) -> None:
+        monitor.advance(count)
+        monitor.check()
+
+    return advance

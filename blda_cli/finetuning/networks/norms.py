@@ -19,7 +19,7 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.networks.teacher import Teacher
 from blda_cli.finetuning.settings import Settings
-from blda_cli.runtime.monitor import Monitor
+from blda_cli.runtime.monitor import Monitor, advancing
 from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
@@ -68,17 +68,12 @@ def mixed_norms(
     if norms not in ("auto", "instance") or (norms == "auto" and weight is None and not has_norms(segmenter)):
         return settings
     weight = described if weight is None else weight
-    # Maps are run in parts; norms that hold statistics of the target are adapted already.
-    choosable = target and not segmenter.adapted_norms and not any(file.core for file in target)
+    # Large images are run in parts; norms that hold statistics of the target are adapted already.
+    choosable = target and not segmenter.adapted_norms and not any(file.is_part for file in target)
     if weight is None and choosable:
-
-        def advance(count: int) -> None:
-            monitor.advance(count)
-            monitor.check()
-
         files = enough_for_norms(target, CHOICE_IMAGES)
         monitor.start("choosing the norms' weight", len(files))
-        found = choose_weight(segmenter, files, InferenceOptions(), advance=advance)
+        found = choose_weight(segmenter, files, InferenceOptions(), advance=advancing(monitor))
         if found.weight < 1:
             monitor.say(f"batch norms: {found}")
         weight = found.weight
@@ -130,16 +125,11 @@ def prepare_norms(
         return choice
     if choice == "auto" and settings.method.source == "unused":
         return "batch"
-
-    def advance(count: int) -> None:
-        monitor.advance(count)
-        monitor.check()
-
     norms = None
     if target:
         files = enough_for_norms(target)
         monitor.start("averaging", len(files))
-        norms = take_norms(segmenter, files, InferenceOptions(), advance=advance)
+        norms = take_norms(segmenter, files, InferenceOptions(), advance=advancing(monitor))
     if choice == "auto":
         by_batch, by_kept = _costs(segmenter, norms, settings, source, monitor)
         harmed = by_batch > _TOO_DEAR * by_kept and by_batch > by_kept + _NOTHING
