@@ -127,8 +127,9 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
         say(found_gap(gap, target.statistics.images))
         if gap.distance > 0 and not target.norms_shifted:
             command = ["blda", "report", "--stats", inputs.target.path, "--aligned", job.output, "--output", "report"]
-            more = "labels of a few images, views or training may bring more: the report says how"
-            say(f"{more}:")
+            averaged = inference.flip or len(inference.scales) > 1
+            ways = "labels of a few images or training" if averaged else "labels of a few images, views or training"
+            say(f"{ways} may bring more, the report says how:")
             say(f"{COMMAND}{shlex.join(map(str, command))}")
     say_notes(segmenter, target if files.stats else None, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())

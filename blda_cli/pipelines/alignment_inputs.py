@@ -15,7 +15,7 @@ from blda_cli.pipelines.requests import FilesRequest
 from blda_cli.segmenters.base import Segmenter, model_identity
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.differences import difference_of
-from blda_cli.store.provenance import DESCRIPTION_OPTIONS, option_words
+from blda_cli.store.provenance import DESCRIPTION_OPTIONS, INFERENCE_OPTIONS, option_words
 from blda_cli.store.statistics import StatisticsFile, read_statistics
 
 
@@ -134,7 +134,8 @@ class AlignmentInputs:
             if difference and difference.startswith("norms") and self.target.path and used is not self.target:
                 difference += f" (collect it with --norms {self.target.path})"
             if difference and not force:
-                said = shlex.join(option_words(content.provenance.common_options(), DESCRIPTION_OPTIONS))
+                options = INFERENCE_OPTIONS if difference.startswith("inference.") else DESCRIPTION_OPTIONS
+                said = shlex.join(option_words(content.provenance.common_options(), options))
                 raise BldaError(
                     f"{used.path} was made with another model or preprocessing: it differs in {difference}; "
                     f"{f'give {said} as it was collected with' if said else 'collect statistics with this one'}, or "

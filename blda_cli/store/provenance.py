@@ -16,6 +16,9 @@ from blda_cli.version import __version__
 DESCRIPTION_OPTIONS = ("--weights", "--weights-key", "--set", "--classes")
 """The options that change what a model's description says."""
 
+INFERENCE_OPTIONS = ("--slide", "--stride", "--scales", "--flip", "--preset")
+"""The options that change how images are run."""
+
 _SHARD: dict[str, Any] = {"number": int, "of": int, "images": int, "keys": str}
 _LABELS: dict[str, Any] = {
     "encoding": str | None,

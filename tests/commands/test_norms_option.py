@@ -397,10 +397,12 @@ def test_strong_is_norms_views_and_a_strength_for_both_commands(
     assert isinstance(content.norms, MixedNorms)
     assert content.norms.weight == 0.7  # single views have 0.5
     run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a")
-    run("align", *options, *strong, "--output", tmp_path / "b")  # alone it does both
+    alone = run("align", *options, *strong, "--output", tmp_path / "b").stderr  # alone it does both
+    assert "labels of a few images or training may bring more, the report says how:" in alone
     np.testing.assert_array_equal(counts(tmp_path / "b.h5"), counts(tmp_path / "s.h5"))
     message = refused("align", *options, "--stats", tmp_path / "s.h5", "--output", tmp_path / "c")
     assert "it differs in inference.scales" in message
+    assert "give --preset strong as it was collected with, or --force" in message
     # Single options override it; what a network has no norms for is left out, and said to be.
     said = run("align", *scene.options("--scales", "1.0"), *strong, "--tau", 0.2, "--output", tmp_path / "d").stderr
     assert "2 views of each image, 2.0 times" in said

@@ -518,9 +518,10 @@ def test_the_evidence_of_a_reference_is_named() -> None:
 def test_views_are_pointed_to_where_there_were_none(scored: bool) -> None:
     better = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.9, mean_accuracy=0.9)
 
-    def commands(kind: str = "network", **provenance: Any) -> list[str]:
+    def commands(kind: str = "network", run_options: Any = None, **provenance: Any) -> list[str]:
         before = replace(better, mean_iou=0.1) if scored else None
-        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], better if scored else None), {})
+        made = {"provenance": {"options": run_options or {}}}
+        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], better if scored else None), made)
         found = replace(made_up(before), runs=[aligned], provenance=Provenance(source="some frames", **provenance))
         found = replace(found, made={"statistics": {"file": "s.h5", "model": {"kind": kind}}})
         return [step.command for step in next_steps(found) if "strong" in step.command]
@@ -530,13 +531,24 @@ def test_views_are_pointed_to_where_there_were_none(scored: bool) -> None:
     ]
     assert commands()[0].startswith("blda align --model MODEL --images 'some frames' --preset strong")
     assert commands(options={"--flip": True}) == commands(options={"--scales": "0.5,1.0"}) == commands("logits") == []
+    assert commands(run_options={"--preset": "strong"}) == []
+
+
+def test_steps_from_statistics_of_averaged_views_average_them_too() -> None:
+    aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0]), {"provenance": {}})
+    for preset, said in (("strong", True), ("published", False)):  # published is for align alone
+        found = replace(made_up(None), runs=[aligned], provenance=Provenance(options={"--preset": preset}))
+        supervised = next(step.command for step in next_steps(found) if "supervised" in step.command)
+        assert ("--preset strong" in supervised) == said
+        assert "published" not in supervised
+        assert any("aligned-strong" in step.command for step in next_steps(found)) != said
 
 
 @pytest.mark.parametrize(("kind", "advised"), [("python", True), ("huggingface", True), ("onnx", False)])
 def test_training_is_advised_where_the_model_can_be_trained(kind: str, advised: bool) -> None:
     better = replace(scores_of(ConfusionMatrix(3)), mean_iou=0.9, mean_accuracy=0.9)
     for before, after in ((None, None), (replace(better, mean_iou=0.1), better)):
-        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], after), {})
+        aligned = Run("a", "a", "blda", {}, 0.1, Predictions([0.5, 0.5, 0.0], after), {"provenance": {}})
         found = replace(made_up(before), runs=[aligned])
         found = replace(found, made={"statistics": {"file": "s.h5", "model": {"kind": kind}}})
         commands = [step.command for step in next_steps(found)]
