@@ -68,7 +68,7 @@ def build_report(
         share=shares(runs[0][1].pixels_before) if runs else statistics.predicted_share().tolist(),
         scores=scores_of(before_confusion) if before_confusion is not None else None,
     )
-    estimates, blocks = _estimates(content, source)
+    estimates, blocks = _estimates(content, source, labelled=before_confusion is not None)
     names = _names([folder for folder, _ in runs])
     return Report(
         classes=content.classes,
@@ -144,7 +144,7 @@ def mean_shifts(cells: LogitHistogram) -> list[list[float]]:
     return rows
 
 
-def _estimates(content: StatisticsFile, source: LabelSource) -> tuple[list[Estimate], Blocks | None]:
+def _estimates(content: StatisticsFile, source: LabelSource, *, labelled: bool) -> tuple[list[Estimate], Blocks | None]:
     statistics, blocks = content.statistics, None
     if len(statistics.sample):
         found = sampled_bias(statistics.sample, keys=content.images)
@@ -153,7 +153,8 @@ def _estimates(content: StatisticsFile, source: LabelSource) -> tuple[list[Estim
     else:  # of a shard without an image
         bias = estimated_bias(statistics.cells[source]).cpu()
         rows = torch.stack([bias, *[torch.full_like(bias, torch.nan)] * 3], dim=1)
-    return [Estimate(*row) for row in rows.tolist()], blocks
+    never = [not labelled and pixels < MINIMUM_PIXELS for pixels in statistics.sample.seen.tolist()]
+    return [Estimate(*row, never=one) for row, one in zip(rows.tolist(), never, strict=True)], blocks
 
 
 def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:

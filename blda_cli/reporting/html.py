@@ -37,7 +37,13 @@ _PICTURES_FIRST = 2
 _COLORS_NAMED = 24
 """Classes that a legend shows at once."""
 
-_CSS = {Verdict.OVER: "over", Verdict.UNDER: "under", Verdict.UNCLEAR: "unclear", Verdict.UNKNOWN: "unknown"}
+_CSS = {
+    Verdict.OVER: "over",
+    Verdict.UNDER: "under",
+    Verdict.UNCLEAR: "unclear",
+    Verdict.NEVER: "unknown",
+    Verdict.UNKNOWN: "unknown",
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def _strips(report: Report) -> list[str]:
     stages = [report.before, *(run.after for run in report.runs[:1])]
     reach = _reach(report)
     return [
-        bias_strip(estimate, [stage.scores.bias[index] for stage in stages if stage.scores], reach)
+        bias_strip(estimate.shown, [stage.scores.bias[index] for stage in stages if stage.scores], reach)
         for index, estimate in enumerate(report.estimates)
     ]
 
@@ -144,7 +150,8 @@ def _strips(report: Report) -> list[str]:
 def _reach(report: Report) -> float:
     """Half the axis of the strips, so that it holds every estimate, interval and true bias."""
     stages = [report.before, *(run.after for run in report.runs[:1])]
-    values = [end for estimate in report.estimates for end in (estimate.bias, estimate.low, estimate.high)]
+    shown = [estimate.shown for estimate in report.estimates]
+    values = [end for estimate in shown for end in (estimate.bias, estimate.low, estimate.high)]
     values += [bias for stage in stages if stage.scores for bias in stage.scores.bias]
     return max((abs(value) for value in values if not math.isnan(value)), default=0.01) or 0.01
 
@@ -162,6 +169,9 @@ def _tiles(report: Report) -> list[Tile]:
         for label, verdict in (("over-predicted", Verdict.OVER), ("under-predicted", Verdict.UNDER)):
             tiles.append(Tile(f"classes {label}", str(len(report.named(verdict)))))
         tiles.append(Tile("direction unclear", str(len(report.named(Verdict.UNCLEAR)))))
+        never = len(report.named(Verdict.NEVER))
+        if never:
+            tiles.append(Tile("never predicted", str(never)))
     if run is not None:
         tiles.append(Tile(f"pixels changed{which}", percent(run.changed)))
     return tiles

@@ -28,6 +28,8 @@ class Verdict(StrEnum):
     """Under-predicted: the interval lies below zero."""
     UNCLEAR = "unclear"
     """The interval holds zero."""
+    NEVER = "never"
+    """(Almost) never predicted: without labels, an absent class and a missed one look alike."""
     UNKNOWN = "n/a"
     """Too few pixels to tell."""
 
@@ -41,23 +43,32 @@ class Estimate:
         low: lower end of its 90 % interval; NaN where there is none.
         high: upper end.
         frequency: how often it is predicted over how often it should be; NaN where that is not known.
+        never: whether it is (almost) never predicted, and no labels tell whether it is there.
     """
 
     bias: float
     low: float
     high: float
     frequency: float = math.nan
+    never: bool = False
 
     @property
     def verdict(self) -> Verdict:
         """The verdict; without an interval the sign decides."""
         if self.bias != self.bias:
             return Verdict.UNKNOWN
+        if self.never:
+            return Verdict.NEVER
         low = self.low if self.low == self.low else self.bias
         high = self.high if self.high == self.high else self.bias
         if low > 0:
             return Verdict.OVER
         return Verdict.UNDER if high < 0 else Verdict.UNCLEAR
+
+    @property
+    def shown(self) -> "Estimate":
+        """As tables and charts show it: of a class that is never predicted the numbers hold only if it is there."""
+        return Estimate(math.nan, math.nan, math.nan) if self.never else self
 
     @property
     def opposed(self) -> bool:
@@ -243,7 +254,7 @@ class Report:
     def oddity(self, index: int) -> float:
         """How biased a class is: how far its frequency is off where classes are many, else how large its bias is; −1
         where neither is known."""
-        estimate = self.estimates[index]
+        estimate = self.estimates[index].shown
         value = estimate.frequency if self.many_classes else estimate.bias
         if math.isnan(value):
             return -1.0

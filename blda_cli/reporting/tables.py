@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from blda_cli.reporting.model import Predictions, Report, Scores, Verdict
 from blda_cli.reporting.words import percent, points, score, signed, times
 
-MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.UNKNOWN: "–"}
+MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.NEVER: "○", Verdict.UNKNOWN: "–"}
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ def class_table(report: Report) -> NumberTable:
     """One row per class: the estimate, then the numbers before and after the first correction, side by side."""
     stages = [report.before, *(run.after for run in report.runs[:1])]
     interval = "in small its 90 % interval: where it lies when the images are drawn anew, in nine cases of ten"
+    shown = [estimate.shown for estimate in report.estimates]
     estimates = [
-        Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "")
-        for e in report.estimates
+        Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "") for e in shown
     ]
     scored = report.before.scores is not None and not report.many_classes  # there is little room
     columns = [
         Column("estimate", "est.", f"Estimated bias, in percentage points, made without labels; {interval}", estimates),
-        *([] if scored else [_FREQUENCY.column([estimate.frequency for estimate in report.estimates])]),
+        *([] if scored else [_FREQUENCY.column([estimate.frequency for estimate in shown])]),
         *(measure.column(*(_of(stage, measure.key) for stage in stages)) for measure in _known(report)),
     ]
     caption = f"→ after {report.runs[0].name}: {report.runs[0].method}" if report.runs else ""

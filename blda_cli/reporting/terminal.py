@@ -23,7 +23,13 @@ from blda_cli.reporting.tables import (
 from blda_cli.reporting.words import next_steps, summary
 from blda_cli.text import printable
 
-_STYLES = {Verdict.OVER: "dark_orange", Verdict.UNDER: "blue", Verdict.UNCLEAR: "", Verdict.UNKNOWN: "dim"}
+_STYLES = {
+    Verdict.OVER: "dark_orange",
+    Verdict.UNDER: "blue",
+    Verdict.UNCLEAR: "",
+    Verdict.NEVER: "dim",
+    Verdict.UNKNOWN: "dim",
+}
 
 _INTERVAL = "90 % interval"
 

@@ -283,7 +283,7 @@ def _found(report: Report) -> str:
         return _list([f"{name} ({size(estimates[name])})" for name in names])
 
     where = f"On these {report.images:,} images" if report.images > 1 else "On this one image"
-    if all(estimate.verdict is Verdict.UNKNOWN for estimate in report.estimates):
+    if all(estimate.verdict in (Verdict.NEVER, Verdict.UNKNOWN) for estimate in report.estimates):
         return f"{where} no class is predicted often enough to tell whether it is over- or under-predicted."
     if not over and not under:
         return f"{where} no class is clearly over- or under-predicted, as far as can be told without labels."
@@ -296,9 +296,10 @@ def _found(report: Report) -> str:
 
 
 def _how_sure(report: Report) -> str:
-    known = [estimate for estimate in report.estimates if estimate.verdict is not Verdict.UNKNOWN]
-    unknown = report.named(Verdict.UNKNOWN)
-    absent = f" Too few pixels to tell (n/a): {_list(unknown)}." if unknown else ""
+    known = [one for one in report.estimates if one.verdict not in (Verdict.NEVER, Verdict.UNKNOWN)]
+    unknown, never = report.named(Verdict.UNKNOWN), report.named(Verdict.NEVER)
+    absent = f" (Almost) never predicted, so absent or missed: {_list(never)}." if never else ""
+    absent += f" Too few pixels to tell (n/a): {_list(unknown)}." if unknown else ""
     if unknown and report.pixels == report.images:
         absent += (
             f" Each image of a classifier counts as one pixel, and a class needs {MINIMUM_PIXELS} for an estimate: "

@@ -224,6 +224,35 @@ def test_correction_by_lost_statistics_is_shown_without_an_after(domain: Any, tm
     assert ">after</text>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_class_that_is_never_predicted_is_absent_or_missed(make_domain: MakeDomain, tmp_path: Path) -> None:
+    made = make_domain(5, 4)
+    rare = 1
+    for logits in made.logits.values():
+        logits[:, rare] -= 3.5
+    made.write_statistics(labelled=False)
+    assert 0 < made.statistics.sample.seen[rare] < 500
+    data = report(made, tmp_path)
+    name, estimate = made.classes.names[rare], data["classes"][rare]["estimate"]
+    assert estimate["verdict"] == "never"
+    assert estimate["low"] < estimate["bias"] < estimate["high"] < 0  # the numbers stay
+    found, sure = (text for text in data["summary"] if text.startswith(("On these", "For ")))
+    assert name not in found
+    assert f"never predicted, so absent or missed: {name}." in sure
+    assert "of 3 classes" in sure
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "○ never" in page
+    assert "<span>never predicted</span><b>1</b>" in page
+    assert page.count("never predicted: absent or missed</span>") == 1
+    assert points(estimate["bias"]) not in page.partition('id="classes"')[2].partition("</section>")[0]
+    shown = run("--stats", made.stats, "--output", tmp_path, "--overwrite").stdout
+    assert next(line for line in shown.splitlines() if line.strip().startswith(name)).split()[2:6] == [
+        *("○", "never", "n/a", "n/a")
+    ]
+    made.write_statistics(labelled=True)  # labels tell
+    scored = report(made, tmp_path / "scored")
+    assert scored["classes"][rare]["estimate"] == {**estimate, "verdict": "under"}
+
+
 def test_one_image_has_no_interval(make_domain: MakeDomain, tmp_path: Path) -> None:
     data = report(make_domain(4, 1), tmp_path)
     assert all(entry["estimate"]["low"] is None for entry in data["classes"])
