@@ -135,6 +135,8 @@ def _write_model(path: Path, spec: SegmenterSpec, found: Check) -> None:
         raise BldaError(f"--write-model: a model of kind {found.kind} has no input to describe: leave it out")
     chosen = found.comparison.chosen
     best = spec if chosen is found.comparison.own else replace(spec, preprocessing=chosen.description.section)
+    if found.multiple is not None:
+        best = replace(best, preprocessing=replace(best.preprocessing, multiple_of=found.multiple))
     write_spec(best, path)
 
 
@@ -172,12 +174,13 @@ def look(
     """
     files = spread(files, IMAGES)
     network = described_network(segmenter)
-    inspection, comparison = None, None
+    inspection, comparison, multiple = None, None, None
     if network is not None:
         monitor.start("comparing descriptions", 1, unit="networks")
         first = pictures(network, files[:1], _FED if files[0].is_part else None)
         if first:
             inspection = inspect(network, first[0])
+            multiple = network.multiple_needed((first[0].shape[2], first[0].shape[3]))
         comparison = compare_descriptions(network, files)
         monitor.advance(1)
     reader = None if labels is None else labels(None)
@@ -212,6 +215,7 @@ def look(
         inspection=inspection,
         size=size,
         comparison=comparison,
+        multiple=multiple,
         images=len(files),
         shares=counts / max(int(counts.sum()), 1),
         frames=frames,
@@ -299,6 +303,14 @@ def _remarks(check: Check, spec: SegmenterSpec, network: NetworkSegmenter | None
             "unsaid",
             grave=False,
             text=UNSAID,
+        )
+    if check.multiple is not None:
+        yield Remark(
+            "sides",
+            grave=False,
+            text=f"the network fails on sides that are no multiples of {check.multiple}, as copies of the images at "
+            f"other scales have them: put multiple_of = {check.multiple} under [preprocessing] (--set "
+            f"multiple_of={check.multiple})",
         )
     if labels is not None:
         yield from (Remark("labels", grave=False, text=text) for text in labels.remarks)

@@ -62,6 +62,7 @@ class Check:
         inspection: facts about the network from one image; None for stored logits.
         size: (height, width) of that image.
         comparison: how the common descriptions fit; None where they cannot be tried.
+        multiple: what the network's sides need to be multiples of, where its description does not say so; else None.
         images: how many were checked.
         shares: share of the pixels predicted as each class, float64 ``[C]``.
         frames: key, uint8 picture ``[H, W, 3]`` and class ids ``[H, W]`` of the images, small.
@@ -76,6 +77,7 @@ class Check:
     inspection: Inspection | None
     size: tuple[int, int]
     comparison: Comparison | None
+    multiple: int | None
     images: int
     shares: np.ndarray
     frames: list[tuple[str, np.ndarray, np.ndarray]] = field(repr=False)

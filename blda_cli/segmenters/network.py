@@ -33,8 +33,10 @@ from blda_cli.segmenters.outputs import (
     plain_scores,
 )
 from blda_cli.segmenters.placement import (
+    MULTIPLES,
     PROBE_SIZES,
     Scaling,
+    SidesError,
     covered,
     extend,
     multiple_that_runs,
@@ -96,6 +98,7 @@ class NetworkSegmenter(Segmenter):
     _scaling: Scaling | None = None
     _probed: bool = False
     _one_size: bool | None = None
+    _multiple_of_copies: int = 1
     _channels_last: bool | None = None
     _turned: bool = False
 
@@ -210,7 +213,51 @@ class NetworkSegmenter(Segmenter):
         size = (images.shape[2], images.shape[3])
         if not self._can_scale(size, scale):
             return self._scores(view_of(images, scale, mirrored), size, self.network, norms, mask=mask)
-        return self._scores(view_of(images, 1.0, mirrored), size, self.network, norms, scale, mask)
+        view = view_of(images, 1.0, mirrored)
+        try:
+            with nullcontext() if self._observed is None else self._observed.attempt():
+                return self._scores(view, size, self.network, norms, scale, mask)
+        except SidesError as error:
+            if scale == 1 or error.multiple <= self._multiple_of_copies or not self._free_sides:
+                raise
+            height, width = self.preprocessor.fed_size(size, scale)
+            self._multiple_of_copies = error.multiple
+        self.note(
+            f"resized copies of the images, which choose the norms' weight or are averaged as views, are padded to "
+            f"multiples of {self._multiple_of_copies}: the network fails on {height}x{width} (--set "
+            f"multiple_of={self._multiple_of_copies} says so)"
+        )
+        return self._scores(view, size, self.network, norms, scale, mask)
+
+    @property
+    def _free_sides(self) -> bool:
+        """Whether the description leaves the sides of the network's input as they are."""
+        return self.preprocessor.section.size is None and self.preprocessor.section.multiple_of is None
+
+    def multiple_needed(self, size: tuple[int, int]) -> int | None:
+        """What the sides of the network's input need to be multiples of, which its description leaves open.
+
+        The network is run on a grey image whose sides are one short of a multiple of all candidates.
+
+        Args:
+            size: about that of the grey image, (height, width).
+
+        Returns:
+            The multiple; None where the description has one or a size, the network takes any sides, or no multiple
+            helps.
+        """
+        if not self._free_sides:
+            return None
+        height, width = (-(-side // MULTIPLES[-1]) * MULTIPLES[-1] - 1 for side in size)
+        grey, network = self._grey((height, width)), self._without_hooks()
+        try:  # what the scores mean is left out, for which a grey image is no example
+            with torch.no_grad():
+                replace(self, notes=[], _meaning_checked=True)._scores(grey, grey.shape[2:], network)
+        except SidesError as error:
+            return error.multiple
+        except BldaError:
+            return None
+        return None
 
     @contextmanager
     def observed_by(self, norms: ObservedNorms) -> Iterator[None]:
@@ -247,7 +294,8 @@ class NetworkSegmenter(Segmenter):
             return self._run(self.network, images)
 
     def _padded(self, images: Tensor, scale: float = 1.0) -> Tensor:
-        return pad_to_multiple(images, self.preprocessor.multiple(scale))
+        multiple = self._multiple_of_copies if scale != 1 and self._free_sides else self.preprocessor.multiple(scale)
+        return pad_to_multiple(images, multiple)
 
     def _whole_statistics(
         self, view: Tensor, window: tuple[int, int], norms: InstanceNorms, mask: Tensor | None
@@ -407,14 +455,16 @@ class NetworkSegmenter(Segmenter):
                     f"the memory does not suffice for an input of shape {list(images.shape)}: {LESS_MEMORY}"
                 ) from error
             multiple = multiple_that_runs(lambda padded: self._forward(network, padded), images)
-            way = (
-                f"sides that are multiples of {multiple} work: set multiple_of = {multiple} under [preprocessing]"
-                if multiple
-                else "if it takes one size only, give it as size under [preprocessing]; if one number of images only, "
-                "export it for any number"
-            )
+            failure = f"the network fails on an input of shape {list(images.shape)}: {reason(error)}"
+            if multiple is not None:
+                raise SidesError(
+                    f"{failure} (sides that are multiples of {multiple} work: set multiple_of = {multiple} under "
+                    f"[preprocessing], or give --set multiple_of={multiple})",
+                    multiple,
+                ) from error
             raise BldaError(
-                f"the network fails on an input of shape {list(images.shape)}: {reason(error)} ({way})"
+                f"{failure} (if it takes one size only, give it as size under [preprocessing]; if one number of images "
+                "only, export it for any number)"
             ) from error
 
     @property

@@ -155,6 +155,16 @@ class ObservedNorms:
         finally:
             self._content = before
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Forget what is seen within ``with`` if that raises: a network that fails has reached a part of its norms."""
+        before = {name: replace(seen) for name, seen in self._moments.items()}
+        try:
+            yield
+        except BaseException:
+            self._moments = before
+            raise
+
     def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
 

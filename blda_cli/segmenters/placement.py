@@ -24,6 +24,14 @@ MULTIPLES = (2, 4, 8, 14, 16, 32, 64, 128)
 """Multiples that a network may require of its input's sides, in the order in which they are tried."""
 
 
+class SidesError(BldaError):
+    """The network takes sides that are multiples of ``multiple`` only."""
+
+    def __init__(self, message: str, multiple: int) -> None:
+        super().__init__(message)
+        self.multiple = multiple
+
+
 @dataclass(frozen=True)
 class Scaling:
     """How a network's output size follows from its input size: ``output = (input - margin) / stride``.
@@ -109,6 +117,7 @@ def covered(scores: Size, network_input: Size, scaling: Scaling | None) -> Size:
         scaling: the network's, where that is known.
 
     Raises:
+        SidesError: the output lacks what is left over of a side.
         BldaError: the output is of one size only, or its size cannot be explained.
     """
     if scaling is not None and scaling.constant and scores != network_input:
@@ -124,9 +133,10 @@ def covered(scores: Size, network_input: Size, scaling: Scaling | None) -> Size:
     for multiple in reversed(MULTIPLES):
         kept = (network_input[0] // multiple * multiple, network_input[1] // multiple * multiple)
         if kept != network_input and min(kept) > 0 and coverage(scores, kept, stride) == kept:
-            raise BldaError(
-                f"{sizes}: it drops what is left over of a side; multiple_of = {multiple} under [preprocessing] pads "
-                "the sides and cuts the scores"
+            raise SidesError(
+                f"{sizes}: it drops what is left over of a side; multiple_of = {multiple} under [preprocessing] "
+                f"(--set multiple_of={multiple}) pads the sides and cuts the scores",
+                multiple,
             )
     raise BldaError(
         f"{sizes}, which is neither a fraction of that nor padded: resize the scores to the input in the network"

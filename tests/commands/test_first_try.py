@@ -48,6 +48,37 @@ def test_what_was_said_is_kept_for_the_next_command(run: Run, refused: Refused, 
     assert parse_model("third.toml").classes.names == kept.classes.names
 
 
+HALVES = """
+import torch.nn.functional as F
+from torch import nn
+
+from tiny import Nearest
+
+
+class Halves(Nearest):
+    def forward(self, images):
+        return super().forward(self.norm(images) + 0 * F.interpolate(F.max_pool2d(images, 4), scale_factor=4))
+
+
+def make():
+    network = Halves()
+    network.norm = nn.BatchNorm2d(3)
+    network.norm.running_mean.fill_(0.1)
+    return network
+"""
+
+
+def test_a_network_that_takes_the_images_needs_no_more_for_their_smaller_copies(run: Run, options: list[str]) -> None:
+    Path("halves.py").write_text(HALVES)
+    model = ["--model", "halves:make", *options[2:], "--classes", "names.txt"]
+    result = run("align", *model, "--output", "a")
+    assert "padded to multiples of 4: the network fails on " in " ".join(result.stderr.split())
+    checked = json.loads(run("check", *model, "--json", "--write-model", "net.toml").stdout)
+    assert "multiple_of = 4" in {one["finding"]: one["text"] for one in checked["remarks"]}["sides"]
+    assert parse_model("net.toml").preprocessing.multiple_of == 4
+    assert "padded to multiples" not in run("align", "--model", "net.toml", *options[2:], "--output", "b").stderr
+
+
 def test_a_mismatch_with_statistics_is_named(run: Run, refused: Refused, options: list[str]) -> None:
     run("collect-stats", *options, *GIVEN, "--classes", "names.txt", "--output", "s.h5")
     align = ["align", *options, "--stats", "s.h5", "--output", "a"]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.network import NetworkSegmenter, Port, network_segmenter
+from blda_cli.segmenters.norms import ObservedNorms
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.placement import Scaling, covered, extend, place, scaling_of
 from blda_cli.segmenters.spec import ClassesSection, NetworkSection, PreprocessingSection, SegmenterSpec
 
@@ -234,3 +236,45 @@ def test_of_one_size_pytorchs_order_is_taken_and_others_are_asked(image: Tensor)
     other.network = lambda x: eighth(x)  # no module, as of another framework
     with pytest.raises(BldaError, match=r"for an input of 24x24: \[N, C, H, W\] or \[N, H, W, C\]"):
         other.logits(square)
+
+
+def test_copies_at_other_scales_are_padded_where_the_images_themselves_fit(image: Tensor) -> None:
+    def halves(x: Tensor) -> Tensor:
+        return x + F.interpolate(F.max_pool2d(x, 4), scale_factor=4)
+
+    views = InferenceOptions(scales=(0.6, 1.0), flip=True)  # 29x48, which is no multiple of 4
+    made, told = segmenter(halves), segmenter(halves, multiple_of=4)
+    assert torch.equal(made.logits(image, views), told.logits(image, views))
+    assert [note for note in made.notes if note not in told.notes] == [
+        "resized copies of the images, which choose the norms' weight or are averaged as views, are padded to "
+        "multiples of 4: the network fails on 29x48 (--set multiple_of=4 says so)"
+    ]
+    with pytest.raises(BldaError, match=r"set multiple_of = 4 under \[preprocessing\], or give --set multiple_of=4"):
+        made.logits(image[:, :45])  # an image itself
+
+
+def test_the_multiple_that_a_network_needs_is_found() -> None:
+    def skip(x: Tensor) -> Tensor:
+        return x + F.interpolate(F.max_pool2d(x, 4), scale_factor=4)
+
+    def drops(x: Tensor) -> Tensor:
+        return F.interpolate(F.avg_pool2d(x, 8), scale_factor=8)
+
+    assert segmenter(skip).multiple_needed((48, 80)) == 4
+    assert segmenter(drops).multiple_needed((48, 80)) == 8
+    assert segmenter(skip, multiple_of=4).multiple_needed((48, 80)) is None
+    assert segmenter(lambda x: F.avg_pool2d(x, 4)).multiple_needed((48, 80)) is None
+
+
+def test_a_failed_attempt_leaves_no_trace_in_observed_norms(image: Tensor) -> None:
+    def skip(x: Tensor) -> Tensor:
+        return x + F.interpolate(F.max_pool2d(x, 4), scale_factor=4)
+
+    counts = []
+    for made in (segmenter(skip), segmenter(skip, multiple_of=4)):
+        made.network = nn.Sequential(nn.BatchNorm2d(3), made.module).eval()
+        norms = ObservedNorms(made.module)
+        with made.observed_by(norms):
+            made.logits(image, InferenceOptions(scales=(0.6,)))
+        counts.append(norms.distance)
+    assert counts[0] == counts[1]
