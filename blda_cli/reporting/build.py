@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,8 @@ def _estimates(content: StatisticsFile, source: LabelSource, *, labelled: bool) 
         bias = estimated_bias(statistics.cells[source]).cpu()
         rows = torch.stack([bias, *[torch.full_like(bias, torch.nan)] * 3], dim=1)
     never = [not labelled and pixels < MINIMUM_PIXELS for pixels in statistics.sample.seen.tolist()]
-    return [Estimate(*row, never=one) for row, one in zip(rows.tolist(), never, strict=True)], blocks
+    estimates = [Estimate(*row) for row in rows.tolist()]
+    return [replace(estimate, never=one) for estimate, one in zip(estimates, never, strict=True)], blocks
 
 
 def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:
