@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import ChannelMoments, MixedNorms, Norms, blend, hellinger
@@ -118,6 +119,9 @@ class ObservedNorms:
         ...     _ = network(images + 2)
         >>> norms.distance > 0.1
         True
+
+    Raises:
+        BldaError: on entry, where a batch norm is in training mode.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -130,6 +134,10 @@ class ObservedNorms:
         self._input: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
+        learning = [name for name, norm in self._norms.items() if isinstance(norm, _BatchNorm) and norm.training]
+        if learning:
+            raise BldaError(f"the batch norm {learning[0]!r} is in training mode: call network.eval() first")
+
         def observer(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             return lambda _, inputs: self._see(name, inputs[0])
 

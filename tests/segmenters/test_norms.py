@@ -265,6 +265,14 @@ def test_large_maps_are_looked_at_in_part() -> None:
     assert variance.item() == pytest.approx(looked.var(ddof=1))
 
 
+def test_a_network_in_training_mode_is_not_observed() -> None:
+    """Its norms normalise by the batch, and running it would change their statistics."""
+    network = two_norms().train()
+    observed = ObservedNorms(network)
+    with pytest.raises(BldaError, match=r"'1' is in training mode: call network\.eval\(\) first"):
+        observed.__enter__()
+
+
 @pytest.mark.parametrize("run", ["whole", "windows", "parts"])
 def test_pixels_without_data_do_not_count(tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Single transparent pixels, too: of an image of one colour the mean is that colour, and the variance 0."""
