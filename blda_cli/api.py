@@ -1,7 +1,8 @@
 """The Python interface: the commands as functions, and a correction for an inference loop of one's own."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -297,7 +298,8 @@ def write_statistics(
         ('road', 'tree', 'car')
     """
     norm_distance = _renamed(norm_distance, norm_shift)
-    claim(Path(path), overwrite=overwrite)
+    with _keywords_named():
+        claim(Path(path), overwrite=overwrite)
     store.write_statistics(Path(path), replace(_content(statistics, classes, norm_distance), model=dict(model or {})))
 
 
@@ -348,7 +350,8 @@ def check(**options: Any) -> Check:
         >>> for remark in blda_cli.check(model="net.toml", images="frames").remarks:  # doctest: +SKIP
         ...     print(remark)
     """
-    return pipeline_of_check.check(request(CheckRequest, options), SilentMonitor())
+    with _keywords_named():
+        return pipeline_of_check.check(request(CheckRequest, options), SilentMonitor())
 
 
 def collect_stats(
@@ -376,7 +379,8 @@ def collect_stats(
         >>> report = blda_cli.report("frames.h5", ["aligned"], output="report")  # doctest: +SKIP
     """
     asked = request(CollectRequest, options)
-    written = collect.collect_stats(asked, _job("collect_stats", output, overwrite, options))
+    with _keywords_named():
+        written = collect.collect_stats(asked, _job("collect_stats", output, overwrite, options))
     return written if asked.by else next(iter(written.values()))
 
 
@@ -395,7 +399,8 @@ def align(*, output: str | Path, overwrite: bool = False, **options: Any) -> Run
         BldaError: the segmenter, an image or a statistics file cannot be read, the statistics are of another model,
             or the predictions cannot be written.
     """
-    return pipeline_of_align.align(request(AlignRequest, options), _job("align", output, overwrite, options))
+    with _keywords_named():
+        return pipeline_of_align.align(request(AlignRequest, options), _job("align", output, overwrite, options))
 
 
 def report(
@@ -423,7 +428,8 @@ def report(
     """
     options |= {"stats": Path(stats), "aligned": [Path(folder) for folder in aligned] or None}
     job = _job("report", output, overwrite, options) if output is not None else None
-    return pipeline_of_report.report(request(ReportRequest, options), job)
+    with _keywords_named():
+        return pipeline_of_report.report(request(ReportRequest, options), job)
 
 
 def export(*, output: str | Path, overwrite: bool = False, **options: Any) -> ExportRecord:
@@ -449,7 +455,8 @@ def export(*, output: str | Path, overwrite: bool = False, **options: Any) -> Ex
         >>> record.agreement.describe()  # doctest: +SKIP
         'equal on all 1,382,400 pixels of 4 images'
     """
-    return pipeline_of_export.export(request(ExportRequest, options), _job("export", output, overwrite, options))
+    with _keywords_named():
+        return pipeline_of_export.export(request(ExportRequest, options), _job("export", output, overwrite, options))
 
 
 def merge(parts: Sequence[str | Path], *, output: str | Path, overwrite: bool = False) -> StatisticsFile | RunRecord:
@@ -467,7 +474,8 @@ def merge(parts: Sequence[str | Path], *, output: str | Path, overwrite: bool = 
         BldaError: the parts do not go together, or the output cannot be written.
     """
     options = {"parts": [Path(part) for part in parts]}
-    return pipeline_of_merge.merge(request(MergeRequest, options), _job("merge", output, overwrite, options))
+    with _keywords_named():
+        return pipeline_of_merge.merge(request(MergeRequest, options), _job("merge", output, overwrite, options))
 
 
 def finetune(
@@ -516,6 +524,16 @@ def finetune(
     kept = Path(write_model) if write_model else None
     asked = FinetuneRequest(settings, resume, device, workers, tensorboard, kept)
     return pipeline_of_finetune.finetune(asked, _job("finetune", output, False, options))
+
+
+@contextmanager
+def _keywords_named() -> Iterator[None]:
+    """Within ``with``, errors name the keyword that replaces an output, not the option."""
+    try:
+        yield
+    except BldaError as error:
+        error.args = (str(error).replace("--overwrite", "overwrite=True"),)
+        raise
 
 
 def _job(name: str, output: str | Path, overwrite: bool, options: Mapping[str, Any]) -> Job:

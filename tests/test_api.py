@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,18 @@ def test_commands_from_python(tmp_path: Path) -> None:
     report = blda_cli.report(tmp_path / "s.h5", [tmp_path / "aligned"], output=tmp_path / "report")
     assert [run.name for run in report.runs] == ["aligned"]
     assert (tmp_path / "report" / "report.html").is_file()
+    file = tmp_path / "s.h5"
+    again: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (blda_cli.collect_stats, options | {"output": file}),
+        (blda_cli.align, options | {"stats": file, "output": tmp_path / "aligned"}),
+        (blda_cli.report, {"stats": file, "output": tmp_path / "report"}),
+        (blda_cli.check, options | {"write_model": file}),
+        (blda_cli.merge, {"parts": [file], "output": file}),
+        (blda_cli.write_statistics, {"path": file, "statistics": counted()}),
+    ]
+    for function, given in again:
+        with pytest.raises(blda_cli.BldaError, match=r"(?<!-)overwrite=True"):
+            function(**given)
     with pytest.raises(blda_cli.BldaError, match="--tau = 2000 should be"):
         blda_cli.align(**options, tau=2000, output=tmp_path / "b")
     with pytest.raises(blda_cli.BldaError, match="--density does nothing with --method blda --shift negative"):
