@@ -35,7 +35,7 @@ from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import reason
-from blda_cli.segmenters.spec import SegmenterSpec, keep_spec, parse_model, with_changes
+from blda_cli.segmenters.spec import KeptSpec, SegmenterSpec, parse_model, with_changes
 from blda_cli.store.provenance import Provenance
 
 _STATISTICS_IMAGES = 500
@@ -118,14 +118,13 @@ def train(
     data = settings.data
     described = parse_model(data.model, Path(data.weights) if data.weights else None, data.weights_key)
     spec = with_changes(described, data.set, data.classes)
+    description = KeptSpec(spec, write_model) if write_model is not None and current_shard().first else None
     segmenter = load_segmenter(spec, machine.device)
     if not isinstance(segmenter, NetworkSegmenter):
         raise BldaError(
             f"a model of kind {spec.segmenter.kind} cannot be trained: give the network as module:factory --weights "
             "FILE, or a Hugging Face model"
         )
-    if current_shard().first:
-        keep_spec(spec, write_model)
     initial = segmenter.identity
     target = find_images(data.target_images, spec.preprocessing.pixels) if data.target_images else []
     target = masked(target, data.valid_mask) if data.valid_mask else target
@@ -145,6 +144,8 @@ def train(
     settings = settings.with_values({"training.crop": fitting_crop(cropped, settings.training.crop, monitor)}, "images")
     state = resumed_state(folder, settings) if begun else None
     _try_crop(segmenter, settings.training.crop)
+    if description is not None:
+        description.write()
     first = current_shard().first
     doubts = say_doubts(spec, segmenter, target or source.files, monitor) if settings.run.check and first else {}
 

@@ -123,6 +123,7 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             original_ids=request.ids,
             outputs=request.outputs,
         )
+    subject.keep()
     if gap is not None:
         say(found_gap(gap, target.statistics.images))
         if gap.distance > 0 and not target.norms_shifted:

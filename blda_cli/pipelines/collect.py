@@ -169,6 +169,7 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
             norm_images=subject.images,
             compare_norms=request.norms.given,
         )
+    subject.keep()
     for note in subject.segmenter.notes:
         say(note)
     if job.shard.first:

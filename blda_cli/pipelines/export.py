@@ -161,6 +161,7 @@ def export(request: ExportRequest, job: Job) -> ExportRecord:
                 provenance=replace(job.provenance, source=request.subject.images),
             )
             _write_record(work / RECORD, record, job.output)
+    subject.keep()
     say_notes(segmenter, inputs.target.content if inputs and files.stats else None, say)
     return record
 

@@ -18,7 +18,7 @@ from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.calibrated import calibrated
-from blda_cli.segmenters.spec import SegmenterSpec, keep_spec, parse_model, with_changes
+from blda_cli.segmenters.spec import KeptSpec, SegmenterSpec, parse_model, with_changes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Subject:
         images: all images.
         share: those that ``--shard`` leaves to this job.
         record: which share of which images that is, for the provenance; None: all.
+        kept: the description as ``--write-model`` writes it; None: it is not to be written (by this process).
         bits: how many of 16 bits the images' values use, where the description does not state it; see `unsaid_bits`.
     """
 
@@ -40,6 +41,16 @@ class Subject:
     share: Sequence[ImageSource]
     record: dict[str, Any] | None
     bits: int | None = None
+    kept: KeptSpec | None = None
+
+    def keep(self) -> None:
+        """Write the description to the file of ``--write-model``, if any: once the network has run.
+
+        Raises:
+            BldaError: it cannot be written.
+        """
+        if self.kept is not None:
+            self.kept.write()
 
 
 def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -> Subject:  # noqa: B008  # frozen
@@ -58,6 +69,7 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
         raise OptionError("--shard is for jobs that do not know of each other; torchrun shares the images out")
     described = parse_model(request.model, request.weights, request.weights_key)
     spec = with_changes(described, request.set, request.classes)
+    kept = KeptSpec(spec, request.write_model) if request.write_model is not None and shard.first else None
     array_folder = spec.segmenter.path if spec.segmenter.kind == "logits" else None
     folder = Path(request.images)
     own_folder = array_folder is not None and folder.is_dir() and real(folder) == real(Path(array_folder))
@@ -69,8 +81,6 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
     if request.valid_mask:
         images = masked(images, request.valid_mask)
     segmenter = load_segmenter(spec, choose_device(device))
-    if shard.first:
-        keep_spec(spec, request.write_model)
     spec = with_own_labels(spec, segmenter)
     if request.calibrator is not None:
         segmenter = calibrated(segmenter, request.calibrator)
@@ -83,8 +93,9 @@ def load_subject(request: SubjectRequest, device: str, shard: Shard = Shard()) -
             f"makes {(1 << bits) - 1} white"
         )
     if part is None:
-        return Subject(spec, segmenter, images, images, None, bits)
-    return Subject(spec, segmenter, images, part.share(images), part.record([image.key for image in images]), bits)
+        return Subject(spec, segmenter, images, images, None, bits, kept)
+    record = part.record([image.key for image in images])
+    return Subject(spec, segmenter, images, part.share(images), record, bits, kept)
 
 
 def with_own_labels(spec: SegmenterSpec, segmenter: Segmenter) -> SegmenterSpec:

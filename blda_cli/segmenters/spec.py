@@ -321,23 +321,52 @@ def write_spec(spec: SegmenterSpec, path: Path) -> None:
         temporary.write_text(to_toml(spec, path.parent), encoding="utf-8")
 
 
-def keep_spec(spec: SegmenterSpec, path: Path | None) -> None:
-    """Write a description as a TOML file for other commands; a file that says the same is left, another is kept.
+@dataclass(frozen=True)
+class KeptSpec:
+    """A description to be written as a TOML file for other commands, once it has proved itself.
 
-    Args:
+    Attributes:
         spec: the description.
-        path: where to; None: nowhere.
+        path: where to.
 
     Raises:
-        BldaError: there is another file, or it cannot be written.
+        BldaError: there is a file that says something else.
     """
-    if path is None:
-        return
-    if path.exists():
-        if path.is_file() and path.read_bytes() == to_toml(spec, path.parent).encode():
+
+    spec: SegmenterSpec
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
             return
-        raise BldaError(f"--write-model: {path} exists already and is no such description: give another name")
-    write_spec(spec, path)
+        try:
+            there = _tables(_read_spec(self.path), self.path.parent)
+        except BldaError:
+            raise BldaError(
+                f"--write-model: {self.path} exists already and is no model description: give another name"
+            ) from None
+        here = _tables(self.spec, self.path.parent)
+        differing = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
+        if differing:
+            raise BldaError(
+                f"--write-model: {self.path} exists already and differs in {', '.join(differing)}: remove it, or give "
+                "another name"
+            )
+
+    def write(self) -> None:
+        """Write it, unless it is there already.
+
+        Raises:
+            BldaError: it cannot be written.
+        """
+        if not self.path.exists():
+            write_spec(self.spec, self.path)
+
+
+def _tables(spec: SegmenterSpec, folder: Path) -> dict[str, Any]:
+    """A description's keys as ``section.key``, as `to_toml` writes them."""
+    tables = tomllib.loads(to_toml(spec, folder))
+    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
 
 
 _COLOR = '[preprocessing]\ncolor = "rgb"\n'

@@ -38,7 +38,12 @@ def test_what_was_said_is_kept_for_the_next_command(run: Run, refused: Refused, 
     run("align", *model, "--stats", "s.h5", "--output", "a", "--write-model", "other/net.toml")
     assert parse_model("other/net.toml").preprocessing == kept.preprocessing
     message = refused("align", *options, "--stats", "s.h5", "--output", "b", "--write-model", "kept/net.toml")
-    assert message == "--write-model: kept/net.toml exists already and is no such description: give another name"
+    assert message == (
+        "--write-model: kept/net.toml exists already and differs in segmenter.arguments, preprocessing.mean, "
+        "classes.names: remove it, or give another name"
+    )
+    message = refused("align", *options, "--output", "b", "--write-model", "names.txt")
+    assert message == "--write-model: names.txt exists already and is no model description: give another name"
     assert parse_model("kept/net.toml") == kept
     run("export", *model, "--stats", "s.h5", "--output", "e", "--write-model", "third.toml")
     assert parse_model("third.toml").segmenter.arguments == {"bias": 0.5}
@@ -77,6 +82,15 @@ def test_a_network_that_takes_the_images_needs_no_more_for_their_smaller_copies(
     assert "multiple_of = 4" in {one["finding"]: one["text"] for one in checked["remarks"]}["sides"]
     assert parse_model("net.toml").preprocessing.multiple_of == 4
     assert "padded to multiples" not in run("align", "--model", "net.toml", *options[2:], "--output", "b").stderr
+
+
+def test_a_description_that_fails_is_not_kept(run: Run, refused: Refused, options: list[str]) -> None:
+    align = ["align", *options, "--output", "a", "--write-model", "net.toml"]
+    refused(*align, "--set", "arguments={bias = nan}")
+    assert not Path("net.toml").exists()
+    run(*align)
+    message = refused("align", "--model", "no_such:make", *options[2:], "--output", "b", "--write-model", "net.toml")
+    assert "differs in segmenter.factory" in message  # before the network is made
 
 
 def test_a_mismatch_with_statistics_is_named(run: Run, refused: Refused, options: list[str]) -> None:
