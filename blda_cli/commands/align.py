@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def command(record: "RunRecord", output: Path, as_json: bool, all_classes: bool) -> None:
     """Correct a segmenter's predictions.
 
-    Writes predictions/ (after) and argmax/ (before) as PNG class ids in the images' tree, and run.json. An
-    interrupted run is continued by the same command.
+    Writes predictions/ (after) and argmax/ (before, with adapted norms) as PNG class ids in the images' tree, and
+    run.json. An interrupted run is continued by the same command.
     """
     from blda_cli.commands.console import emit_json
 
@@ -73,7 +73,7 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
         else:
             groups = [grown[:SHOWN_CLASSES], shrunk[:SHOWN_CLASSES]]
     fields = [
-        Field("before", [f"{before:.2%}" for before, _ in shares]),
+        Field("with norms" if record.norms_adapted else "before", [f"{before:.2%}" for before, _ in shares]),
         Field("after", [f"{after:.2%}" for _, after in shares]),
         Field("change", [_change(before, after) for before, after in shares]),
     ]
@@ -83,7 +83,7 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
     verdict = f"; {record.verdict}" if record.verdict else ""
     click.echo(
         f"{printable(str(output))}: {summary['images']} images{skipped}, {summary['changed']:.1%} of the pixels "
-        f"changed; {record.alignment.describe()}{verdict}"
+        f"changed{', the norms not counted' if record.norms_adapted else ''}; {record.alignment.describe()}{verdict}"
     )
 
 

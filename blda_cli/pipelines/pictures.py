@@ -82,7 +82,8 @@ def _overlay(folder: AlignedFolder, file: ImageSource) -> Image.Image:
     picture = file.picture()
     if picture.shape[:2] != before.shape:
         picture = np.asarray(Image.fromarray(picture).resize((before.shape[1], before.shape[0])))
-    return overlay(picture, before, after, folder.record.class_set)
+    titles = ("argmax with norms" if folder.record.norms_adapted else "argmax", "aligned")
+    return overlay(picture, before, after, folder.record.class_set, titles)
 
 
 def _rate(files: list[ImageSource]) -> float:

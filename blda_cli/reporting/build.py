@@ -94,6 +94,7 @@ def build_report(
         gap=_gap(content, reference[1] if reference else None),
         reference=_beside(statistics, *reference) if reference else None,
         blocks=blocks,
+        norms_adapted=runs[0][1].norms_adapted if runs else content.norms_adapted,
     )
 
 

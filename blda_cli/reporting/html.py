@@ -173,7 +173,8 @@ def _tiles(report: Report) -> list[Tile]:
         if never:
             tiles.append(Tile("never predicted", str(never)))
     if run is not None:
-        tiles.append(Tile(f"pixels changed{which}", percent(run.changed)))
+        norms = ", beyond norms" if report.norms_adapted else ""
+        tiles.append(Tile(f"pixels changed{norms}{which}", percent(run.changed)))
     return tiles
 
 
@@ -208,7 +209,7 @@ def _distances(shown: Densities, index: int) -> str:
 
 
 def _confusions(report: Report) -> list[Matrix]:
-    stages: list[tuple[str, Predictions]] = [("Before", report.before)]
+    stages: list[tuple[str, Predictions]] = [("With norms" if report.norms_adapted else "Before", report.before)]
     stages += [(f"After {run.name}" if len(report.runs) > 1 else "After", run.after) for run in report.runs]
     return [
         confusion_matrix(title, stage.scores.confusion, report.classes.names) for title, stage in stages if stage.scores

@@ -218,6 +218,7 @@ class Report:
         gap: whether these images are in domain; None where no pixels were sampled.
         reference: the same classes on images of the training domain; None where there are none.
         blocks: the blocks of images that the estimates' intervals are drawn from; None where there are none.
+        norms_adapted: whether ``before`` is with adapted norm statistics, and not as trained.
     """
 
     classes: ClassSet
@@ -239,6 +240,7 @@ class Report:
     first_scores: Mapping[str, "Scores"] = field(default_factory=dict)
     reference: Reference | None = None
     blocks: Blocks | None = None
+    norms_adapted: bool = False
 
     @property
     def many_classes(self) -> bool:

@@ -15,7 +15,9 @@ _WIDEST = 1280
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 
-def overlay(picture: np.ndarray, before: np.ndarray, after: np.ndarray, classes: ClassSet) -> Image.Image:
+def overlay(
+    picture: np.ndarray, before: np.ndarray, after: np.ndarray, classes: ClassSet, titles: tuple[str, str]
+) -> Image.Image:
     """The image under its predictions, argmax on the left and aligned on the right, and the classes that are there.
 
     Args:
@@ -23,6 +25,7 @@ def overlay(picture: np.ndarray, before: np.ndarray, after: np.ndarray, classes:
         before: class ids ``[H, W]``, ``IGNORE_INDEX`` where nothing is predicted.
         after: of the same shape.
         classes: the classes.
+        titles: of the two.
 
     Returns:
         The picture, at most 1280 pixels a side and prediction.
@@ -44,7 +47,7 @@ def overlay(picture: np.ndarray, before: np.ndarray, after: np.ndarray, classes:
     rows = _rows([printable(classes.names[index]) for index in present], font, line, total)
     canvas = Image.new("RGB", (total, line + size[1] + line * (1 + (rows[-1][0] if rows else -1)) + line // 2), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for left, title, panel in zip((0, size[0] + line // 2), ("argmax", "aligned"), panels, strict=True):
+    for left, title, panel in zip((0, size[0] + line // 2), titles, panels, strict=True):
         draw.text((left + 4, line // 6), title, _INK, font)
         canvas.paste(Image.fromarray(panel), (left, line))
     for index, (row, left, name) in zip(present, rows, strict=True):

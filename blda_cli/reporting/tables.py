@@ -174,7 +174,7 @@ def overall_table(report: Report) -> NumberTable:
     """One row per folder, the network's own predictions first, before them as it came; columns as far as there are
     labels."""
     first = report.first_scores
-    names = [*first, "argmax", *(f"{run.name}: {run.method}" for run in report.runs)]
+    names = [*first, _before(report), *(f"{run.name}: {run.method}" for run in report.runs)]
     columns = _scores([*first.values(), report.before.scores, *(run.after.scores for run in report.runs)])
     changed = Column(
         _CHANGED.heading,
@@ -242,7 +242,7 @@ def run_tables(report: Report) -> list[NumberTable]:
     """Per class, every folder side by side: a table for each measure; none of a single folder."""
     if len(report.runs) < 2:
         return []
-    stages = {"argmax": report.before, **{run.name: run.after for run in report.runs}}
+    stages = {_before(report): report.before, **{run.name: run.after for run in report.runs}}
     return [
         NumberTable(
             measure.title,
@@ -255,6 +255,11 @@ def run_tables(report: Report) -> list[NumberTable]:
         )
         for measure in _known(report)
     ]
+
+
+def _before(report: Report) -> str:
+    """The predictions before a correction by name."""
+    return "argmax with norms" if report.norms_adapted else "argmax"
 
 
 def _known(report: Report) -> list[Measure]:

@@ -349,7 +349,8 @@ def _measured(report: Report, scores: Scores) -> str:
 
 
 def _changed(report: Report, run: Run) -> str:
-    text = f"{_subject(report, run)} changed {percent(run.changed)} of the pixels."
+    beyond = ", not counting what the adapted norms changed before" if report.norms_adapted else ""
+    text = f"{_subject(report, run)} changed {percent(run.changed)} of the pixels{beyond}."
     if run.changed == 0:
         return text
     before, after = report.before.share, run.after.share

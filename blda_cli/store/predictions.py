@@ -92,6 +92,11 @@ class RunRecord:
     provenance: Provenance = field(default_factory=Provenance)
 
     @property
+    def norms_adapted(self) -> bool:
+        """Whether the predictions before the correction are with adapted norm statistics, and not as trained."""
+        return self.model.get("norms") is not None
+
+    @property
     def class_set(self) -> ClassSet:
         """The classes of the predictions, with the values of the PNG files."""
         palette = tuple((red, green, blue) for red, green, blue in self.palette)

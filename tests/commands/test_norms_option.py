@@ -397,8 +397,10 @@ def test_strong_is_norms_views_and_a_strength_for_both_commands(
     assert isinstance(content.norms, MixedNorms)
     assert content.norms.weight == 0.7  # single views have 0.5
     run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a")
-    alone = run("align", *options, *strong, "--output", tmp_path / "b").stderr  # alone it does both
-    assert "labels of a few images or training may bring more, the report says how:" in alone
+    alone = run("align", *options, *strong, "--overlay", 1, "--output", tmp_path / "b")  # alone it does both
+    assert "labels of a few images or training may bring more, the report says how:" in alone.stderr
+    assert "with norms" in alone.stdout
+    assert "of the pixels changed, the norms not counted; blda" in alone.stdout
     np.testing.assert_array_equal(counts(tmp_path / "b.h5"), counts(tmp_path / "s.h5"))
     message = refused("align", *options, "--stats", tmp_path / "s.h5", "--output", tmp_path / "c")
     assert "it differs in inference.scales" in message

@@ -95,14 +95,14 @@ def test_an_overlay_shows_both_predictions() -> None:
     picture = np.full((100, 200, 3), 128, np.uint8)
     before, after = np.zeros((100, 200), np.int64), np.ones((100, 200), np.int64)
     after[:, :50] = -1
-    shown = np.asarray(overlay(picture, before, after, classes)).astype(int)
+    shown = np.asarray(overlay(picture, before, after, classes, ("argmax", "aligned"))).astype(int)
     top = (shown.shape[0] - 100) // 2
     left, right = shown[top : top + 60, 20:180], shown[top : top + 60, -120:-20]
     assert (left[..., 0] > left[..., 1] + 80).all()
     assert (right[..., 1] > right[..., 0] + 80).all()
     np.testing.assert_array_equal(shown[top : top + 60, -195:-155], 128)  # rejected: the image itself
     tall = np.zeros((3000, 10), np.int64)
-    assert overlay(np.zeros((3000, 10, 3), np.uint8), tall, tall, classes).height < 1400
+    assert overlay(np.zeros((3000, 10, 3), np.uint8), tall, tall, classes, ("one", "other")).height < 1400
 
 
 def test_a_video_of_the_predictions(

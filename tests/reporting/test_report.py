@@ -20,9 +20,12 @@ from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.core.fitting.strength import DomainGap, ReferenceComparison
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings
 from blda_cli.data.classes import class_set
+from blda_cli.pipelines import pictures
 from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict, scores_of
 from blda_cli.reporting.terminal import print_report
 from blda_cli.reporting.words import found_gap, next_steps, percent, points, score, subject, summary
+from blda_cli.runtime.monitor import SilentMonitor
+from blda_cli.store.predictions import RECORD, AlignedFolder, read_record
 from blda_cli.store.provenance import Provenance
 
 MakeDomain = Callable[..., Any]
@@ -128,6 +131,31 @@ def test_folders_side_by_side(domain: Any, tmp_path: Path) -> None:
     assert "before | after adjusted" in page
     assert page.index("Frames that changed most") < page.index("In short") < page.index("More frames that changed")
     assert page.count("<figcaption>labels</figcaption>") == page.count("<article>") > 1
+
+
+def test_predictions_with_adapted_norms_are_not_called_the_networks_own(
+    domain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[tuple[str, str]] = []
+
+    def noted(*given: Any) -> Image.Image:
+        titles.append(given[-1])
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(pictures, "overlay", noted)
+    counted = "not counting what the adapted norms changed before"
+    for name, norms in (("trained", None), ("normed", {"weight": 0.9})):
+        folder = domain.align(name, AlignmentSettings(), model={"kind": "python", "norms": norms})
+        data = report(domain, tmp_path / name, "--aligned", folder, "--labels", domain.folder / "labels")
+        assert any(counted in text for text in data["summary"]) == bool(norms)
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        present = ["with norms | after", "with adapted norms, not as trained, on the left", ">argmax with norms<"]
+        present += ["<caption>With norms: rows", "pixels changed, beyond norms"]
+        assert [text in page for text in present] == [bool(norms)] * len(present)
+        absent = ["before | after", "before on the left", ">argmax<", "<caption>Before: rows", "pixels changed<"]
+        assert [text in page for text in absent] == [not norms] * len(absent)
+        pictures.write_overlays(AlignedFolder(folder, read_record(folder / RECORD)), 1, SilentMonitor())
+    assert titles == [("argmax", "aligned"), ("argmax with norms", "aligned")]
 
 
 def test_two_models_side_by_side(domain: Any, tmp_path: Path) -> None:
