@@ -18,6 +18,7 @@ from blda_cli.reporting.model import Predictions, Report, Verdict
 from blda_cli.reporting.svg import anchor_symbols, bias_strip, density_chart
 from blda_cli.reporting.tables import (
     MARKS,
+    OPPOSED,
     OVERALL_MEASURES,
     candidate_table,
     class_table,
@@ -121,6 +122,7 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         verdict_counts={verdict: len(report.named(verdict)) for verdict in Verdict},
         filtered=len(names) > _FEW_CLASSES,
         marks=MARKS,
+        opposed=OPPOSED,
         percent=percent,
         score=score,
         made=report.made,

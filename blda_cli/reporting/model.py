@@ -72,7 +72,8 @@ class Estimate:
 
     @property
     def opposed(self) -> bool:
-        """Whether its frequency is on the other side of fair than its bias, in which every class weighs alike."""
+        """Whether its frequency, by pixels, is on the other side of fair than its bias, in which every class weighs
+        alike."""
         return (self.frequency - 1) * self.bias < 0
 
 

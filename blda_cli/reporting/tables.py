@@ -10,6 +10,10 @@ from blda_cli.reporting.words import percent, points, score, signed, times
 MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.NEVER: "○", Verdict.UNKNOWN: "–"}
 
 
+OPPOSED = "≠"
+"""Mark of a class whose direction by pixels differs from that with every class weighing alike."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """A field of a table: its text, its sort key (NaN last), and the small text below."""
@@ -147,7 +151,11 @@ _SCORES = (
 
 _SHARE = Measure("share", "share", "share", "Share of all pixels predicted as the class, in percent", score)
 _FREQUENCY = Measure(
-    "frequency", "×", "×", "How often it is predicted over how often it should be, as estimated without labels", times
+    "frequency",
+    "×",
+    "×",
+    "How often it is predicted over how often it should be, by pixels, as estimated without labels",
+    times,
 )
 _CHANGED = Measure("changed", "changed", "changed", "Share of the pixels changed", percent)
 
@@ -161,9 +169,15 @@ def class_table(report: Report) -> NumberTable:
         Cell(points(e.bias), e.bias, f"{points(e.low)} to {points(e.high)}" if e.low == e.low else "") for e in shown
     ]
     scored = report.before.scores is not None and not report.many_classes  # there is little room
+    frequency = _FREQUENCY.column([estimate.frequency for estimate in shown])
+    told = [e.opposed and e.verdict in (Verdict.OVER, Verdict.UNDER) for e in shown]
+    cells = [
+        replace(cell, text=f"{OPPOSED} {cell.text}") if one else cell
+        for cell, one in zip(frequency.cells, told, strict=True)
+    ]
     columns = [
         Column("estimate", "est.", f"Estimated bias, in percentage points, made without labels; {interval}", estimates),
-        *([] if scored else [_FREQUENCY.column([estimate.frequency for estimate in shown])]),
+        *([] if scored else [replace(frequency, cells=cells)]),
         *(measure.column(*(_of(stage, measure.key) for stage in stages)) for measure in _known(report)),
     ]
     caption = f"→ after {report.runs[0].name}: {report.runs[0].method}" if report.runs else ""

@@ -12,6 +12,7 @@ from rich.text import Text
 from blda_cli.reporting.model import Report, Verdict
 from blda_cli.reporting.tables import (
     MARKS,
+    OPPOSED,
     Column,
     NumberTable,
     candidate_table,
@@ -109,9 +110,13 @@ def _print_classes(report: Report, groups: Groups, console: Console) -> None:
         small = [cell.small for cell in column.cells]
         if any(small):
             fields.append(Field(_INTERVAL, [text or "n/a" for text in small]))
-    frequency = "; ×: how often it is predicted over how often it should be"
-    known = frequency if any(column.heading == "×" for column in content.columns) else ""
-    title = f"Over- and under-predicted classes (percent; est.: bias estimated without labels{known})"
+    texts = [cell.text for column in content.columns if column.heading == "×" for cell in column.cells]
+    known = "; ×: how often it is predicted over how often it should be, by pixels" if texts else ""
+    known += f"; {OPPOSED}: the two differ in direction" if any(OPPOSED in text for text in texts) else ""
+    title = (
+        "Over- and under-predicted classes (percent; est.: bias estimated without labels, as if classes had equally "
+        f"many pixels{known})"
+    )
     styles = [_STYLES[verdict] for verdict in verdicts]
     print_table(console, title, content.heading, content.rows, fields, groups, styles, content.caption)
 

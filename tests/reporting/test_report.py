@@ -268,6 +268,7 @@ def test_a_class_that_is_never_predicted_is_absent_or_missed(make_domain: MakeDo
     assert f"never predicted, so absent or missed: {name}." in sure
     assert "of 3 classes" in sure
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "by the pixels of these images" in page
     assert "○ never" in page
     assert "<span>never predicted</span><b>1</b>" in page
     assert page.count("never predicted: absent or missed</span>") == 1
@@ -488,6 +489,22 @@ def test_a_change_against_the_verdict_is_explained() -> None:
     assert "favours the classes that a class competes with" in said([0.8, 0.2, 0.0], method="logit-adjust")
     assert "although" not in said([0.6, 0.4, 0.0])
     assert "although" not in said([0.70004, 0.29996, 0.0])  # as it is written, nothing changed
+
+
+def test_a_class_whose_directions_differ_is_marked() -> None:
+    estimates = [Estimate(0.05, 0.03, 0.07, 0.92), Estimate(-0.04, -0.05, -0.03, 0.5), Estimate(0.01, -1, 1, 0.9)]
+
+    def printed(found: Report) -> str:
+        console = Console(width=120, record=True, file=io.StringIO())
+        print_report(found, console)
+        return console.export_text()
+
+    text = printed(replace(made_up(None), estimates=estimates))
+    assert [line.split()[0] for line in text.splitlines() if "≠ ×" in line] == ["road"]
+    assert "≠ ×0.92" in text
+    assert "≠: the two differ in direction" in text
+    assert "as if classes had equally many pixels; ×" in " ".join(text.split())
+    assert "≠" not in printed(replace(made_up(None), estimates=estimates[1:] + estimates[1:2]))
 
 
 def test_one_labelled_class_has_no_bias() -> None:
