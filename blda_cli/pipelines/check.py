@@ -337,7 +337,7 @@ def _description_remarks(comparison: Comparison) -> Iterator[Remark]:
                 DESCRIPTION,
                 grave=False,
                 text=f"{best.description} fits better than the model's {own.description}, though not clearly: compare "
-                f"the overlays with both; in the model's TOML file: {best.description.toml}",
+                f"the overlays with both; {best.description.in_place_of(own.description)}",
             )
     elif comparison.colour_told and best.description.section.color != comparison.given.section.color:
         worse = times(own.fit, best.fit)
@@ -345,5 +345,5 @@ def _description_remarks(comparison: Comparison) -> Iterator[Remark]:
             DESCRIPTION,
             grave=worse >= CLEAR and not weak,
             text=f"the colours seem to be in the wrong order: {best.description} fits {worse:.1f} times better than "
-            f"{own.description}; in the model's TOML file: {best.description.toml}",
+            f"{own.description}; {best.description.in_place_of(own.description)}",
         )

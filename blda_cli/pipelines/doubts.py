@@ -113,7 +113,7 @@ def better_description(comparison: Comparison) -> str:
     return (
         f"another description of the network's input fits {own.fit.farther(best.fit):.1f} times better (norm distance "
         f"{best.fit.distance:.3f} against {own.fit.distance:.3f}): {best.description}, in place of {own.description}; "
-        f"put into the model's TOML file: {best.description.toml}"
+        f"{best.description.in_place_of(own.description)}"
     )
 
 

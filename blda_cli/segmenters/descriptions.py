@@ -1,6 +1,7 @@
 """Try common preprocessing descriptions on a network and measure how well each fits; see `core.description`."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -101,19 +102,18 @@ class Description:
             ),
         )
 
-    @property
-    def toml(self) -> str:
-        """Its lines of ``[preprocessing]``, apart from size and output, joined into one line."""
-        section = self.section
-        parts = ["[preprocessing]", f'color = "{section.color}"']
-        parts += [
-            f"{name} = [{', '.join(f'{value:g}' for value in values)}]"
-            for name, values in (("mean", section.mean), ("std", section.std))
-            if values is not None
-        ]
-        if section.scale is not None:
-            parts.append(f"scale = {section.scale:.1f}")
-        return "  ".join(parts)
+    def in_place_of(self, other: "Description") -> str:
+        """The way from another description of the same network to this one, in words that a message ends with."""
+        keys, unset = [], []
+        for name in ("color", "mean", "std", "scale"):
+            value = getattr(self.section, name)
+            if value is None:
+                unset += [name] * (getattr(other.section, name) is not None)
+            elif value != getattr(other.section, name):
+                numbers = f"[{', '.join(f'{one:g}' for one in value)}]" if isinstance(value, tuple) else value
+                keys.append(f"--set {shlex.quote(f'{name}={numbers}')}")
+        given = [f"give {' '.join(keys)}, or these keys under [preprocessing] in the model's TOML file"] if keys else []
+        return ", and ".join([*given, *([f"leave out {' and '.join(unset)}"] if unset else [])])
 
     def same_normalisation(self, other: "Description") -> bool:
         """Whether both give every colour nearly the same values, whatever the order of the colours."""

@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from blda_cli.segmenters.descriptions import (
 )
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.preprocessing import Preprocessor
-from blda_cli.segmenters.spec import PreprocessingSection, parse_model
+from blda_cli.segmenters.spec import PreprocessingSection, parse_model, with_changes
 
 IMAGENET = PreprocessingSection(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -79,15 +80,25 @@ def test_common_descriptions_hold_the_given_one_once_with_its_name_and_size() ->
     assert len(strange) == len(found) + 1
 
 
-def test_the_lines_for_the_toml_make_the_same_input(tmp_path: Path) -> None:
+def test_the_printed_options_make_the_same_input() -> None:
+    given = parse_model("a:b")
     for entry in common_descriptions(PreprocessingSection(color="bgr")):
-        file = tmp_path / "net.toml"
-        lines = "\n".join(["[segmenter]", 'kind = "python"', 'factory = "a:b"', *entry.toml.split("  ")])
-        file.write_text(lines, encoding="utf-8")
+        message = entry.in_place_of(Description("given", given.preprocessing))
+        options = shlex.split(message.removeprefix("give ").partition(", or these keys")[0])
+        read = with_changes(given, [one for one in options if one != "--set"]).preprocessing
         image = torch.rand(1, 3, 4, 5) * 255
-        read = parse_model(str(file)).preprocessing
         one, other = (Preprocessor(section, torch.device("cpu"))(image) for section in (read, entry.section))
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_keys_that_have_to_go_are_named() -> None:
+    given, plain = Description("given", replace(IMAGENET, color="bgr")), Description("plain", PreprocessingSection())
+    scaled = Description("scaled", PreprocessingSection(scale=1.0))
+    assert scaled.in_place_of(given) == (
+        "give --set color=rgb --set scale=1.0, or these keys under [preprocessing] in the model's TOML file, and leave "
+        "out mean and std"
+    )
+    assert plain.in_place_of(scaled) == "leave out scale"
 
 
 def test_the_distance_is_nearly_zero_where_the_norms_are_of_this_input(blobs: list[ImageSource]) -> None:
