@@ -19,7 +19,7 @@ class DataSettings:
     model: str = setting("", "The segmenter to train: a TOML file, module:factory, or a Hugging Face model.", path=True)
     weights: str | None = setting(None, "The weights to start from, in place of the TOML's.", path=True)
     weights_key: str | None = setting(None, "Key or prefix of the network's weights in a file that holds several.")
-    set: tuple[str, ...] = setting((), SET_HELP, metavar="SECTION.KEY=VALUE")
+    set: tuple[str, ...] = setting((), SET_HELP, metavar="[SECTION.]KEY=VALUE")
     classes: str | None = setting(None, CLASSES_HELP, metavar="NAME|FILE", path=True)
     source_images: str = setting("", "Labelled images: a folder, a glob, or a .txt list.", path=True)
     source_labels: str = setting("", "Labels of the source images.", path=True)

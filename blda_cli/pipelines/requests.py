@@ -57,7 +57,7 @@ class ModelRequest:
     weights_key: str | None = setting(
         None, "Key or prefix of the network's weights in a file that holds several, e.g. ema_model.", metavar="KEY"
     )
-    set: tuple[str, ...] = setting((), SET_HELP, metavar="SECTION.KEY=VALUE")
+    set: tuple[str, ...] = setting((), SET_HELP, metavar="[SECTION.]KEY=VALUE")
     classes: str | None = setting(None, CLASSES_HELP, metavar="NAME|FILE", path=True)
     write_model: Path | None = setting(None, WRITE_MODEL_HELP, metavar="FILE.toml")
     images: str = setting(

@@ -19,6 +19,7 @@ from blda_cli.files import replacing
 from blda_cli.segmenters.kinds import KINDS
 from blda_cli.settings import sections_of, setting, settings_of
 from blda_cli.settings_files import read, read_toml, write
+from blda_cli.text import suggestion
 
 SHORT_FORMS = (
     "a .toml file, hf:NAME, a folder with config.json, net.pt2, net.ts, net.onnx, module:factory or logits:DIR"
@@ -260,8 +261,11 @@ def with_changes(spec: SegmenterSpec, changes: Sequence[str], classes: str | Non
         if not dot:  # the section that has such a key
             holders = [one for one, cls in sections_of(SegmenterSpec).items() if section in settings_of(cls)]
             section, key = (holders or [""])[0], section
-        if not equals or not section:
-            raise BldaError(f"--set {change}: give SECTION.KEY=VALUE, e.g. --set preprocessing.color=bgr")
+        if not equals:
+            raise BldaError(f"--set {change}: give [SECTION.]KEY=VALUE, e.g. --set color=bgr")
+        if not section:
+            keys = [one for cls in sections_of(SegmenterSpec).values() for one in settings_of(cls)]
+            raise BldaError(f"--set {change}: a model's description has no key {key!r}{suggestion(key, keys)}")
         spec = read(SegmenterSpec, {section: {key: _toml_value(text.strip())}}, "--set", spec)
     if changes:
         _check(spec, "--set")

@@ -272,8 +272,10 @@ def test_keys_are_set_without_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("color", "give SECTION.KEY=VALUE"),
-        ("colour=bgr", "give SECTION.KEY=VALUE"),
+        ("color", r"give \[SECTION\.\]KEY=VALUE, e\.g\. --set color=bgr"),
+        ("colour=bgr", "no key 'colour'; do you mean color?"),
+        ("multiple=4", "no key 'multiple'; do you mean multiple_of?"),
+        ("=4", "no key ''"),
         ("preprocessing.colour=bgr", "the nearest known one is preprocessing.color"),
         ("preprocessing.color=green", "should be one of rgb, bgr"),
         ("labels.mapping=3", "should be a table"),
