@@ -98,11 +98,6 @@ def _report(request: ReportRequest, job: Job | None, provenance: Provenance, mon
             f"The statistics were collected with the labels {counted}: with --labels {counted} what was corrected is "
             "scored against them, too."
         )
-    doubts = content.provenance.all_doubts()
-    if doubts:
-        remarks.append(
-            f"The model's {' and '.join(doubts)} may be wrong, as a look before the run found: see blda check."
-        )
     reference = _reference(request, folders, content)
     confusions = _confusions(folders, reader, len(content.classes), monitor) if reader else None
     made: dict[str, Any] = {

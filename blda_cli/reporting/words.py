@@ -21,6 +21,9 @@ _MANY = 0.05
 _WORSE = 0.005
 """Loss of pixel accuracy from which the report says that more pixels are wrong."""
 
+_WEIGHTS = "weights"
+"""The kind of doubt that leaves nothing to correct: the network does not hold its trained weights."""
+
 _SHARED_OPTIONS = (
     *("--model", *DESCRIPTION_OPTIONS, "--images", "--every", "--valid-mask", "--calibrator"),
     *("--slide", "--stride", "--scales", "--flip", "--batch-size", "--amp", "--device"),
@@ -106,8 +109,10 @@ def _sources(provenance: Provenance) -> list[str]:
 def summary(report: Report) -> list[str]:
     """The findings, a sentence or two each, in the order in which they are of interest."""
     sentences = [_found(report), _how_sure(report)]
-    if report.gap is not None:
+    doubts = report.provenance.all_doubts()
+    if report.gap is not None and _WEIGHTS not in doubts:
         sentences.insert(0, found_gap(report.gap, report.images))
+    sentences[:0] = [f"The model's {kind} may be wrong: {doubt} (see blda check)." for kind, doubt in doubts.items()]
     if report.before.scores is not None:
         sentences.insert(len(sentences) - 1, _measured(report, report.before.scores))
     sentences += [_changed(report, run) for run in report.runs]
@@ -122,6 +127,15 @@ def next_steps(report: Report) -> list[Step]:
     shared = _shared(report.provenance)
     stats = shlex.quote(str(made["file"]))
     report_command = f"blda report --stats {stats}"
+    if _WEIGHTS in report.provenance.all_doubts():
+        described = shlex.join(option_words(_options(report.provenance), ("--model", *DESCRIPTION_OPTIONS, "--images")))
+        return [
+            Step(
+                "Load the network's trained weights and collect statistics anew: without them there is nothing to "
+                "correct. This says whether they are loaded.",
+                f"blda check {described}",
+            )
+        ]
     if made.get("norms_shifted"):
         return [norms_step(report.provenance)]
     if not report.runs:

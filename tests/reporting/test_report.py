@@ -629,6 +629,25 @@ def test_training_is_advised_where_the_model_can_be_trained(kind: str, advised: 
         assert any(command.startswith("blda finetune --model MODEL --no-source") for command in commands) == advised
 
 
+def test_a_doubt_comes_first_and_nothing_is_advised_without_weights() -> None:
+    gap = DomainGap(0.1, 0.1, 2.0, 11)
+
+    def made(kind: str) -> Report:
+        options = {"--model": "net.py:Net", "--set": ["mean=[0.5]"], "--images": "frames", "--flip": True}
+        return replace(made_up(None), gap=gap, provenance=Provenance(options=options, doubts={kind: "this is why"}))
+
+    unloaded = summary(made("weights"))
+    assert unloaded[0] == "The model's weights may be wrong: this is why (see blda check)."
+    assert not any("likely to help" in text for text in unloaded)
+    assert [step.command for step in next_steps(made("weights"))] == [
+        "blda check --model net.py:Net --set 'mean=[0.5]' --images frames"
+    ]
+    described = summary(made("description"))
+    assert described[0] == "The model's description may be wrong: this is why (see blda check)."
+    assert "likely to help" in described[1]
+    assert len(next_steps(made("description"))) == 2
+
+
 def test_labels_without_any_class_are_said() -> None:
     text = " ".join(summary(made_up(scores_of(ConfusionMatrix(3)))))
     assert "none of the classes" in text
