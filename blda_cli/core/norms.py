@@ -111,11 +111,13 @@ class MixedNorms:
     def __str__(self) -> str:
         mixed = f"mixed with each image's own statistics, weight {self.weight:g}"
         words = "as trained" if self.weight == 1 else mixed
-        if self.weight not in self.agreements:
+        if self.weight not in self.information:
             return words
-        kept = f"{self.agreements[self.weight]:.1%} of the pixels keep their class in a smaller copy of the image"
-        other = "no other weight is clearly ahead" if self.weight == 1 else f"as trained {self.agreements[1.0]:.1%}"
-        return f"{words}: {kept}, {other} ({self.images} images)"
+        shared = f"{self.information[self.weight]:.3f} nats of information"
+        other = "no other weight is clearly ahead" if self.weight == 1 else f"{self.information[1.0]:.3f} as trained"
+        return (
+            f"{words}: the classes of an image and of its smaller copy share {shared}, {other} ({self.images} images)"
+        )
 
     @property
     def identity(self) -> dict[str, Any] | None:

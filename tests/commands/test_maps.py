@@ -247,7 +247,7 @@ def test_norms_of_a_large_map_are_as_trained_unless_asked(
     (land / "wide.py").write_text(NETWORK.replace(body, f"nn.Sequential({body}, nn.BatchNorm2d(8))"))
     collect = ["collect-stats", *options(land)]
     said = run(*collect, "--output", land / "small.h5").stderr
-    assert "of the pixels keep their class in a smaller copy of the image" in said  # a weight is chosen
+    assert "the classes of an image and of its smaller copy share" in said  # a weight is chosen
     in_parts(monkeypatch, 64)
     said = run(*collect, "--output", land / "s.h5").stderr
     assert "batch norms: as trained, as large images are run in parts; --norms target" in said

@@ -253,9 +253,10 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
     assert isinstance(content.norms, MixedNorms)
     assert (content.norms.weight, content.norms.images) == (0.5, 6)
     assert content.model["norms"] == {"weight": 0.5}
-    shares = content.norms.agreements
-    assert f"weight 0.5: {shares[0.5]:.1%} of the pixels keep their class in a smaller copy" in said
-    assert f"as trained {shares[1.0]:.1%} (6 images)" in said
+    shared = content.norms.information  # by which it is chosen
+    assert shared[0.5] > shared[1.0]
+    assert f"weight 0.5: the classes of an image and of its smaller copy share {shared[0.5]:.3f} nats of" in said
+    assert f"{shared[1.0]:.3f} as trained (6 images)" in said
     # What the network's own statistics are like is known all the same, and no sign of another domain any more.
     assert (content.provenance.norm_distance or 0.0) > SHIFTED
     assert not content.norms_shifted

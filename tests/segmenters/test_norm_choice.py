@@ -181,8 +181,10 @@ def test_a_network_in_domain_keeps_its_norms(stripes: list[ImageSource]) -> None
     use_norms(home, found)
     assert home.norm_weight == 1
     assert "norms" not in home.identity
-    kept = "100.0% of the pixels keep their class in a smaller copy of the image"
-    assert home.notes[-1] == f"batch norms: as trained: {kept}, no other weight is clearly ahead (2 images)"
+    shared = f"the classes of an image and of its smaller copy share {information(home, stripes, 1.0)[0]:.3f} nats of"
+    assert home.notes[-1] == (
+        f"batch norms: as trained: {shared} information, no other weight is clearly ahead (2 images)"
+    )
 
 
 def test_a_segmenter_says_what_it_mixes(stripes: list[ImageSource]) -> None:
