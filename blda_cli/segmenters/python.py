@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ def load(spec: SegmenterSpec, device: torch.device) -> NetworkSegmenter:
     """
     factory = spec.segmenter.factory
     assert factory is not None
-    network = _make(factory, dict(spec.segmenter.arguments), spec.folder)
+    network = _make(factory, dict(spec.segmenter.arguments), spec.folder, spec.segmenter.weights)
     if not callable(network):
         raise BldaError(f"{factory} returns {type(network).__name__}; a network (torch.nn.Module) is needed")
     module = network if isinstance(network, nn.Module) else None
@@ -74,7 +75,7 @@ def varies(spec: SegmenterSpec, loaded: NetworkSegmenter) -> bool:
     return isinstance(network, nn.Module) and state_digest(network) != loaded.identity["weights"]
 
 
-def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
+def _make(factory: str, arguments: dict[str, Any], folder: Path, weights: Path | None = None) -> Any:
     module_name, colon, name = factory.rpartition(":")
     if not colon or not module_name or not name:
         module_name, _, name = factory.rpartition(".")
@@ -82,7 +83,7 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
         raise BldaError(f"factory {factory!r} should be module:callable or file.py:callable{hint}")
     with _importing_from((folder / module_name).parent if module_name.endswith(".py") else folder):
         try:
-            module = _import(module_name, folder)
+            module = _import(module_name, folder, weights)
         except BldaError:
             raise
         except (Exception, SystemExit) as error:
@@ -102,10 +103,11 @@ def _make(factory: str, arguments: dict[str, Any], folder: Path) -> Any:
             raise BldaError(f"{factory} fails: {reason(error)}") from error
 
 
-def _import(module_name: str, folder: Path) -> Any:
+def _import(module_name: str, folder: Path, weights: Path | None) -> Any:
     """Import a module by name, or run the file of that name in the folder anew.
 
-    Anew, because a module of the same name from another folder may already be imported.
+    Anew, because a module of the same name from another folder may already be imported. A file of that name beside the
+    weights is suggested, and not run unasked.
     """
     file = folder / (module_name if module_name.endswith(".py") else f"{module_name.replace('.', '/')}.py")
     if not file.is_file():
@@ -117,11 +119,11 @@ def _import(module_name: str, folder: Path) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not module_name.startswith(error.name):
                 raise
-            beside = [path.stem for path in folder.glob("*.py")]
-            raise BldaError(
-                f"there is no module {module_name!r}, neither installed nor in {folder}"
-                f"{suggestion(module_name, beside)}"
-            ) from error
+            hint = suggestion(module_name, [path.stem for path in folder.glob("*.py")])
+            if weights is not None and (weights.parent / f"{module_name}.py").is_file():
+                path = Path(os.path.relpath(weights.parent / f"{module_name}.py", folder))
+                hint = f"; do you mean {path.as_posix()}, which lies beside the weights?"
+            raise BldaError(f"there is no module {module_name!r}, neither installed nor in {folder}{hint}") from error
     name = module_name.removesuffix(".py").replace("/", ".").strip(".")
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None

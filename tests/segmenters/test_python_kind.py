@@ -412,6 +412,13 @@ def test_mistakes_are_named(tmp_path: Path, pixels: Tensor, factory: str, sectio
     assert "\n" not in str(caught.value)
 
 
+def test_a_module_beside_the_weights_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "only_there.py").write_text("raise SystemExit")
+    with pytest.raises(BldaError, match=r"do you mean net/only_there\.py, which lies beside the weights\?"):
+        load(description(tmp_path, "", "only_there:make"), tmp_path / "net" / "tiny.pth")
+
+
 def test_a_network_that_fails_on_the_image_says_so(tmp_path: Path, pixels: Tensor) -> None:
     section = '[classes]\nnames = ["a", "b", "c", "d", "e"]'
     segmenter = load(description(tmp_path, section, "tiny:Wrapped", "x.view(1, 2, 3)"))
