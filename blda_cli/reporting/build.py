@@ -81,7 +81,7 @@ def build_report(
         shift_source=str(shown),
         before=before,
         runs=[
-            _run(name, folder, record, confusions[1][index] if confusions else None)
+            _run(name, folder, record, confusions[1][index] if confusions else None, runs[0][1])
             for index, (name, (folder, record)) in enumerate(zip(names, runs, strict=True))
         ],
         candidates=list(candidates),
@@ -160,7 +160,7 @@ def _estimates(content: StatisticsFile, source: LabelSource, *, labelled: bool) 
     return [replace(estimate, never=one) for estimate, one in zip(estimates, never, strict=True)], blocks
 
 
-def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None) -> Run:
+def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix | None, first: RunRecord) -> Run:
     return Run(
         name=name,
         folder=folder,
@@ -169,6 +169,7 @@ def _run(name: str, folder: str, record: RunRecord, confusion: ConfusionMatrix |
         changed=float(np.mean(list(record.changed.values()))) if record.changed else 0.0,
         after=Predictions(shares(record.pixels_after), scores_of(confusion) if confusion is not None else None),
         made={"model": record.model, "statistics": record.statistics, "provenance": record.provenance.as_json()},
+        own_before=shares(record.pixels_before) if record.model != first.model else None,
     )
 
 

@@ -133,6 +133,8 @@ class Run:
         changed: share of an image's pixels that changed, the mean over the images.
         after: the corrected predictions.
         made: statistics used, command and versions.
+        own_before: shares of the predictions that it corrected, where these are of another model than the report's
+            ``before``, e.g. of averaged views.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Run:
     changed: float
     after: Predictions
     made: Mapping[str, Any]
+    own_before: list[float] | None = None
 
 
 @dataclass(frozen=True)

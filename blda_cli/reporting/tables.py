@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from blda_cli.reporting.model import Predictions, Report, Scores, Verdict
+from blda_cli.reporting.model import Predictions, Report, Run, Scores, Verdict
 from blda_cli.reporting.words import percent, points, score, signed, times
 
 MARKS = {Verdict.OVER: "▲", Verdict.UNDER: "▼", Verdict.UNCLEAR: "●", Verdict.NEVER: "○", Verdict.UNKNOWN: "–"}
@@ -188,7 +188,7 @@ def overall_table(report: Report) -> NumberTable:
     """One row per folder, the network's own predictions first, before them as it came; columns as far as there are
     labels."""
     first = report.first_scores
-    names = [*first, _before(report), *(f"{run.name}: {run.method}" for run in report.runs)]
+    names = [*first, _before(report), *(_after(run) for run in report.runs)]
     columns = _scores([*first.values(), report.before.scores, *(run.after.scores for run in report.runs)])
     changed = Column(
         _CHANGED.heading,
@@ -269,6 +269,11 @@ def run_tables(report: Report) -> list[NumberTable]:
         )
         for measure in _known(report)
     ]
+
+
+def _after(run: Run) -> str:
+    """Corrected predictions by name, and what their changes are counted from where that is not the first argmax."""
+    return f"{run.name}: {run.method}{', changed from its own argmax' if run.own_before else ''}"
 
 
 def _before(report: Report) -> str:

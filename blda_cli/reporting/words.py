@@ -10,7 +10,7 @@ from typing import Any
 from blda_cli.core.choices import Shift
 from blda_cli.core.fitting.strength import ADAPTED_IN_DOMAIN, FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.core.shifts import MINIMUM_PIXELS
-from blda_cli.reporting.model import Estimate, Predictions, Report, Run, Scores, Verdict
+from blda_cli.reporting.model import Estimate, Report, Run, Scores, Verdict
 from blda_cli.store.provenance import DESCRIPTION_OPTIONS, Provenance, option_words
 
 _NAMED = 4
@@ -364,10 +364,11 @@ def _measured(report: Report, scores: Scores) -> str:
 
 def _changed(report: Report, run: Run) -> str:
     beyond = ", not counting what the adapted norms changed before" if report.norms_adapted else ""
-    text = f"{_subject(report, run)} changed {percent(run.changed)} of the pixels{beyond}."
+    pixels = "its own argmax's pixels" if run.own_before else f"the pixels{beyond}"
+    text = f"{_subject(report, run)} changed {percent(run.changed)} of {pixels}."
     if run.changed == 0:
         return text
-    before, after = report.before.share, run.after.share
+    before, after = _share_before(report, run), run.after.share
     ratios = [
         (new / old, name, old, new)
         for name, old, new in zip(report.classes.names, before, after, strict=True)
@@ -379,12 +380,16 @@ def _changed(report: Report, run: Run) -> str:
             f" {grown[1]} grew most, {percent(grown[2])} to {percent(grown[3])} of the pixels; {shrunk[1]} shrank "
             f"most, {percent(shrunk[2])} to {percent(shrunk[3])}."
         )
-    return text + _gained(report.before, run.after) + _contrary(report, run) + _many_for_few(report, run)
+    return text + _gained(report, run) + _contrary(report, run) + _many_for_few(report, run)
+
+
+def _share_before(report: Report, run: Run) -> list[float]:
+    return run.own_before or report.before.share
 
 
 def _contrary(report: Report, run: Run) -> str:
     """Why classes changed against their verdict: under-predicted ones that shrank, over-predicted ones that grew."""
-    rows = zip(report.classes.names, report.estimates, report.before.share, run.after.share, strict=True)
+    rows = zip(report.classes.names, report.estimates, _share_before(report, run), run.after.share, strict=True)
     growth = {
         name: after - before
         for name, estimate, before, after in rows
@@ -415,7 +420,7 @@ def _many_for_few(report: Report, run: Run) -> str:
         if other.pixel_accuracy >= one.pixel_accuracy - _WORSE:
             return ""
         return " More pixels are wrong than before, for few classes' sake: --favour pixels corrects less."
-    growth = [new - old for old, new in zip(report.before.share, run.after.share, strict=True)]
+    growth = [new - old for old, new in zip(_share_before(report, run), run.after.share, strict=True)]
     gains = sorted(
         ((gain, name) for gain, name in zip(growth, report.classes.names, strict=True) if gain > 0), reverse=True
     )
@@ -432,14 +437,15 @@ def _many_for_few(report: Report, run: Run) -> str:
     )
 
 
-def _gained(before: Predictions, after: Predictions) -> str:
-    one, other = before.scores, after.scores
+def _gained(report: Report, run: Run) -> str:
+    one, other = report.before.scores, run.after.scores
     if one is None or other is None or math.isnan(one.mean_iou):
         return ""
     differences = [new - old for old, new in zip(one.iou, other.iou, strict=True) if new == new and old == old]
+    start = f"Against the argmax of {report.runs[0].name}, mean IoU" if run.own_before else "Mean IoU"
     better = sum(difference > 0 for difference in differences)
     return (
-        f" Mean IoU went from {score(one.mean_iou)} to {score(other.mean_iou)}, mean accuracy from "
+        f" {start} went from {score(one.mean_iou)} to {score(other.mean_iou)}, mean accuracy from "
         f"{score(one.mean_accuracy)} to {score(other.mean_accuracy)}, pixel accuracy from "
         f"{score(one.pixel_accuracy)} to {score(other.pixel_accuracy)}; {better} of {len(differences)} classes gained "
         f"IoU, {sum(difference < 0 for difference in differences)} lost some. The summed |Bias| went from "

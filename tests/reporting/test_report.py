@@ -180,6 +180,19 @@ def test_two_models_side_by_side(domain: Any, tmp_path: Path) -> None:
         expected = scores_of(confusion_of(domain, f"{name}/predictions"))
         assert data["overall"]["runs"][name]["mean_iou"] == pytest.approx(expected.mean_iou)
     assert any("other is of another model than" in remark for remark in data["remarks"])
+    same, another = data["summary"][-3:-1]  # the last names the best
+    changed = data["overall"]["runs"]["other"]["changed"]
+    assert f"changed {percent(changed)} of its own argmax's pixels." in another
+    assert "Against the argmax of aligned, mean IoU went from" in another
+    assert "own argmax" not in same
+    assert " Mean IoU went from" in same
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("changed from its own argmax<") == 1
+
+
+def test_shares_are_compared_with_those_that_a_run_corrected() -> None:
+    run = Run("a", "a", "blda", {}, 0.1, Predictions([0.6, 0.4, 0.0]), {}, [0.5, 0.5, 0.0])
+    assert "road grew most, 50.0" in summary(replace(made_up(None), runs=[run]))[-1]
 
 
 def test_methods_are_compared_on_the_sample(make_domain: MakeDomain, tmp_path: Path) -> None:
