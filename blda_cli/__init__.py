@@ -2,8 +2,8 @@
 
 The command's functions are also available to a user's own inference loop::
 
-    alignment = blda_cli.Alignment.from_file("dusk.h5").to(images.device)
-    labels = alignment.predict(network(images))
+    corrected = blda_cli.Alignment.from_file("dusk.h5").module(network)
+    labels = corrected(images).argmax(dim=1)
 """
 
 import importlib

@@ -46,6 +46,7 @@ from blda_cli.pipelines.requests import (
 from blda_cli.reporting.check_model import Check
 from blda_cli.reporting.model import Report
 from blda_cli.runtime.monitor import SilentMonitor
+from blda_cli.segmenters.instance_norms import mixing
 from blda_cli.settings import fitted
 from blda_cli.store import statistics as store
 from blda_cli.store.predictions import RunRecord
@@ -64,7 +65,8 @@ class Alignment:
         classes: of the logits' channels.
         correction: the rule itself.
         norms: norm statistics that the network has to have, or the weight with which it has to mix them with each
-            image's own; :meth:`module` puts them in. None: its own.
+            image's own; :meth:`module` puts them in. None: its own. :meth:`predict` and :meth:`scores` warn where they
+            are not called within :class:`InstanceNorms` of that weight.
 
     Example:
         >>> import torch
@@ -130,6 +132,7 @@ class Alignment:
         *,
         reference: LogitStatistics | None = None,
         norm_distance: float | None = None,
+        norm_weight: float | None = None,
         norm_shift: float | None = None,
         preset: str | None = None,
         **choices: Any,
@@ -140,6 +143,7 @@ class Alignment:
             statistics: of the images to be corrected or of others like them.
             reference: statistics of images like those the network was trained on, see :meth:`from_file`.
             norm_distance: see :func:`write_statistics`.
+            norm_weight: likewise.
             norm_shift: the former name of ``norm_distance``.
             preset: see :meth:`from_file`.
             **choices: see :meth:`from_file`.
@@ -149,8 +153,9 @@ class Alignment:
             ValueError: there is no such choice.
         """
         norm_distance = _renamed(norm_distance, norm_shift)
-        known = None if reference is None else StatisticsInput(_content(reference, None, None))
-        inputs = AlignmentInputs(StatisticsInput(_content(statistics, None, norm_distance)), known)
+        known = None if reference is None else StatisticsInput(_content(reference, None, None, None))
+        target = StatisticsInput(_content(statistics, None, norm_distance, norm_weight))
+        inputs = AlignmentInputs(target, known)
         return _aligned(inputs, chosen_settings(choices, preset))
 
     @overload
@@ -243,8 +248,16 @@ class Alignment:
         return replace(self, correction=self.correction.to(torch.device(device)))
 
     def __repr__(self) -> str:
-        """Method, strength, number of classes and device."""
-        return f"Alignment({self.settings.describe()}, {len(self.classes)} classes, on {self.device})"
+        """Method, strength, norms, number of classes and device."""
+        norms = f"{self._adapted}, " if self._adapted else ""
+        return f"Alignment({self.settings.describe()}, {norms}{len(self.classes)} classes, on {self.device})"
+
+    @property
+    def _adapted(self) -> str:
+        """The norms that the network has to have; empty: its own."""
+        if self.norms is None or self.norms.identity is None:
+            return ""
+        return f"norm weight {self.norms.weight:g}" if isinstance(self.norms, MixedNorms) else "target norms"
 
     def _checked(self, logits: Tensor | Array, check_finite: bool) -> Tensor:
         values = logits
@@ -256,7 +269,17 @@ class Alignment:
             raise ValueError(f"the logits are on {values.device}, the alignment on {self.device}: alignment.to(...)")
         if check_finite and not bool(torch.isfinite(values).all()):
             raise ValueError("logits are not finite")
+        if self._adapted:
+            self._warn_of_norms()
         return values
+
+    def _warn_of_norms(self) -> None:
+        way_out = "use alignment.module(network)"
+        if isinstance(self.norms, MixedNorms):
+            if mixing(self.norms.weight):
+                return
+            way_out += f", or run the network and this within blda_cli.InstanceNorms(network, {self.norms.weight:g})"
+        warnings.warn(f"the alignment is for logits of the network with {self._adapted}: {way_out}", stacklevel=4)
 
 
 def write_statistics(
@@ -265,6 +288,7 @@ def write_statistics(
     classes: str | Sequence[str] | None = None,
     *,
     norm_distance: float | None = None,
+    norm_weight: float | None = None,
     model: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     norm_shift: float | None = None,
@@ -280,6 +304,7 @@ def write_statistics(
         classes: a preset's name (``"cityscapes"``), or one name per class; by default the classes are numbered.
         norm_distance: :attr:`ObservedNorms.distance` of the pass, which detects images out of domain even where the
             network is confident in its predictions; None: unknown.
+        norm_weight: of the :class:`InstanceNorms` that the network ran within; None: it ran with its own norms.
         model: a note about the network: anything that JSON can hold.
         overwrite: replace a file that is there.
         norm_shift: the former name of ``norm_distance``.
@@ -300,7 +325,8 @@ def write_statistics(
     norm_distance = _renamed(norm_distance, norm_shift)
     with _keywords_named():
         claim(Path(path), overwrite=overwrite)
-    store.write_statistics(Path(path), replace(_content(statistics, classes, norm_distance), model=dict(model or {})))
+    content = _content(statistics, classes, norm_distance, norm_weight)
+    store.write_statistics(Path(path), replace(content, model=dict(model or {})))
 
 
 def _renamed(norm_distance: float | None, norm_shift: float | None) -> float | None:
@@ -312,14 +338,24 @@ def _renamed(norm_distance: float | None, norm_shift: float | None) -> float | N
 
 
 def _content(
-    statistics: LogitStatistics, classes: str | Sequence[str] | None, norm_distance: float | None
+    statistics: LogitStatistics,
+    classes: str | Sequence[str] | None,
+    norm_distance: float | None,
+    norm_weight: float | None,
 ) -> StatisticsFile:
     count = statistics.num_classes
     names = numbered_classes(count) if classes is None else class_set(classes)
     if len(names) != count:
         raise BldaError(f"{len(names)} classes are named, the statistics are of {count}: give one name per class")
+    if norm_weight is not None and not 0 <= norm_weight <= 1:
+        raise BldaError(f"norm_weight = {norm_weight:g} should be between 0 and 1")
     return StatisticsFile(
-        statistics, names, model={}, complete=True, provenance=Provenance(norm_distance=norm_distance)
+        statistics,
+        names,
+        model={},
+        complete=True,
+        provenance=Provenance(norm_distance=norm_distance),
+        norms=None if norm_weight is None else MixedNorms(norm_weight),
     )
 
 

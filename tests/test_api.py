@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import blda_cli
 from blda_cli.core.choices import Shift
 from blda_cli.core.fitting import Evidence, fit_correction
 from blda_cli.core.methods import PUBLISHED, AlignmentSettings, chosen_settings
+from blda_cli.core.norms import Norms
 from blda_cli.errors import BldaError
 from blda_cli.store.provenance import Provenance
 from blda_cli.store.statistics import StatisticsFile
@@ -238,6 +240,74 @@ def test_a_loop_with_the_commands_keys_predicts_what_the_command_does(tmp_path: 
     for key, values in frames.items():
         written = np.asarray(Image.open(tmp_path / "aligned" / "predictions" / f"{key}.png"))
         assert np.array_equal(alignment.predict(values)[0].numpy(), written)
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, C, 1))
+    return network.eval().requires_grad_(False)
+
+
+def test_a_loop_with_mixed_norms_predicts_what_the_command_does(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    frames = {name: np.random.default_rng(ord(name)).integers(60, 200, (40, 50, 3), dtype=np.uint8) for name in "abc"}
+    for name, pixels in frames.items():
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    network = normed()
+    torch.save(network, tmp_path / "net.pt")
+    (tmp_path / "net.py").write_text(
+        "import pathlib, torch\n"
+        "def network():\n    return torch.load(pathlib.Path(__file__).with_name('net.pt'), weights_only=False)\n"
+    )
+    description = f'[segmenter]\nkind = "python"\nfactory = "{tmp_path / "net.py"}:network"\n'
+    description += (
+        '[preprocessing]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n[classes]\nnames = ["a", "b", "c", "d"]\n'
+    )
+    (tmp_path / "net.toml").write_text(description)
+    options: dict[str, Any] = {"model": str(tmp_path / "net.toml"), "images": str(tmp_path / "images")}
+    blda_cli.align(**options, norm_weight=0.6, tau=0.5, output=tmp_path / "aligned")
+    statistics = blda_cli.LogitStatistics(C)
+    inputs = {name: torch.from_numpy(pixels).movedim(-1, 0)[None] / 255 for name, pixels in frames.items()}
+    with blda_cli.InstanceNorms(network, 0.6):
+        for name, image in inputs.items():
+            statistics.update(network(image), keys=[name])
+        blda_cli.write_statistics(tmp_path / "s.h5", statistics, norm_distance=0.1, norm_weight=0.6)
+        alignment = blda_cli.Alignment.from_file(tmp_path / "s.h5", tau=0.5)
+        aligned = {name: alignment.predict(network(image))[0].numpy() for name, image in inputs.items()}
+    for name, found in aligned.items():
+        assert np.array_equal(found, np.asarray(Image.open(tmp_path / "aligned" / "predictions" / f"{name}.png")))
+
+
+def test_less_is_corrected_where_norms_were_mixed() -> None:
+    own, mixed = (blda_cli.Alignment.fit(counted(), norm_distance=0.1, norm_weight=weight) for weight in (1.0, 0.6))
+    assert own.settings == blda_cli.Alignment.fit(counted(), norm_distance=0.1).settings
+    assert float(own.settings.tau) > float(mixed.settings.tau) > 0
+
+
+def test_logits_of_other_norms_are_warned_of() -> None:
+    network, images = normed(), torch.rand(2, 3, 40, 50)
+    mixed = counted()
+    alignment = blda_cli.Alignment.fit(mixed, norm_weight=0.6, tau=0.5)
+    assert repr(alignment) == "Alignment(blda negative, τ 0.5, norm weight 0.6, 4 classes, on cpu)"
+    for function in (alignment.predict, alignment.scores):
+        with pytest.warns(
+            UserWarning, match=r"norm weight 0\.6: use alignment\.module\(network\), or .* 0\.6\)"
+        ) as warned:
+            function(network(images))
+        assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"norm weight 0\.6"), blda_cli.InstanceNorms(network, 0.9):
+        alignment.predict(network(images))
+    target = replace(alignment, norms=Norms({}, images=8, source_images=8))
+    assert "target norms" in repr(target)
+    with pytest.warns(UserWarning, match=r"target norms: use alignment\.module\(network\)$"):
+        target.predict(network(images))
+    with warnings.catch_warnings(action="error"):
+        with blda_cli.InstanceNorms(network, 0.6):
+            expected = alignment.predict(network(images))
+        assert torch.equal(alignment.module(network)(images).argmax(dim=1), expected)
+        blda_cli.Alignment.fit(mixed, norm_weight=1.0).predict(network(images))
+    with pytest.raises(BldaError, match=r"norm_weight = 1\.5 should be between 0 and 1"):
+        blda_cli.Alignment.fit(mixed, norm_weight=1.5)
 
 
 @pytest.mark.parametrize("choices", [{}, {"shift": "location"}, {"shift": "quantile"}, {"method": "logit-adjust"}])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,7 @@ class InstanceNorms:
         self._call = 0
 
     def __enter__(self) -> Self:
+        _ENTERED.add(self)
         self._hooks = [self._network.register_forward_pre_hook(self._begin)]
         for layer in self._layers:
             self._hooks.append(layer.register_forward_pre_hook(self._before))
@@ -135,6 +137,7 @@ class InstanceNorms:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _ENTERED.discard(self)
         for hook in self._hooks:
             hook.remove()
 
@@ -222,6 +225,14 @@ class InstanceNorms:
         if counted is None:
             return values.new_full((len(values), 1), values.shape[2:].numel(), dtype=torch.float32)
         return counted.flatten(1).sum(dim=1, keepdim=True).float()
+
+
+_ENTERED: WeakSet[InstanceNorms] = WeakSet()
+
+
+def mixing(weight: float) -> bool:
+    """Whether this runs within :class:`InstanceNorms` of that weight, of any network."""
+    return any(norms.weight == weight for norms in _ENTERED)
 
 
 def _pooled(parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> Moments | None:

@@ -17,7 +17,7 @@ def test_a_loop_as_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code = re.search(r"^## From Python\n+```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     assert code is not None
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 19, 1)).eval()
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 19, 1))
     names: dict[str, Any] = {"network": network, "loader": list(torch.rand(3, 2, 3, 48, 64))}
     with warnings.catch_warnings(action="error"):
         exec(code[1], names)
