@@ -176,13 +176,11 @@ def look(
     network = described_network(segmenter)
     inspection, comparison, multiple = None, None, None
     if network is not None:
-        monitor.start("comparing descriptions", 1, unit="networks")
         first = pictures(network, files[:1], _FED if files[0].is_part else None)
         if first:
             inspection = inspect(network, first[0])
             multiple = network.multiple_needed((first[0].shape[2], first[0].shape[3]))
-        comparison = compare_descriptions(network, files)
-        monitor.advance(1)
+        comparison = compare_descriptions(network, files, monitor)
     reader = None if labels is None else labels(None)
     confusion = ConfusionMatrix(len(segmenter.classes))
     counts = np.zeros(len(segmenter.classes), dtype=np.int64)
@@ -344,6 +342,7 @@ def _description_remarks(comparison: Comparison) -> Iterator[Remark]:
         yield Remark(
             DESCRIPTION,
             grave=worse >= CLEAR and not weak,
-            text=f"the colours seem to be in the wrong order: {best.description} fits {worse:.1f} times better than "
-            f"{own.description}; {best.description.in_place_of(own.description)}",
+            text=f"the colours seem to be in the wrong order: {best.description} fits {worse:.1f} times better "
+            f"(norm distance times disagreement) than {own.description}; "
+            f"{best.description.in_place_of(own.description)}",
         )

@@ -84,7 +84,10 @@ def described(comparison: Comparison) -> list[str]:
         )
     order = best.description.section.color.upper()
     if comparison.colour_told:
-        sentences.append(f"Colour order: {order}; swapped it fits {comparison.colour:.1f} times worse.")
+        sentences.append(
+            f"Colour order: {order}; swapped, the misfit (norm distance times disagreement) is {comparison.colour:.1f} "
+            "times as large."
+        )
     else:
         sentences.append(f"Colour order: unknown; {order} fits hardly better than swapped.")
     if comparison.chosen is comparison.own:
@@ -108,7 +111,7 @@ def table(comparison: Comparison) -> list[tuple[str, str, str, str]]:
         if one is comparison.own:
             marks.append("the model's")
         if one.screened:
-            distance, marks = f"~{distance}", [*marks, "ruled out"]
+            marks.append("ruled out on cut-outs")
         rows.append((str(one.description), distance, agreement, ", ".join(marks)))
     return rows
 

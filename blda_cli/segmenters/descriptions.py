@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from blda_cli.core.agreement import count_pairs, kappa
 from blda_cli.core.description import CLEAR, COLOUR, TIED, Fit, ranked, times
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
+from blda_cli.runtime.monitor import Monitor, SilentMonitor, advancing
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.calibrated import CalibratedSegmenter
 from blda_cli.segmenters.instance_norms import InstanceNorms, norm_layers
@@ -376,7 +377,11 @@ class Comparison:
         return max(1.0, nearest.fit.farther(self.best.fit))
 
 
-def compare_descriptions(segmenter: NetworkSegmenter, files: Sequence[ImageSource]) -> Comparison:
+def compare_descriptions(
+    segmenter: NetworkSegmenter,
+    files: Sequence[ImageSource],
+    monitor: Monitor = SilentMonitor(),  # noqa: B008  # it holds nothing
+) -> Comparison:
     """Try the common normalisations and both colour orders on a few of the images.
 
     Cut-outs of two images rule out what is far off; the rest is measured on larger ones of four images.
@@ -384,18 +389,22 @@ def compare_descriptions(segmenter: NetworkSegmenter, files: Sequence[ImageSourc
     Args:
         segmenter: its network is run, and left as it was.
         files: the images, of which a few are taken, spread evenly.
+        monitor: receives the progress.
 
     Raises:
         BldaError: the network cannot be run, or no image can be read.
+        Interrupted: the user asked to stop.
     """
     candidates = common_descriptions(segmenter.preprocessor.section)
     norms, late = _norms_of(segmenter)
     if norms == 0:
-        tried = _fits(segmenter, candidates, files, SCREENING, copies=True)
+        monitor.start("comparing descriptions", len(candidates), unit="descriptions")
+        tried = _fits(segmenter, candidates, files, SCREENING, copies=True, advance=advancing(monitor))
         tried.sort(key=lambda one: one.fit.misfit)
         return Comparison(candidates[0], tuple(tried), 0, late)
     both = [order for one in candidates for order in (one, one.swapped)]
-    screening = _fits(segmenter, both, files, SCREENING, copies=False)
+    monitor.start("comparing descriptions on small cut-outs", len(both), unit="descriptions")
+    screening = _fits(segmenter, both, files, SCREENING, copies=False, advance=advancing(monitor))
     # A normalisation is judged by its better colour order.
     pairs = list(zip(screening[::2], screening[1::2], strict=True))
     better = [min(pair, key=lambda one: one.fit.misfit) for pair in pairs]
@@ -403,7 +412,8 @@ def compare_descriptions(segmenter: NetworkSegmenter, files: Sequence[ImageSourc
     near = sorted(better[1:], key=lambda one: one.fit.misfit)[:_FINALISTS]
     kept = {better.index(one) for one in (better[0], *near) if one.fit.farther(nearest) <= _RULED_OUT}
     finalists = [order for index in sorted(kept) for order in both[2 * index : 2 * index + 2]]
-    final = _fits(segmenter, finalists, files, FINAL, copies=True)
+    monitor.start("comparing those that are left", len(finalists), unit="descriptions")
+    final = _fits(segmenter, finalists, files, FINAL, copies=True, advance=advancing(monitor))
     if 0 not in kept:  # shown beside the others, as the model's own
         final += _fits(segmenter, candidates[:1], files, FINAL, copies=False)
     best_first = [final[index] for index in ranked([one.fit for one in final])]
@@ -446,12 +456,17 @@ def _fits(
     frames: tuple[int, int],
     *,
     copies: bool,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[Tried]:
     count, pixels = frames
     images = pictures(segmenter, spread(files, count), pixels)
     if not images:
         raise BldaError("none of the images can be read")
-    return [Tried(one, try_description(segmenter, one.section, images, copies=copies)) for one in descriptions]
+    tried = []
+    for one in descriptions:
+        tried.append(Tried(one, try_description(segmenter, one.section, images, copies=copies)))
+        advance(1)
+    return tried
 
 
 def spread(files: Sequence[ImageSource], count: int) -> list[ImageSource]:

@@ -95,6 +95,13 @@ def test_a_right_description_is_left_alone(world: Path, model: Write) -> None:
     assert sum(found["predicted_share"].values()) == pytest.approx(1)
 
 
+def test_the_measurements_are_named(world: Path, model: Write) -> None:
+    said = " ".join(run("check", "--model", model(RIGHT), "--images", world / "images").stdout.split())
+    assert "swapped, the misfit (norm distance times disagreement) is" in said
+    assert "ruled out on cut-outs" in said
+    assert "~" not in said
+
+
 def test_the_best_description_is_written_and_fits(world: Path, model: Write) -> None:
     wrong = model("scale = 1.0")
     found = checked(world, wrong, "--write-model", world / "best.toml")

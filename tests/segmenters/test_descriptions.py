@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blda_cli.data.images import find_images, masked
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.data.source import ImageSource
+from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import descriptions
 from blda_cli.segmenters.descriptions import (
     Description,
@@ -129,11 +130,30 @@ def test_norms_are_mixed_with_each_images_own(blobs: list[ImageSource], monkeypa
     assert mixed.distance < own.distance - 0.01
 
 
+class Rounds(SilentMonitor):
+    """Counts what is announced and what is done, round by round."""
+
+    def __init__(self) -> None:
+        self.total: list[int] = []
+        self.done: list[int] = []
+
+    def start(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        assert unit == "descriptions"
+        self.total.append(total)
+        self.done.append(done)
+
+    def advance(self, count: int) -> None:
+        self.done[-1] += count
+
+
 def test_trying_leaves_the_network_as_it_was(blobs: list[ImageSource]) -> None:
     network = trained_on(torch.randn(2, 3, 20, 20))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     segmenter = segmenter_of(network)
-    compare_descriptions(segmenter, blobs)
+    monitor = Rounds()
+    compare_descriptions(segmenter, blobs, monitor)
+    assert monitor.total[0] == 16  # eight normalisations in both colour orders
+    assert monitor.done == monitor.total
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in network.modules())
     assert segmenter.preprocessor.section == IMAGENET
