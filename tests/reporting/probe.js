@@ -69,6 +69,19 @@ function overflowing(view) {
   return found;
 }
 
+function outOfSight(view) {
+  const found = [];
+  const table = view.document.querySelector("table.classes"), box = table.parentElement.getBoundingClientRect();
+  for (const mark of table.querySelectorAll("td.plot svg, th.plot div *")) {
+    if (mark.getBoundingClientRect().right > box.right) found.push(`out of sight: ${mark.textContent || mark.tagName}`);
+  }
+  for (const views of view.document.querySelectorAll(".views")) {
+    const tops = [...views.children].map((one) => one.offsetTop);
+    if (tops.length > 1 && tops.at(-1) > tops.at(-2)) found.push("a picture alone below the others");
+  }
+  return found;
+}
+
 function column(view, table, index) {
   return [...table.tBodies[0].rows].map((row) => row.cells[index].dataset.value);
 }
@@ -135,6 +148,7 @@ addEventListener("load", () => {
         .filter((name) => !name.startsWith("data:")),
       dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
       overflowing: overflowing(view),
+      outOfSight: outOfSight(view),
       unreadable: unreadable(view),
       sorted: sorted(view),
       filtered: filtered(view),

@@ -126,6 +126,7 @@ def test_page_in_a_browser(count: int, scheme: str, pages: Callable[[int], str],
         assert view["broken"] == 0
         assert view["dark"] == (scheme == "dark")
         assert view["overflowing"] == []
+        assert width == "desktop" or view["outOfSight"] == []
         assert view["unreadable"]["texts"] > 20 * count
         assert view["unreadable"]["found"] == {}
         check_sorting(view["sorted"])
