@@ -231,8 +231,12 @@ def _is_strong(options: Mapping[str, Any]) -> bool:
 
 
 def _options(provenance: Provenance) -> dict[str, Any]:
-    """Options that the network was run with."""
-    return {"--model": "MODEL", "--images": provenance.source or "DIR"} | provenance.common_options()
+    """Options that the network was run with; the file of ``--write-model`` stands for those that describe it."""
+    options = {"--model": "MODEL", "--images": provenance.source or "DIR"} | provenance.common_options()
+    kept = options.get("--write-model")
+    if kept is None:
+        return options
+    return {name: value for name, value in options.items() if name not in DESCRIPTION_OPTIONS} | {"--model": kept}
 
 
 def _shared(provenance: Provenance) -> str:

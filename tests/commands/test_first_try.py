@@ -113,3 +113,7 @@ def test_suggested_commands_have_what_was_said(run: Run, options: list[str]) -> 
     command = report["next_steps"][0]["command"]
     said = "--set 'preprocessing.mean=[0.1, 0.1, 0.1]' --set 'arguments={bias = 0.5}' --classes names.txt"
     assert command.startswith(f"blda align --model tiny:make {said} --images images --every 2")
+    kept = ["--classes", "names.txt", "--every", 2, "--write-model", "net.toml"]
+    run("collect-stats", *options, *GIVEN, *kept, "--output", "kept.h5")
+    report = json.loads(run("report", "--stats", "kept.h5", "--json", "--output", "k").stdout)
+    assert report["next_steps"][0]["command"].startswith("blda align --model net.toml --images images --every 2")
