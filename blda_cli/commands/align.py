@@ -88,6 +88,8 @@ def _show(record: "RunRecord", output: Path, *, all_classes: bool) -> None:
 
 
 def _change(before: float, after: float) -> str:
-    if before > 0:
+    from blda_cli.reporting.model import LEAST_SHARE
+
+    if before >= LEAST_SHARE:
         return f"×{after / before:.2f}"
-    return "new" if after > 0 else "n/a"
+    return "new" if after >= LEAST_SHARE else "n/a"

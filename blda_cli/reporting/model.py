@@ -19,6 +19,10 @@ MANY_CLASSES = 40
 """With more classes, they are described by how often they are predicted relative to how often they should be."""
 
 
+LEAST_SHARE = 0.00005
+"""Share of the pixels, written as 0.00%, below which no ratio is formed: it would be one of a few pixels."""
+
+
 class Verdict(StrEnum):
     """Verdict on a class."""
 

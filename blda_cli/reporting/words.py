@@ -10,7 +10,7 @@ from typing import Any
 from blda_cli.core.choices import Shift
 from blda_cli.core.fitting.strength import ADAPTED_IN_DOMAIN, FEWEST_IMAGES, IN_DOMAIN, DomainGap
 from blda_cli.core.shifts import MINIMUM_PIXELS
-from blda_cli.reporting.model import Estimate, Report, Run, Scores, Verdict
+from blda_cli.reporting.model import LEAST_SHARE, Estimate, Report, Run, Scores, Verdict
 from blda_cli.store.provenance import DESCRIPTION_OPTIONS, Provenance, option_words
 
 _NAMED = 4
@@ -376,7 +376,7 @@ def _changed(report: Report, run: Run) -> str:
     ratios = [
         (new / old, name, old, new)
         for name, old, new in zip(report.classes.names, before, after, strict=True)
-        if old > 0 and new > 0
+        if min(old, new) >= LEAST_SHARE
     ]
     grown, shrunk = max(ratios, default=None), min(ratios, default=None)
     if grown and shrunk and grown[0] > 1 > shrunk[0]:

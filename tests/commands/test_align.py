@@ -522,6 +522,14 @@ def test_supervision_without_labels_is_refused(run: Run, refused: Refused, scene
     assert "no labelled pixel" in said
 
 
+def test_no_ratio_is_formed_of_a_few_pixels() -> None:
+    from blda_cli.commands.align import _change
+
+    assert [_change(*pair) for pair in ((0.2, 0.1), (0.001, 0.0), (1e-6, 4e-4), (1e-6, 1e-5), (0.0, 0.0))] == [
+        *("×0.50", "×0.00", "new", "n/a", "n/a")
+    ]
+
+
 def test_of_many_classes_those_that_changed_most_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from blda_cli.commands.align import _show
     from blda_cli.store.predictions import RunRecord

@@ -467,6 +467,12 @@ def test_many_pixels_for_few_classes_are_said_plainly() -> None:
     assert "More pixels are wrong" not in said(before, replace(before, pixel_accuracy=0.81, mean_iou=0.6), 0.1)
 
 
+def test_no_class_of_a_few_pixels_grew_most() -> None:
+    run = Run("a", "a", "blda", {}, 0.1, Predictions([0.6, 0.3999, 0.0001]), {})
+    found = replace(made_up(None), before=Predictions([0.7, 0.299999, 0.000001]), runs=[run])
+    assert "bus grew most, 30.0" in summary(found)[-1]
+
+
 def test_the_header_names_network_images_and_reference() -> None:
     found = replace(made_up(None), made={"statistics": {"file": "s.h5", "model": {"factory": "nets:small"}}})
     options = {"--model": "net.toml", "--weights": "w.pth"}
