@@ -137,7 +137,13 @@ class Training:
         self.trainer = Trainer(segmenter, self.settings)
         self.trainer.train_step([self.batch])
         self.state = copy.deepcopy(
-            {"settings": self.settings.to_toml(), "model": self.initial, "trainer": self.trainer.state_dict()}
+            {
+                "settings": self.settings.to_toml(),
+                "model": self.initial,
+                "trainer": self.trainer.state_dict(),
+                "norms": "batch",
+                "norm_weight": None,
+            }
         )
         self.folder = RunFolder(world.root / "run")
         self.folder.path.mkdir(exist_ok=True)
