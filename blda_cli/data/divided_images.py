@@ -2,17 +2,17 @@
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
 from blda_cli.data.pixels import PixelFormat
-from blda_cli.data.source import ImageSource, Window
-from blda_cli.data.windows import touching
+from blda_cli.data.source import ImageSource
+from blda_cli.data.windows import Window, spread_windows, touching
 from blda_cli.errors import BldaError
 
 BLOCK = 2048
@@ -24,15 +24,49 @@ LARGE = 1 << 24
 T = TypeVar("T")
 
 
+class LastRead(Generic[T]):
+    """Keeps what was read last, for the next part of the same file; threads wait for one another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[Hashable, T] | None = None
+
+    def get(self, key: Hashable, read: Callable[[], T]) -> T:
+        """What was read under this key, or is now; what was kept before is released first."""
+        with self._lock:
+            if self._kept is None or self._kept[0] != key:
+                self._kept = None
+                self._kept = (key, read())
+            return self._kept[1]
+
+
+@dataclass(frozen=True)
+class Context:
+    """How the parts of large images are run in one pass over them.
+
+    Attributes:
+        window: (height, width) of the windows, which lie on a grid over the whole image.
+        stride: (height, width) from one to the next.
+        of_whole: what the pass knows of the image whose part it is at, for its other parts.
+    """
+
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    of_whole: LastRead[dict[Hashable, Any]] = field(default_factory=LastRead, compare=False)
+
+
 @dataclass(frozen=True)
 class DividedImage(ImageSource):
     """An image in a file of its own, or where that is large a part of it: ``ROW-COLUMN``, counted in blocks.
 
     Attributes:
-        context: (height, width) of the windows that the network is run by, and their stride; see `with_context`.
+        context: of a part, how it is run: it reads all of the larger image that is covered by windows touching it;
+            None: it reads itself alone. See `in_windows`.
+        window: rows and columns of the larger image that it reads instead.
     """
 
-    context: Window | None = None
+    context: Context | None = None
+    window: Window | None = None
 
     @classmethod
     def found_in(cls, path: Path, key: str, pixels: PixelFormat) -> list[Self]:
@@ -62,10 +96,6 @@ class DividedImage(ImageSource):
         """See `ImageSource.labelled_as`."""
         return str(PurePosixPath(self.key).parent) if self.is_part else self.key
 
-    def with_context(self, window: tuple[int, int], stride: tuple[int, int]) -> ImageSource:
-        """See `ImageSource.with_context`."""
-        return replace(self, context=(window, stride)) if self.is_part else self
-
     @property
     def core(self) -> tuple[int, int, int, int] | None:
         """See `ImageSource.core`."""
@@ -89,12 +119,24 @@ class DividedImage(ImageSource):
 
     def area(self) -> Window:
         """See `ImageSource.area`."""
+        if self.window is not None:
+            return self.window
         rows, columns = self.place()
         if self.context is None:
             return rows, columns
-        (height, width), (down, right) = self.context
+        (height, width), (down, right) = self.context.window, self.context.stride
         whole = self.whole_size()
         return touching(*rows, whole[0], height, down), touching(*columns, whole[1], width, right)
+
+    def spread_windows(self, most: int) -> list[Self]:
+        """Windows spread evenly over the image that this is a part of: as many as cover it, or at most so many.
+
+        Raises:
+            BldaError: it cannot be read.
+        """
+        assert self.context is not None
+        places = spread_windows(self.whole_size(), self.context.window, most)
+        return [replace(self, window=place) for place in places]
 
     def size(self) -> tuple[int, int]:
         """See `ImageSource.size`; of a part, that of the part itself."""
@@ -115,17 +157,15 @@ class DividedImage(ImageSource):
         return whole[top:bottom, left:right].copy()
 
 
-class LastRead(Generic[T]):
-    """Keeps what was read last, for the next part of the same file; threads wait for one another."""
+def in_windows(files: Sequence[ImageSource], window: tuple[int, int], stride: tuple[int, int]) -> list[ImageSource]:
+    """The files for a pass over them, in which parts of large images are run in windows.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: tuple[Hashable, T] | None = None
-
-    def get(self, key: Hashable, read: Callable[[], T]) -> T:
-        """What was read under this key, or is now; what was kept before is released first."""
-        with self._lock:
-            if self._kept is None or self._kept[0] != key:
-                self._kept = None
-                self._kept = (key, read())
-            return self._kept[1]
+    Args:
+        files: the images.
+        window: (height, width) of the windows.
+        stride: (height, width) from one to the next.
+    """
+    context = Context(window, stride)
+    return [
+        replace(file, context=context) if isinstance(file, DividedImage) and file.is_part else file for file in files
+    ]

@@ -12,7 +12,8 @@ from blda_cli.data.classes import ClassSet, to_ids
 from blda_cli.data.divided_images import LastRead
 from blda_cli.data.pillow_images import TRANSPOSED, is_wide_color, rawmode, to_decode, wide_color
 from blda_cli.data.raster_images import RasterImage
-from blda_cli.data.source import ImageSource, Window
+from blda_cli.data.source import ImageSource
+from blda_cli.data.windows import Window
 from blda_cli.errors import BldaError
 from blda_cli.files import replacing, stamp
 

@@ -10,11 +10,9 @@ from typing import ClassVar, Self
 import numpy as np
 
 from blda_cli.data.pixels import AS_SEEN, PixelFormat, stretched
+from blda_cli.data.windows import Window
 from blda_cli.errors import BldaError
 from blda_cli.files import stamp
-
-Window = tuple[tuple[int, int], tuple[int, int]]
-"""Rows and columns, each from and to."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +83,6 @@ class ImageSource(ABC):
     def labelled_as(self) -> str:
         """The key that its label files are paired by: that of the larger image where it is a part of one."""
         return self.key
-
-    def with_context(self, window: tuple[int, int], stride: tuple[int, int]) -> "ImageSource":  # noqa: ARG002
-        """A source that reads all of the larger image that is covered by windows touching this part.
-
-        Args:
-            window: (height, width) of the windows, which lie as they do on the larger image.
-            stride: (height, width) from one to the next.
-
-        Returns:
-            Of a whole image, the source itself.
-        """
-        return self
 
     def place(self) -> Window:
         """Rows and columns of the whole image that it is.

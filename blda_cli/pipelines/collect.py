@@ -293,11 +293,6 @@ def collect_statistics(
     if overwrite:
         part.unlink(missing_ok=True)
     may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms
-    if norms is NormSource.AUTO and may_be_away and any(file.is_part for file in norm_images or files):
-        norms = NormSource.SOURCE
-        segmenter.notes.append(
-            "batch norms: as trained, as large images are run in parts; --norms target mixes in those of the parts"
-        )
     if isinstance(norms, MixedNorms) and norms.weight < 1 and not has_norms(segmenter):
         norms = _without_norms(segmenter)
     if isinstance(norms, Norms) or (isinstance(norms, MixedNorms) and not (compare_norms and norms.weight < 1)):

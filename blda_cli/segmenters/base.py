@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.data.classes import ClassSet
+from blda_cli.data.divided_images import DividedImage, in_windows
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.loader import SkippedFile, load_batches
 from blda_cli.data.source import ImageSource
@@ -145,16 +146,13 @@ class Segmenter(ABC):
                 channels, non-finite, probabilities, class ids).
         """
         self.check(files, options)
-        windows = replace(options, slide=options.slide or PART_WINDOW)  # of parts; whole images run as they do alone
         if any(file.is_part for file in files):
             if options.slide is None:
                 self.note(
                     f"images of more than 16 million pixels are run in windows of {PART_WINDOW[0]}x{PART_WINDOW[1]}: "
                     "--slide HxW sets another size"
                 )
-            assert windows.slide is not None
-            assert windows.stride is not None
-            files = [file.with_context(windows.slide, windows.stride) for file in files]
+            files = for_pass(files, options)
             # A part is large, and its network takes far longer than its reading: one ahead is enough.
             options = replace(options, workers=1, batch_size=1)
         batches = load_batches(
@@ -169,7 +167,7 @@ class Segmenter(ABC):
         side = SideStream(self.device)
         started = (
             (
-                *self._start(batch_files, arrays, windows if batch_files[0].is_part else options),
+                *self.file_logits(batch_files, arrays, options, valid_pixels(batch_files, self.device)),
                 *(batch_files, batch_labels, side.mark()),
             )
             for batch_files, arrays, batch_labels in upload(batches, self.device)
@@ -194,20 +192,6 @@ class Segmenter(ABC):
                 )
             yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
 
-    def _start(
-        self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions
-    ) -> tuple[Tensor, Tensor | None]:
-        core = files[0].core
-        around = valid_pixels(files, self.device)
-        logits = self.named_logits(self.origin(files[0]).location, arrays, replace(options, core=core), around)
-        if logits.ndim == 2:  # of a whole image, whatever pixels of it are there
-            return logits, None
-        if around is None or core is None:
-            return logits, around
-        top, left, height, width = core
-        valid = around[:, top : top + height, left : left + width]
-        return logits, None if bool(valid.all()) else valid
-
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
         if not file.is_part:
@@ -217,16 +201,39 @@ class Segmenter(ABC):
             _refuse_too_large(file.location, size, len(self.classes), options)
         return self.read(file)
 
-    def named_logits(self, name: str, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
-        """See `logits`; error messages name the image ``name``."""
+    def file_logits(
+        self, files: Sequence[ImageSource], arrays: Tensor, options: InferenceOptions, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of what was read of images.
+
+        Args:
+            files: images of one size, or one part of a large image; see `for_pass`.
+            arrays: see `logits`.
+            options: see `logits`.
+            valid: see `logits`.
+
+        Returns:
+            The logits, of a part those of itself alone; and where these pixels hold data, bool ``[N, H, W]``, None:
+            everywhere, or a classifier's.
+
+        Raises:
+            BldaError: they cannot be computed; the message names the first image.
+        """
+        name = self.origin(files[0]).location
         try:
-            return self.logits(arrays, options, valid)
+            if isinstance(files[0], DividedImage) and files[0].is_part:
+                logits = self.logits(arrays, options, valid, files[0])
+            else:
+                logits = self.logits(arrays, options, valid)
         except BldaError as error:
             raise BldaError(f"{name}: {error}") from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise BldaError(f"{name}: the memory does not suffice: {LESS_MEMORY}") from error
+        if logits.ndim == 2:  # of a whole image, whatever pixels of it are there
+            return logits, None
+        return logits, within_core(files[0], valid)
 
     @abstractmethod
     def read(self, file: ImageSource) -> np.ndarray:
@@ -237,7 +244,13 @@ class Segmenter(ABC):
         """
 
     @abstractmethod
-    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        arrays: Tensor,
+        options: InferenceOptions,
+        valid: Tensor | None = None,
+        part: DividedImage | None = None,
+    ) -> Tensor:
         """Logits of the classes at the images' own size, without gradients.
 
         Args:
@@ -245,9 +258,10 @@ class Segmenter(ABC):
             options: how to run them.
             valid: bool ``[N, H, W]`` of the arrays' size, see `valid_pixels`; other pixels do not count in norm
                 statistics.
+            part: the part of a large image, with its context, that they are of; None: they are whole images.
 
         Returns:
-            ``[N, C, H, W]``, or ``[N, C]`` of a classifier.
+            ``[N, C, H, W]``, or ``[N, C]`` of a classifier; of a part, those of the part without its surroundings.
 
         Raises:
             BldaError: they cannot be computed, or are no logits of the classes.
@@ -286,6 +300,24 @@ def model_identity(segmenter: Segmenter, inference: InferenceOptions) -> dict[st
             "flip": inference.flip,
         },
     }
+
+
+def for_pass(files: Sequence[ImageSource], options: InferenceOptions) -> Sequence[ImageSource]:
+    """The files for a pass over them with these options; whole images are run as they are without large ones beside."""
+    if options.slide is None:
+        options = replace(options, slide=PART_WINDOW)
+    assert options.slide is not None
+    assert options.stride is not None
+    return in_windows(files, options.slide, options.stride)
+
+
+def within_core(file: ImageSource, valid: Tensor | None) -> Tensor | None:
+    """The image itself of what is read of it, bool ``[N, H, W]``, see `valid_pixels`; None: all of it holds data."""
+    if valid is None or file.core is None:
+        return valid
+    top, left, height, width = file.core
+    inner = valid[:, top : top + height, left : left + width]
+    return None if bool(inner.all()) else inner
 
 
 def valid_pixels(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from blda_cli.data.divided_images import DividedImage
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError, require_extra
 from blda_cli.files import file_digest
@@ -50,9 +51,15 @@ class CalibratedSegmenter(Segmenter):
         """See `Segmenter.read`."""
         return self.inner.read(file)
 
-    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        arrays: Tensor,
+        options: InferenceOptions,
+        valid: Tensor | None = None,
+        part: DividedImage | None = None,
+    ) -> Tensor:
         """See `Segmenter.logits`."""
-        values = self.inner.logits(arrays, options, valid).float()
+        values = self.inner.logits(arrays, options, valid, part).float()
         if self.calibrator.input_type == "probs":
             values = values.softmax(dim=1)
         return log_probabilities(self.calibrator.transform(values).to(values.device))

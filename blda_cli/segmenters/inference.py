@@ -12,6 +12,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.data.windows import window_starts
 from blda_cli.errors import BldaError
 from blda_cli.runtime.read_ahead import one_behind
+from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.preprocessing import resize_images, scaled
 
 
@@ -81,20 +82,20 @@ def _maps(scores: Tensor) -> Tensor:
     return scores
 
 
-def average_views(logits: Callable[[float, bool], Tensor], scales: tuple[float, ...], flip: bool) -> Tensor:
+def average_views(logits: Callable[[float, bool], Tensor], options: InferenceOptions) -> Tensor:
     """Average over scaled and mirrored views of the images.
 
     Args:
         logits: logits ``[N, C, H, W]`` (or ``[N, C]``) by the view of this scale, mirrored or not, at the images' own
             size and turned back.
-        scales: factors of the images' sides.
-        flip: also run each scale mirrored left to right.
+        options: the scales, and whether each is run as it is, mirrored, or both.
 
     Returns:
         The logits themselves where there is one view; else ``log`` of the mean of the views' softmax probabilities
         (float32), as the ecosystems average probabilities, not logits.
     """
-    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    sides = (False, True) if options.flip else (options.mirrored,)
+    views = [(scale, mirrored) for scale in options.scales for mirrored in sides]
     if len(views) == 1:
         return logits(*views[0])
     mean: Tensor | None = None

@@ -172,7 +172,7 @@ class InstanceNorms:
         Args:
             passes: of one pass over whole images; of several passes, over their parts, the pooled statistics are used.
         """
-        self._held = [_pooled(calls) for calls in zip(*passes, strict=True)]
+        self._held = [None if own is None else own[:2] for own in pooled(passes)]
         try:
             yield
         finally:
@@ -235,13 +235,19 @@ def mixing(weight: float) -> bool:
     return any(norms.weight == weight for norms in _ENTERED)
 
 
-def _pooled(parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> Moments | None:
+def pooled(passes: Sequence[Recorded]) -> Recorded:
+    """Pool what was recorded of parts of images to what is of the images."""
+    return [_pooled(calls) for calls in zip(*passes, strict=True)]
+
+
+def _pooled(parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pool the statistics of parts of images, by the law of total variance."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
     means, variances, positions = (torch.stack(kind) for kind in zip(*known, strict=True))
     positions = torch.where(positions.sum(dim=0) > 0, positions, 1.0)  # of an image without data all positions count
-    shares = positions / positions.sum(dim=0)
+    total = positions.sum(dim=0)
+    shares = positions / total
     mean = (shares * means).sum(dim=0)
-    return mean, (shares * (variances + (means - mean).square())).sum(dim=0)
+    return mean, (shares * (variances + (means - mean).square())).sum(dim=0), total

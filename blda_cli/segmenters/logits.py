@@ -68,7 +68,7 @@ class StoredSegmenter(Segmenter):
             raise BldaError(f"{array.path}: {error}") from error
         return np.asarray(scores[0].numpy())
 
-    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:  # noqa: ARG002  # used as they are
+    def logits(self, arrays: Tensor, *_: object) -> Tensor:  # used as they are
         """See `Segmenter.logits`."""
         logits = self.meaning.logits(arrays)
         return logits if self.grouping is None else self.grouping(logits)

@@ -1,7 +1,7 @@
 """A segmenter that runs a network: image -> input -> output -> scores -> logits of the classes."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
+from blda_cli.data.divided_images import DividedImage
 from blda_cli.data.source import ImageSource
+from blda_cli.data.windows import spread_windows
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import Segmenter
+from blda_cli.segmenters.base import Segmenter, valid_pixels
 from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
 from blda_cli.segmenters.inference import average_views, slide, view_of
-from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers
+from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers, pooled
 from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import (
@@ -52,6 +54,9 @@ Network = Callable[[Tensor], Any]
 
 _WHOLE_PIXELS = 1 << 24
 """The network runs once over a whole image of at most so many pixels for the norm statistics of its windows."""
+
+_WINDOWS = 64
+"""Windows, spread evenly, that the norm statistics of a larger image are measured on: 16 million pixels of 512x512."""
 
 CORRECTION = "blda_correction"
 """Key under which a model's own metadata say how ``blda export`` corrected it."""
@@ -148,27 +153,38 @@ class NetworkSegmenter(Segmenter):
         arrays: Tensor,
         options: InferenceOptions = InferenceOptions(),  # noqa: B008  # frozen
         valid: Tensor | None = None,
+        part: DividedImage | None = None,
     ) -> Tensor:
         """See `Segmenter.logits`; by default whole images, once."""
-        pixels = arrays.to(self.device).permute(0, 3, 1, 2).float()
+        pixels = self._pixels(arrays)
+        norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
-        with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
-            if options.core is not None:
-                return self._logits_of_core(pixels, options, valid).detach()
-            return self._logits_of_images(pixels, options, valid).detach()
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, _half(self.device), enabled=options.amp),
+            norms or nullcontext(),
+        ):
+            if part is not None:
+                return self._logits_of_part(part, pixels, options, valid, norms).detach()
+            return self._logits_of_images(pixels, options, valid, norms).detach()
 
-    def _logits_of_images(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
+    def _pixels(self, arrays: Tensor) -> Tensor:
+        """Images ``[N, H, W, B]`` as float ``[N, B, H, W]`` on the device."""
+        return arrays.to(self.device).permute(0, 3, 1, 2).float()
+
+    def _logits_of_images(
+        self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None, norms: InstanceNorms | None
+    ) -> Tensor:
         """Logits of whole images."""
         size = (pixels.shape[2], pixels.shape[3])
-        norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
             window, stride = options.slide, options.stride
-            mask = valid.flip(-1) if mirrored and valid is not None else valid
             if window is None or stride is None:
-                logits = self._logits(self._scores_of_view(pixels, scale, mirrored, norms, mask))
+                logits = self._logits(self._scores_of_view(pixels, scale, mirrored, norms, valid))
             else:
                 view = view_of(pixels, scale, mirrored)
+                mask = valid.flip(-1) if mirrored and valid is not None else valid
                 with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms, mask)):
                     images, score = _with_mask(view, None if self._observed is None else mask, self._scores_of_window)
                     scores = slide(score, images, window, stride)
@@ -176,30 +192,51 @@ class NetworkSegmenter(Segmenter):
                 logits = self._logits(fit_scores(scores, whole, whole, size))
             return logits.flip(-1) if mirrored and logits.ndim == 4 else logits
 
-        with norms or nullcontext():
-            return average_views(of_view, options.scales, options.flip)
+        return average_views(of_view, options)
 
-    def _logits_of_core(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
+    def _logits_of_part(
+        self,
+        part: DividedImage,
+        pixels: Tensor,
+        options: InferenceOptions,
+        valid: Tensor | None,
+        norms: InstanceNorms | None,
+    ) -> Tensor:
         """Logits of a part of a large image, from all windows that touch it; each window is scaled and mirrored, so
         that windows lie as on the whole image."""
-        if self.norm_weight != 1:
-            raise BldaError(
-                "norms mixed with each image's own are not for images that are run in parts: --norms target mixes in "
-                "those of the parts, or cut the image into images of at most 16 million pixels"
-            )
+        context = part.context
+        assert context is not None
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
             def scores_of(window: Tensor, mask: Tensor | None) -> Tensor:
-                mask = mask.flip(-1) if mirrored and mask is not None else mask
                 scores = self._scores_of_view(window, scale, mirrored, mask=mask)
                 return scores.flip(-1) if mirrored else scores
 
-            assert options.slide is not None
-            assert options.stride is not None
             images, score = _with_mask(pixels, None if self._observed is None else valid, scores_of)
-            return self._logits(slide(score, images, options.slide, options.stride, options.core))
+            with nullcontext() if norms is None else norms.held(self._statistics_around(part, scale, mirrored, norms)):
+                return self._logits(slide(score, images, context.window, context.stride, part.core))
 
-        return average_views(of_view, options.scales, options.flip)
+        return average_views(of_view, options)
+
+    def _statistics_around(
+        self, part: DividedImage, scale: float, mirrored: bool, norms: InstanceNorms
+    ) -> list[Recorded]:
+        """Norm statistics of the large image that this is a part of, by a view of it; computed once in a pass."""
+        assert part.context is not None
+        known: dict[Hashable, list[Recorded]] = part.context.of_whole.get(part.path, dict)
+        view = (norms.weight, scale, mirrored)
+        if view not in known:
+            with norms.recorded() as passes:
+                for window in part.spread_windows(_WINDOWS):
+                    try:
+                        pixels, mask = self.read(window), valid_pixels([window], self.device)
+                    except BldaError:  # which running its part will say
+                        continue
+                    self._scores_of_view(self._pixels(torch.from_numpy(pixels)[None]), scale, mirrored, norms, mask)
+            if not passes:
+                raise BldaError(f"{part.path} cannot be read for the norm statistics of the whole image")
+            known[view] = [pooled(passes)]
+        return known[view]
 
     def _scores_of_view(
         self,
@@ -209,8 +246,9 @@ class NetworkSegmenter(Segmenter):
         norms: InstanceNorms | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Scores of a view of whole images, at their size: mirrored as the view is."""
+        """Scores of a view of whole images, at their size: mirrored as the view is; the mask is of the images."""
         size = (images.shape[2], images.shape[3])
+        mask = mask.flip(-1) if mirrored and mask is not None else mask
         if not self._can_scale(size, scale):
             return self._scores(view_of(images, scale, mirrored), size, self.network, norms, mask=mask)
         view = view_of(images, 1.0, mirrored)
@@ -301,12 +339,13 @@ class NetworkSegmenter(Segmenter):
         self, view: Tensor, window: tuple[int, int], norms: InstanceNorms, mask: Tensor | None
     ) -> list[Recorded]:
         """Norm statistics of whole images, to normalise their windows by; those of the pixels of a mask, if any."""
-        size = window
-        if self.preprocessor.section.size is None and view.shape[2] * view.shape[3] <= _WHOLE_PIXELS:
-            size = (view.shape[2], view.shape[3])
+        size = (view.shape[2], view.shape[3])
+        if self.preprocessor.section.size is None and size[0] * size[1] <= _WHOLE_PIXELS:
+            window = size  # else windows: the image is too large, or each of them is resized
         images, score = _with_mask(view, mask, partial(self._scores_of_window, norms=norms))
-        with norms.recorded() as passes:  # window after window where the image is too large, or each is resized
-            slide(score, images, size, size)
+        with norms.recorded() as passes:
+            for rows, columns in spread_windows(size, window, _WINDOWS):
+                score(images[..., slice(*rows), slice(*columns)])
         return passes
 
     def _scores_of_window(self, window: Tensor, mask: Tensor | None, norms: InstanceNorms | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from blda_cli.core.statistics import LogitStatistics
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters.base import Segmenter, valid_pixels
+from blda_cli.segmenters.base import Segmenter, for_pass, valid_pixels, within_core
 from blda_cli.segmenters.norms import ObservedNorms
 from blda_cli.segmenters.options import InferenceOptions
 
@@ -82,7 +82,7 @@ def choose_weight(
     read: list[ImageSource] = []
     maps = False
     try:
-        for file in files:
+        for file in for_pass(files, options):
             try:
                 array = torch.from_numpy(segmenter.read(file))[None].to(segmenter.device)
                 truth = None if labels is None else torch.from_numpy(labels(file))[None].to(segmenter.device)
@@ -90,7 +90,8 @@ def choose_weight(
                 if options.on_error == "stop":
                     raise
                 continue
-            valid = valid_pixels([file], segmenter.device)
+            around = valid_pixels([file], segmenter.device)
+            valid = within_core(file, around)
             if valid is not None and not bool(valid.any()):
                 continue
             if truth is not None and valid is not None and truth.ndim == 3:
@@ -98,8 +99,8 @@ def choose_weight(
             for weight in weights:
                 segmenter.mix_norms(weight)
                 with segmenter.observed_by(observed) if observed is not None and weight == 1 else nullcontext():
-                    one = _classes(segmenter, file, array, whole, valid)
-                other = _classes(segmenter, file, array, smaller, valid)
+                    one = _classes(segmenter, file, array, whole, around)
+                other = _classes(segmenter, file, array, smaller, around)
                 pairs[weight] += count_pairs(one, other, classes).cpu()
                 if truth is not None:
                     confusions[weight].update(truth, one)
@@ -161,13 +162,11 @@ def _shared_by_halves(
     kept: list[list[Tensor]] = [[], []]
     for file in files:
         array = torch.from_numpy(segmenter.read(file))[None].to(segmenter.device)
-        valid = valid_pixels([file], segmenter.device)
-        for mirrored, (half, pixels) in enumerate(zip(halves, kept, strict=True)):
-            given, there = ((one.flip(2) if mirrored and one is not None else one) for one in (array, valid))
-            assert given is not None
-            logits = _logits(segmenter, file, given, replace(options, flip=False), there).to(device)
-            logits = logits.flip(-1) if mirrored else logits
-            logits = logits.flatten(2) if valid is None else logits[:, :, valid[0].to(device)]
+        around = valid_pixels([file], segmenter.device)
+        for mirrored, half, pixels in zip((False, True), halves, kept, strict=True):
+            views = replace(options, flip=False, mirrored=mirrored)
+            logits, valid = segmenter.file_logits([file], array, views, around)
+            logits = (logits.flatten(2) if valid is None else logits[:, :, valid[0]]).to(device)
             half.update(logits, keys=[file.key])
             pixels.append(logits[..., :: -(-logits.shape[2] // _COMPARED_PIXELS)])
         advance(0)
@@ -182,14 +181,9 @@ def _shared_by_halves(
 
 
 def _classes(
-    segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions, valid: Tensor | None
+    segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions, around: Tensor | None
 ) -> Tensor:
     """Class ids of the pixels that hold data; of a classifier, of the image."""
-    classes = _logits(segmenter, file, array, options, valid).argmax(dim=1)
-    return classes.flatten() if valid is None or classes.ndim == 1 else classes[valid]
-
-
-def _logits(
-    segmenter: Segmenter, file: ImageSource, array: Tensor, options: InferenceOptions, valid: Tensor | None
-) -> Tensor:
-    return segmenter.named_logits(segmenter.origin(file).location, array, options, valid)
+    logits, valid = segmenter.file_logits([file], array, options, around)
+    classes = logits.argmax(dim=1)
+    return classes.flatten() if valid is None else classes[valid]

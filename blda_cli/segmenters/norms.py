@@ -27,6 +27,9 @@ IMAGES = 32
 FEW_IMAGES = 8
 """Images that the norm distance is measured on."""
 
+_GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, without their whole part, are spread evenly over 0 to 1 whichever of them are taken."""
+
 _ROWS = 16
 """Of a feature map with more rows, at least this many are read, and fewer than twice as many."""
 
@@ -41,8 +44,17 @@ def has_norms(segmenter: Segmenter) -> bool:
 
 def enough_for_norms(files: Sequence[ImageSource], count: int = IMAGES) -> Sequence[ImageSource]:
     """``count`` images spread evenly, enough for norm statistics; of these those that hold data, if any."""
-    chosen = files[:: -(-len(files) // count)]
+    chosen = _turned(files)[:: -(-len(files) // count)]
     return [file for file in chosen if _holds_data(file)] or chosen
+
+
+def _turned(files: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """The files, the parts of large images each beginning at another one: at equal steps not all are, say, sky."""
+    images: dict[str, list[ImageSource]] = {}
+    for file in files:
+        images.setdefault(file.labelled_as, []).append(file)
+    first = [int(_GOLDEN * number % 1 * len(parts)) for number, parts in enumerate(images.values())]
+    return [one for parts, at in zip(images.values(), first, strict=True) for one in (*parts[at:], *parts[:at])]
 
 
 def _holds_data(file: ImageSource) -> bool:

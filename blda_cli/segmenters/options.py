@@ -12,7 +12,7 @@ class InferenceOptions:
     """How images are run through a segmenter.
 
     Attributes:
-        core: not an option: top, left, height and width of the part of the image whose logits are wanted; None: all.
+        mirrored: not an option: without ``flip``, whether the images are run mirrored left to right.
     """
 
     batch_size: int = setting(1, "Images of one size to run together.", at_least=1, at_most=1 << 16)
@@ -45,7 +45,7 @@ class InferenceOptions:
     amp: bool = setting(False, "Run the network in mixed precision.")
     device: str = setting("auto", "Where to run; auto takes a GPU where there is one.", metavar="auto|cpu|cuda[:N]|mps")
     on_error: Literal["stop", "skip"] = setting("stop", "At an unreadable image: stop, or name it, count it and go on.")
-    core: tuple[int, int, int, int] | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.slide is None and self.stride is not None:

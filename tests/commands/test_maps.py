@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import divided_images, raster_images
+from blda_cli.segmenters import network
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Run, Scene
@@ -94,6 +95,12 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
 def cells(path: Path) -> tuple[np.ndarray, int]:
     with h5py.File(path) as file:
         return file["cells/pseudo/counts"][()], int(file.attrs["pixels"])
+
+
+def predicted(folder: Path) -> np.ndarray:
+    with rasterio.open(folder / "predictions" / "land.tif") as predictions:
+        values: np.ndarray = predictions.read(1)
+    return values
 
 
 def test_parts_are_the_whole(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,22 +247,54 @@ def test_an_eight_bit_map_is_what_the_png_of_its_pixels_is(run: Run, scene: Scen
     np.testing.assert_array_equal(found[0][0], found[1][0])
 
 
-def test_norms_of_a_large_map_are_as_trained_unless_asked(
-    refused: Callable[..., str], run: Run, land: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def with_norms(land: Path) -> None:
+    """Give the network batch norms, of which the second gets what the first makes of a window."""
     body = "nn.Conv2d(4, 8, 5, padding=2)"
-    (land / "wide.py").write_text(NETWORK.replace(body, f"nn.Sequential({body}, nn.BatchNorm2d(8))"))
-    collect = ["collect-stats", *options(land)]
-    said = run(*collect, "--output", land / "small.h5").stderr
-    assert "the classes of an image and of its smaller copy share" in said  # a weight is chosen
+    normed = f"nn.Sequential(nn.BatchNorm2d(4), {body}, nn.BatchNorm2d(8))"
+    (land / "wide.py").write_text(NETWORK.replace(body, normed))
+
+
+def test_norms_of_parts_are_those_of_the_whole_image(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is cut, stopped or shared among jobs; and as where it is run whole, in windows."""
+    with_norms(land)
+    monkeypatch.setattr(network, "_WHOLE_PIXELS", 1000)
+    given = options(land, "--norms", "instance", "--norm-weight", "0.5")
+    results = []
+    for block in (64, 2048, None):
+        with monkeypatch.context() as patch:
+            if block:
+                in_parts(patch, block)
+            stats, output = land / f"{block}.h5", land / f"aligned-{block}"
+            run("collect-stats", *given, "--output", stats)
+            run("align", *options(land), "--stats", stats, "--output", output, "--tau", "0.5")
+            results.append((cells(stats)[0], predicted(output)))
+    for found, classes in results[1:]:
+        np.testing.assert_array_equal(found, results[0][0])
+        np.testing.assert_array_equal(classes, results[0][1])
+    run("collect-stats", *options(land), "--norms", "source", "--output", land / "plain.h5")
+    assert not np.array_equal(cells(land / "plain.h5")[0], results[0][0])
     in_parts(monkeypatch, 64)
-    said = run(*collect, "--output", land / "s.h5").stderr
-    assert "batch norms: as trained, as large images are run in parts; --norms target" in said
-    run(*collect, "--norms", "source", "--output", land / "t.h5")
-    with h5py.File(land / "s.h5") as one, h5py.File(land / "t.h5") as other:
-        np.testing.assert_array_equal(one["cells/pseudo/counts"][()], other["cells/pseudo/counts"][()])
-    message = refused(*collect, "--norms", "instance", "--output", land / "u.h5")
-    assert "not for images that are run in parts: --norms target mixes in those of the parts" in message
+    shards = [land / "shard1", land / "shard2"]
+    align = ["align", *options(land), "--stats", land / "64.h5", "--tau", "0.5"]
+    for number, shard in enumerate(shards, start=1):
+        run(*align, "--shard", f"{number}/2", "--output", shard)
+    run("merge", *shards, "--output", land / "merged")
+    np.testing.assert_array_equal(predicted(land / "merged"), results[0][1])
+
+
+def test_the_weight_of_norms_is_chosen_on_parts(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same one however the image is cut."""
+    with_norms(land)
+    found = []
+    for block in (64, 2048):
+        in_parts(monkeypatch, block)
+        given = options(land, "--slide", "75x60", "--stride", "75x60", "--labels", str(land / "labels"))
+        said = run("collect-stats", *given, "--output", land / f"{block}.h5").stderr
+        assert "the classes of an image and of its smaller copy share" in said
+        with h5py.File(land / f"{block}.h5") as file:
+            found.append((file["cells/pseudo/counts"][()], json.loads(file.attrs["model"])["norms"]))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
 
 
 def test_windows_of_large_images_are_said_where_none_are_asked_for(
@@ -456,6 +495,7 @@ def test_training_on_parts_of_a_map(
     run: Run, refused: Callable[..., str], land: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Crops are drawn from parts; where nodata or a mask says so, pixels of the target get no label."""
+    with_norms(land)
     in_parts(monkeypatch, 64)
     (land / "masks").mkdir()
     mask = np.full((150, 100), 9, np.uint8)
@@ -464,7 +504,8 @@ def test_training_on_parts_of_a_map(
     given = [
         "--model", land / "wide.toml", "--source-images", land / "maps", "--source-labels", land / "labels",
         "--target-images", land / "maps", "--valid-mask", land / "masks", "--val-images", land / "maps",
-        "--val-labels", land / "labels", "--crop", "20x24", "--method", method, "--device", "cpu", "--norms", "source",
+        "--val-labels", land / "labels", "--crop", "20x24", "--method", method, "--device", "cpu",
+        *(["--norms", "source"] if method == "dacs" else ["--norms", "instance"]),
     ]  # fmt: skip
     rounds = ["--rounds", "1"] if method == "cbst" else []
     run("finetune", *given, *rounds, "--iterations", "2", "--output", land / "run")

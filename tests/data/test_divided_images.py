@@ -1,5 +1,6 @@
 """Large images in parts, and pixels that a file says are no data."""
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import divided_images, pillow_images
+from blda_cli.data.divided_images import DividedImage, in_windows
 from blda_cli.data.images import find_images, image_at
 from blda_cli.data.pixels import PixelFormat
 from blda_cli.errors import BldaError
@@ -41,16 +43,41 @@ def test_parts_with_what_surrounds_them(tmp_path: Path, pixels: np.ndarray, name
         np.testing.assert_array_equal(image.read(), whole[top:bottom, left:right])
         assert image_at(image.location, image.key) == image
         assert (image.whole_size(), image.labelled_as) == ((50, 70), "x")
-        wide = image.with_context((20, 20), (15, 15))
+        (wide,) = in_windows([image], (20, 20), (15, 15))
         core = wide.core
         assert core is not None
         around = wide.read()
         np.testing.assert_array_equal(
             around[core[0] : core[0] + core[2], core[1] : core[1] + core[3]], whole[top:bottom, left:right]
         )
-    assert images[4].with_context((20, 20), (15, 15)).read().shape[:2] == (35, 55)
+    assert in_windows(images, (20, 20), (15, 15))[4].read().shape[:2] == (35, 55)
     with pytest.raises(BldaError, match="has no part 5-0 any more: it is 70x50"):
         image_at(f"{tmp_path / name}#5-0", "x/005-000").read()
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("suffix", ["png", "npy", "tif"])
+def test_windows_spread_over_the_image_of_a_part(tmp_path: Path, pixels: np.ndarray, suffix: str) -> None:
+    if suffix == "tif":
+        pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    pixels[10:30, :40, 3] = 0
+    if suffix == "npy":
+        np.save(tmp_path / "x.npy", pixels[..., :3])
+    else:
+        Image.fromarray(pixels).save(tmp_path / f"x.{suffix}")
+    there = np.ones((50, 70), bool) if suffix == "npy" else pixels[..., 3] > 0
+    (part,) = in_windows(find_images(tmp_path)[3:4], (20, 30), (15, 15))
+    assert isinstance(part, DividedImage)
+    for count, starts in ((9, ((0, 15, 30), (0, 20, 40))), (4, ((0, 30), (0, 40)))):
+        windows = part.spread_windows(count)
+        assert [(one.area()[0][0], one.area()[1][0]) for one in windows] == list(itertools.product(*starts))
+        for window in windows:
+            (top, bottom), (left, right) = window.area()
+            assert (bottom - top, right - left) == (20, 30)
+            shown = np.where(there[..., None], pixels[..., :3], 0)[top:bottom, left:right]
+            np.testing.assert_array_equal(window.read(), shown)
+            valid = window.valid_around()
+            np.testing.assert_array_equal(True if valid is None else valid, there[top:bottom, left:right])
 
 
 @pytest.mark.usefixtures("parts")
@@ -181,7 +208,7 @@ def test_what_is_read_does_not_depend_on_the_container(
             continue
         (tmp_path / name).mkdir()
         write(tmp_path / name / f"x{suffix}", pixels)
-        images = [one.with_context((20, 20), (15, 15)) for one in find_images(tmp_path / name, form)]
+        images = in_windows(find_images(tmp_path / name, form), (20, 20), (15, 15))
         found[name] = [(one.key, one.core, one.read(), one.valid_around(), one.valid()) for one in images]
     reference = found.pop("png")
     assert len(reference) == (6 if large else 1)

@@ -34,7 +34,7 @@ class RandomSegmenter(Segmenter):
             raise BldaError("cannot be read")
         return np.array(ord(file.key))
 
-    def logits(self, arrays: Tensor, options: InferenceOptions, valid: Tensor | None = None) -> Tensor:
+    def logits(self, arrays: Tensor, *_: object) -> Tensor:
         self.seen += map(chr, arrays.tolist())
         noise = [torch.randn(3, 24, 30, generator=torch.Generator().manual_seed(key)) for key in arrays.tolist()]
         return torch.stack(noise) + torch.tensor([1.0, 0.0, -0.5]).view(1, 3, 1, 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blda_cli.data.windows import window_starts
+from blda_cli.data.windows import spread_windows, window_starts
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.inference import average_views, slide, view_of
 from blda_cli.segmenters.options import InferenceOptions
@@ -29,6 +29,29 @@ def test_windows_cover_every_pixel_and_stay_inside(data: st.DataObject, window: 
         covered[start : start + window] += 1
     assert covered.min() >= 1
     assert len(starts) == len(set(starts))
+
+
+@settings(deadline=None, max_examples=50)
+@given(size=st.tuples(*[st.integers(1, 300)] * 2), window=st.tuples(*[st.integers(1, 40)] * 2), most=st.integers(1, 64))
+def test_windows_are_spread_over_an_image(size: tuple[int, int], window: tuple[int, int], most: int) -> None:
+    """They cover it where that takes no more than are wanted; else they lie evenly apart."""
+    windows = spread_windows(size, window, most)
+    height, width = (min(one, whole) for one, whole in zip(window, size, strict=True))
+    covered = np.zeros(size, dtype=int)
+    for (top, bottom), (left, right) in windows:
+        assert (bottom - top, right - left) == (height, width)
+        covered[top:bottom, left:right] += 1
+    enough = -(-size[0] // height) * -(-size[1] // width)
+    if enough <= most:
+        assert len(windows) == enough
+        assert covered.min() >= 1
+    else:
+        assert most / 4 < len(windows) <= most
+    assert len(set(windows)) == len(windows)
+    for axis, last in enumerate((size[0] - height, size[1] - width)):
+        starts = sorted({place[axis][0] for place in windows})
+        assert (starts[0], starts[-1]) == (0, last) if len(starts) > 1 else starts == [last // 2]
+        assert np.ptp(np.diff(starts)) <= 1 if len(starts) > 1 else True
 
 
 def position_score(part: Tensor) -> Tensor:
@@ -73,12 +96,12 @@ def test_windows_of_a_classifier_are_refused() -> None:
 
 def test_one_view_gives_the_logits_themselves() -> None:
     images = torch.randn(1, 3, 8, 8)
-    torch.testing.assert_close(average_views(lambda *_: 3 * images, (1.0,), False), 3 * images)
+    torch.testing.assert_close(average_views(lambda *_: 3 * images, InferenceOptions()), 3 * images)
 
 
 def test_views_average_probabilities() -> None:
     given = {key: torch.randn(1, 3, 12, 16) for key in itertools.product((0.5, 1.0), (False, True))}
-    got = average_views(lambda *view: given[view], (0.5, 1.0), flip=True)
+    got = average_views(lambda *view: given[view], InferenceOptions(scales=(0.5, 1.0), flip=True))
     expected = torch.stack([view.softmax(1) for view in given.values()]).mean(0)
     torch.testing.assert_close(got.exp(), expected)
 
@@ -97,9 +120,8 @@ def test_mirrored_logits_are_turned_back(slide: tuple[int, int] | None) -> None:
     plain = made.logits(images)
     got = made.logits(images, InferenceOptions(slide=slide, flip=True))
     torch.testing.assert_close(got.exp(), plain.softmax(1))
-    if slide:
-        part = made.logits(images, InferenceOptions(slide=slide, flip=True, core=(2, 3, 5, 9)))
-        torch.testing.assert_close(part, got[..., 2:7, 3:12])
+    mirrored = made.logits(images, InferenceOptions(slide=slide, mirrored=True))
+    torch.testing.assert_close(mirrored, plain)
 
 
 def test_views_of_a_classifier_are_averaged_too() -> None:

@@ -1,6 +1,7 @@
 """Batch norms that mix their running statistics with each image's own."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 from blda_cli.core.norms import image_moments
+from blda_cli.data import divided_images
+from blda_cli.data.images import find_images
+from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
 from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.options import InferenceOptions
@@ -329,6 +335,79 @@ def test_windows_leave_no_seams(photos: Tensor, monkeypatch: pytest.MonkeyPatch,
     np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
     window = segmenter.logits(photos[:, :20, :30])
     assert not torch.allclose(window, whole[..., :20, :30], atol=1e-2)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("most", [64, 2])
+def test_parts_of_a_large_image_are_normalised_by_all_of_it(
+    tmp_path: Path, photos: Tensor, monkeypatch: pytest.MonkeyPatch, most: int, flip: bool
+) -> None:
+    """By the windows that cover it, run once for all parts; where these are too many by some, which say less."""
+    monkeypatch.setattr(divided_images, "BLOCK", 32)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+    monkeypatch.setattr("blda_cli.segmenters.network._WINDOWS", most)
+    pixels = np.dstack([photos[0].numpy(), np.full((40, 60), 255, np.uint8)])
+    pixels[6:20, 10:24] = 0
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    valid = torch.from_numpy(pixels[..., 3] > 0)[None]
+    segmenter = segmenter_of(pixelwise()[:4].eval())
+    whole = segmenter.logits(torch.from_numpy(pixels[None, ..., :3].copy()), InferenceOptions(flip=flip), valid)
+    read: list[ImageSource] = []
+
+    def reading(_: NetworkSegmenter, file: ImageSource) -> np.ndarray:
+        read.append(file)
+        return file.read()
+
+    monkeypatch.setattr(NetworkSegmenter, "read", reading)
+    for batch in segmenter.stream(find_images(tmp_path), InferenceOptions(slide=(20, 30), flip=flip)):
+        (top, bottom), (left, right) = batch.files[0].place()
+        there = valid[:, top:bottom, left:right]
+        one, other = (each.movedim(1, -1)[there] for each in (batch.logits, whole[..., top:bottom, left:right]))
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5) == (most == 64)
+    assert len(read) == 4 + (1 + flip) * min(most, 4)
+
+
+def test_windows_that_cannot_be_read_do_not_count(
+    tmp_path: Path, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divided_images, "BLOCK", 32)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+    Image.fromarray(photos[0].numpy()).save(tmp_path / "x.png")
+    files, options = find_images(tmp_path), InferenceOptions(slide=(20, 30))
+    segmenter = segmenter_of(pixelwise())
+    plain = [batch.logits for batch in segmenter.stream(files, options)]
+    broken = [((0, 20), (0, 30))]
+
+    def reading(_: NetworkSegmenter, file: ImageSource) -> np.ndarray:
+        if file.area() in broken:
+            raise BldaError("broken")
+        return file.read()
+
+    monkeypatch.setattr(NetworkSegmenter, "read", reading)
+    found = [batch.logits for batch in segmenter.stream(files, options)]
+    assert not torch.allclose(found[0], plain[0], atol=1e-3)
+    broken += [((0, 20), (30, 60)), ((20, 40), (0, 30)), ((20, 40), (30, 60))]
+    with pytest.raises(BldaError, match=r"x\.png cannot be read for the norm statistics of the whole image"):
+        next(iter(segmenter.stream(files, options)))
+
+
+def test_each_view_of_a_part_has_norm_statistics_of_its_own(
+    tmp_path: Path, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divided_images, "BLOCK", 32)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+    Image.fromarray(photos[0].numpy()).save(tmp_path / "x.png")
+    files, segmenter = find_images(tmp_path), segmenter_of(network())
+    one, two, both = (
+        [batch.logits.softmax(dim=1) for batch in segmenter.stream(files, InferenceOptions(slide=(24, 30), **views))]
+        for views in ({"scales": (0.75,)}, {"scales": (1.0,), "mirrored": True}, {"scales": (0.75, 1.0), "flip": True})
+    )
+    others = [
+        [batch.logits.softmax(dim=1) for batch in segmenter.stream(files, InferenceOptions(slide=(24, 30), **views))]
+        for views in ({"scales": (0.75,), "mirrored": True}, {"scales": (1.0,)})
+    ]
+    for views in zip(one, two, *others, both, strict=True):
+        torch.testing.assert_close(sum(views[:4]) / 4, views[4])
 
 
 def test_windows_that_are_resized_are_normalised_alike(photos: Tensor) -> None:

@@ -14,11 +14,12 @@ from blda_cli.core.fitting import Evidence, fit_correction
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.statistics import LogitStatistics
+from blda_cli.data import divided_images
 from blda_cli.data.images import find_images, masked
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
-from blda_cli.segmenters import norm_choice
+from blda_cli.segmenters import base, norm_choice
 from blda_cli.segmenters.network import NetworkSegmenter, network_segmenter
 from blda_cli.segmenters.norm_choice import WEIGHTS, choose_weight
 from blda_cli.segmenters.norms import use_norms
@@ -88,6 +89,23 @@ def test_the_weight_is_that_of_most_shared_information(stripes: list[ImageSource
     assert found.weight == max(gains, key=lambda weight: gains[weight])
     assert found.weight < 0.8
     assert str(found).startswith(f"mixed with each image's own statistics, weight {found.weight:g}: ")
+
+
+def test_parts_of_large_images_are_compared_under_every_weight(
+    stripes: list[ImageSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two norms the second one's statistics depend on the weight."""
+    monkeypatch.setattr(divided_images, "BLOCK", 24)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+    monkeypatch.setattr(base, "PART_WINDOW", (20, 20))
+    parts = find_images(stripes[0].path.parent)
+    away = segmenter(0.4, 0.004)
+    away.network = nn.Sequential(nn.BatchNorm2d(3, affine=False), away.module).eval()
+    found = choose_weight(away, parts, InferenceOptions())
+    assert found.images == len(parts) == 8
+    for weight in WEIGHTS:
+        expected = information(away, parts, weight)
+        assert (found.information[weight], found.agreements[weight]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,23 @@ def test_a_network_in_training_mode_is_not_observed() -> None:
         observed.__enter__()
 
 
+def test_images_are_chosen_evenly_and_of_large_ones_other_parts_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Photos have as many parts each; their upper left ones alone would be sky."""
+    for number in range(8):
+        Image.new("RGB", (60, 90)).save(tmp_path / f"{number}.png")
+    whole = find_images(tmp_path)
+    assert enough_for_norms(whole, 4) == whole[::2]
+    monkeypatch.setattr(divided_images, "BLOCK", 32)
+    monkeypatch.setattr(divided_images, "LARGE", 1000)
+    parts = find_images(tmp_path)
+    assert len(parts) == 8 * 6
+    chosen = enough_for_norms(parts, 8)
+    assert len({part.path for part in chosen}) == 8
+    assert len({part.part for part in chosen}) >= 5
+
+
 @pytest.mark.parametrize("run", ["whole", "windows", "parts"])
 def test_pixels_without_data_do_not_count(tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Single transparent pixels, too: of an image of one colour the mean is that colour, and the variance 0."""

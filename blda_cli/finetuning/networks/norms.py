@@ -68,9 +68,7 @@ def mixed_norms(
     if norms not in ("auto", "instance") or (norms == "auto" and weight is None and not has_norms(segmenter)):
         return settings
     weight = described if weight is None else weight
-    # Large images are run in parts; norms that hold statistics of the target are adapted already.
-    choosable = target and not segmenter.adapted_norms and not any(file.is_part for file in target)
-    if weight is None and choosable:
+    if weight is None and target and not segmenter.adapted_norms:
         files = enough_for_norms(target, CHOICE_IMAGES)
         monitor.start("choosing the norms' weight", len(files))
         found = choose_weight(segmenter, files, InferenceOptions(), advance=advancing(monitor))
