@@ -9,6 +9,7 @@ import torch
 
 from blda_cli.core import kernels
 from blda_cli.errors import BldaError
+from blda_cli.runtime import graphs
 
 
 def choose_device(name: str) -> torch.device:
@@ -19,10 +20,11 @@ def choose_device(name: str) -> torch.device:
             ``cuda:N`` or ``mps``.
 
     Raises:
-        BldaError: there is no such device, or ``BLDA_KERNELS`` in the environment names no kernels.
+        BldaError: there is no such device, or ``BLDA_KERNELS`` or ``BLDA_GRAPHS`` in the environment is unknown.
     """
     try:
         kernels.wanted()
+        graphs.wanted()
     except ValueError as error:
         raise BldaError(str(error)) from error
     if name in ("auto", "cuda") and torch.cuda.is_available():

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 PART_WINDOW = (512, 512)
 """Height and width of the windows that parts of large images are run by where ``--slide`` gives none."""
 
+_MANY = 16
+"""From this many images on, preparing to run them faster pays."""
+
 
 @dataclass
 class LogitBatch:
@@ -114,6 +117,11 @@ class Segmenter(ABC):
         with norms:
             yield
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Within ``with`` many images are run, and memory may be kept to run those of one size faster."""
+        yield
+
     def note(self, remark: str) -> None:
         """Add a remark for the user, once."""
         if remark not in self.notes:
@@ -173,24 +181,19 @@ class Segmenter(ABC):
             for batch_files, arrays, batch_labels in upload(batches, self.device)
         )
         dimensions = 0
-        for logits, valid, batch_files, batch_labels, mark in one_behind(started) if ahead and side.there else started:
-            aside = partial(side.after, mark)
-            names = [self.origin(file).location for file in batch_files]
-            with aside():
-                largest = check_range(logits, names)
-            if dimensions not in (0, logits.ndim):
-                kind = "of a whole image" if logits.ndim == 2 else "per pixel"
-                raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
-            dimensions = logits.ndim
-            if batch_labels is not None and (batch_labels.ndim == 3) != (logits.ndim == 4):
-                raise BldaError(
-                    f"{names[0]}: the model gives one answer for a whole image, but its label is a picture: give a "
-                    "table of key,class as --labels"
-                    if logits.ndim == 2
-                    else f"{names[0]}: the model gives an answer for each pixel, but its label is one class for all: "
-                    "give label pictures as --labels"
-                )
-            yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
+        with self.repeating() if len(files) >= _MANY else nullcontext():
+            batches_run = one_behind(started) if ahead and side.there else started
+            for logits, valid, batch_files, batch_labels, mark in batches_run:
+                aside = partial(side.after, mark)
+                names = [self.origin(file).location for file in batch_files]
+                with aside():
+                    largest = check_range(logits, names)
+                if dimensions not in (0, logits.ndim):
+                    kind = "of a whole image" if logits.ndim == 2 else "per pixel"
+                    raise BldaError(f"{names[0]}: its logits are {kind}, unlike those of the images before")
+                dimensions = logits.ndim
+                _refuse_other_labels(names[0], logits, batch_labels)
+                yield LogitBatch(batch_files, logits, batch_labels, valid, largest, aside)
 
     def _read_if_it_fits(self, options: InferenceOptions, file: ImageSource) -> np.ndarray:
         """Read an image, unless its pixels and logits do not fit into the memory that is left."""
@@ -318,6 +321,23 @@ def within_core(file: ImageSource, valid: Tensor | None) -> Tensor | None:
     top, left, height, width = file.core
     inner = valid[:, top : top + height, left : left + width]
     return None if bool(inner.all()) else inner
+
+
+def _refuse_other_labels(name: str, logits: Tensor, labels: Tensor | None) -> None:
+    """Refuse labels of pixels for logits of a whole image, and the other way round.
+
+    Raises:
+        BldaError: they are such.
+    """
+    if labels is None or (labels.ndim == 3) == (logits.ndim == 4):
+        return
+    raise BldaError(
+        f"{name}: the model gives one answer for a whole image, but its label is a picture: give a table of key,class "
+        "as --labels"
+        if logits.ndim == 2
+        else f"{name}: the model gives an answer for each pixel, but its label is one class for all: give label "
+        "pictures as --labels"
+    )
 
 
 def valid_pixels(files: Sequence[ImageSource], device: torch.device) -> Tensor | None:

@@ -47,6 +47,12 @@ class CalibratedSegmenter(Segmenter):
         with self.inner.observed_by(norms):
             yield
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """See `Segmenter.repeating`."""
+        with self.inner.repeating():
+            yield
+
     def read(self, file: ImageSource) -> np.ndarray:
         """See `Segmenter.read`."""
         return self.inner.read(file)

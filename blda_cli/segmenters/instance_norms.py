@@ -119,7 +119,6 @@ class InstanceNorms:
             raise ValueError(f"the weight of the running statistics is {weight:g}, not between 0 and 1")
         self.weight = weight
         self._network = network
-        self._layers = list(norm_layers(network).values())
         self._hooks: list[RemovableHandle] = []
         self._put_aside: dict[nn.Module, Moments] = {}
         self._content = Content()
@@ -131,7 +130,7 @@ class InstanceNorms:
     def __enter__(self) -> Self:
         _ENTERED.add(self)
         self._hooks = [self._network.register_forward_pre_hook(self._begin)]
-        for layer in self._layers:
+        for layer in norm_layers(self._network).values():
             self._hooks.append(layer.register_forward_pre_hook(self._before))
             self._hooks.append(layer.register_forward_hook(self._after, always_call=True))
         return self
@@ -140,6 +139,11 @@ class InstanceNorms:
         _ENTERED.discard(self)
         for hook in self._hooks:
             hook.remove()
+
+    @property
+    def plain(self) -> bool:
+        """Whether each forward pass normalises by its own images alone, and nothing is recorded."""
+        return self._passes is None and self._held is None
 
     @contextmanager
     def content(self, size: tuple[int, int] | None = None, mask: Tensor | None = None) -> Iterator[None]:

@@ -17,6 +17,7 @@ from blda_cli.data.source import ImageSource
 from blda_cli.data.windows import spread_windows
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter, valid_pixels
+from blda_cli.segmenters.graphed_passes import GraphedPasses
 from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
 from blda_cli.segmenters.inference import average_views, slide, view_of
 from blda_cli.segmenters.instance_norms import InstanceNorms, Recorded, norm_layers, pooled
@@ -99,6 +100,8 @@ class NetworkSegmenter(Segmenter):
     port: Port = Port()
     norm_weight: float = 1.0
     _observed: ObservedNorms | None = None
+    _norms: InstanceNorms | None = None
+    _graphed: GraphedPasses | None = None
     _meaning_checked: bool = False
     _scaling: Scaling | None = None
     _probed: bool = False
@@ -157,16 +160,15 @@ class NetworkSegmenter(Segmenter):
     ) -> Tensor:
         """See `Segmenter.logits`; by default whole images, once."""
         pixels = self._pixels(arrays)
-        norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
+        norms = self._norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, _half(self.device), enabled=options.amp),
-            norms or nullcontext(),
-        ):
-            if part is not None:
-                return self._logits_of_part(part, pixels, options, valid, norms).detach()
-            return self._logits_of_images(pixels, options, valid, norms).detach()
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
+                if part is not None:
+                    return self._logits_of_part(part, pixels, options, valid, norms).detach()
+                return self._logits_of_images(pixels, options, valid, norms).detach()
+        finally:
+            self._norms = None
 
     def _pixels(self, arrays: Tensor) -> Tensor:
         """Images ``[N, H, W, B]`` as float ``[N, B, H, W]`` on the device."""
@@ -307,6 +309,19 @@ class NetworkSegmenter(Segmenter):
         finally:
             self._observed = None
 
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """See `Segmenter.repeating`."""
+        if self._graphed is not None:
+            yield
+            return
+        self._graphed = GraphedPasses()
+        try:
+            yield
+        finally:
+            self._graphed.close()
+            self._graphed = None
+
     def check(self, files: Sequence[ImageSource], options: InferenceOptions) -> None:  # noqa: ARG002
         """See `Segmenter.check`; it refuses nothing, but may add a remark."""
         if options.amp and not isinstance(self.network, nn.Module):
@@ -366,7 +381,7 @@ class NetworkSegmenter(Segmenter):
             images: see `forward_logits`.
             size: (height, width), or None.
             network: runs on them.
-            norms: the active instance norms of the network; padding and the mask are marked for them.
+            norms: the network's instance norms; padding and the mask are marked for them.
             scale: at which the images are run.
             mask: bool ``[N, H, W]``, the pixels that count in norm statistics; None: all.
         """
@@ -382,7 +397,7 @@ class NetworkSegmenter(Segmenter):
         shown = seen.shape[2], seen.shape[3]
         watched = nullcontext() if self._observed is None else self._observed.content(shown, mask)
         with watched, nullcontext() if norms is None else norms.content(shown, mask):
-            scores = self._run(network, fed)
+            scores = self._run(network, fed, None if mask is not None else shown)
         check_scores(scores, len(padded), self.meaning)
         if not self._meaning_checked:  # once, as it waits for the device
             remark = check_meaning(scores, self.meaning)
@@ -482,10 +497,26 @@ class NetworkSegmenter(Segmenter):
         logits = self.meaning.logits(scores)
         return logits if self.grouping is None else self.grouping(logits)
 
-    def _run(self, network: Network, images: Tensor) -> Tensor:
-        """Run the network; its scores ``[N, C, h, w]`` or ``[N, C]`` in a plain dtype."""
+    def _run(self, network: Network, images: Tensor, content: tuple[int, int] | None = None) -> Tensor:
+        """Run the network; its scores ``[N, C, h, w]`` or ``[N, C]`` in a plain dtype.
+
+        Args:
+            network: runs on the images.
+            images: its input.
+            content: (height, width) of what is no padding, on which the scores depend beside the input; None: on more
+                than that.
+        """
+        own = network is self.network
+        norms = self._norms if own else None
+
+        def forward(images: Tensor) -> Tensor:
+            with norms or nullcontext():
+                return self._forward(network, images)
+
         try:
-            return self._forward(network, images)
+            if self._graphed is None or content is None or not own or (norms is not None and not norms.plain):
+                return forward(images)
+            return self._graphed(network, images, forward, (self.norm_weight, content))
         except BldaError:
             raise
         except (Exception, SystemExit) as error:  # a network may raise anything
@@ -493,7 +524,7 @@ class NetworkSegmenter(Segmenter):
                 raise BldaError(
                     f"the memory does not suffice for an input of shape {list(images.shape)}: {LESS_MEMORY}"
                 ) from error
-            multiple = multiple_that_runs(lambda padded: self._forward(network, padded), images)
+            multiple = multiple_that_runs(forward, images)
             failure = f"the network fails on an input of shape {list(images.shape)}: {reason(error)}"
             if multiple is not None:
                 raise SidesError(

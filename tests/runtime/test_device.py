@@ -15,7 +15,8 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
         choose_device(name)
 
 
-def test_unknown_kernels_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BLDA_KERNELS", "tritn")
-    with pytest.raises(BldaError, match="BLDA_KERNELS=tritn"):
+@pytest.mark.parametrize("setting", ["BLDA_KERNELS=tritn", "BLDA_GRAPHS=false"])
+def test_unknown_settings_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setenv(*setting.split("="))
+    with pytest.raises(BldaError, match=setting):
         choose_device("cpu")
