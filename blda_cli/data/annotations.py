@@ -22,7 +22,7 @@ from blda_cli.data.classes import ClassSet, Color
 from blda_cli.data.encodings import LabelEncoding, resolve, unknown_names
 from blda_cli.data.label_files import LABEL_SUFFIXES
 from blda_cli.data.shapes import Shape
-from blda_cli.data.source import ImageSource
+from blda_cli.data.source import ImageSource, refuse_parts
 from blda_cli.errors import BldaError
 
 LABELMAP = "labelmap.txt"
@@ -54,10 +54,7 @@ class AnnotatedLabels:
         Raises:
             BldaError: a shape cannot be drawn, lies outside the image, or is of an image of another size.
         """
-        if image.is_part:
-            raise BldaError(
-                f"{image.path} is run in parts, for which no shapes are drawn: give its labels as a picture of its size"
-            )
+        refuse_parts([image], "a file of annotations", "give the labels as a picture of its size")
         size = image.size()
         labels = np.full(size, IGNORE_INDEX, dtype=np.int16)
         path = self.paths[image.key]

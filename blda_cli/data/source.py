@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -244,3 +244,21 @@ class ImageSource(ABC):
             BldaError: it cannot be read.
         """
         return np.ascontiguousarray(self.seen()[..., list(bands)])
+
+
+def refuse_parts(
+    images: Iterable[ImageSource], what: str, way: str = "cut it into images of at most 16 million pixels"
+) -> None:
+    """Refuse what needs whole images where a large image is run in parts.
+
+    Args:
+        images: the images.
+        what: needs whole images: an option, or what else the user gave.
+        way: the way out.
+
+    Raises:
+        BldaError: an image is a part of a larger one.
+    """
+    part = next((image for image in images if image.is_part), None)
+    if part is not None:
+        raise BldaError(f"{what} needs whole images, and {part.path} is run in parts: {way}")

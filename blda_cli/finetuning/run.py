@@ -14,6 +14,7 @@ import torch
 from blda_cli.core.choices import LabelSource, NormSource
 from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images, masked, refuse_among
+from blda_cli.data.source import refuse_parts
 from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.labelled import Labelled, find_labelled, own_labelled, without_labels
 from blda_cli.finetuning.data.samples import Sampler, count_class_pixels, fitting_crop
@@ -140,6 +141,9 @@ def train(
         source = find(data.source_images, data.source_labels, data.source_encoding)
     if data.labelled_images:
         source = source.with_few(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
+    if not settings.method.parts:
+        way = "cut it into images of at most 16 million pixels, or train by another method"
+        refuse_parts([*source.files, *target], f"--method {settings.training.method}", way)
     cropped = [*source.files, *(target if settings.method.target else [])]
     settings = settings.with_values({"training.crop": fitting_crop(cropped, settings.training.crop, monitor)}, "images")
     state = resumed_state(folder, settings) if begun else None

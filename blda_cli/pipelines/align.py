@@ -20,7 +20,7 @@ from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import refuse_among
 from blda_cli.data.loader import SkippedFile
-from blda_cli.data.source import ImageSource
+from blda_cli.data.source import ImageSource, refuse_parts
 from blda_cli.errors import BldaError
 from blda_cli.files import real
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
@@ -85,13 +85,9 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     subject = load_subject(request.subject, inference.device, job.shard)
     refuse_among(job.output, request.subject.images, (image.path for image in subject.images))
     _refuse_clashes(subject.share, scores=request.outputs.save_scores)
-    part = next((image for image in subject.images if image.is_part), None)
     for option, given in (("--spatial-priors", files.spatial_priors), ("--annotations", request.outputs.annotations)):
-        if given and part is not None:
-            raise BldaError(
-                f"{option} is for whole images, and {part.path} is run in parts: leave out the option, or cut the "
-                "image into images of at most 16 million pixels"
-            )
+        if given:
+            refuse_parts(subject.images, option)
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
     say_strong(request.preset, segmenter, inference, say)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blda_cli.data.classes import ClassSet, class_set, numbered_classes
 from blda_cli.data.logit_arrays import LogitArray, find_logits, read_array
-from blda_cli.data.source import ImageSource
+from blda_cli.data.source import ImageSource, refuse_parts
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.grouping import Grouping, check_channels, resolve_classes, with_background
@@ -77,8 +77,7 @@ class StoredSegmenter(Segmenter):
         """See `Segmenter.check`."""
         if options.slide is not None or options.flip or options.scales != (1.0,):
             raise BldaError("--slide, --scales and --flip need a network; ready-made logits are used as they are")
-        if any(file.core for file in files):
-            raise BldaError("ready-made logits are not read for maps: give the network, or images that are no maps")
+        refuse_parts(files, "--model logits:DIR", "give the network, which runs in parts, too")
         users: dict[LogitArray, ImageSource] = {}
         for file in files:
             array = self._find(file)

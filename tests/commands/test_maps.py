@@ -520,15 +520,18 @@ def test_training_on_parts_of_a_map(
     assert "a crop of 50x24 is larger than" in refused("finetune", *given, "--crop", "50x24", "--output", land / "r2")
 
 
-def test_features_are_not_of_parts(refused: Callable[..., str], land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of a part have features each; CAG-UDA's centroids are of whole images."""
+@pytest.mark.parametrize("method", ["cag", "cbst-sp"])
+def test_methods_that_are_for_whole_images(
+    refused: Callable[..., str], land: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of a part have features each, where CAG-UDA's centroids are of whole images, as spatial priors are."""
     in_parts(monkeypatch, 64)
     message = refused(
         "finetune", "--model", land / "wide.toml", "--source-images", land / "maps", "--source-labels",
-        land / "labels", "--target-images", land / "maps", "--crop", "20x24", "--method", "cag", "--device", "cpu",
+        land / "labels", "--target-images", land / "maps", "--crop", "20x24", "--method", method, "--device", "cpu",
         "--norms", "source", "--iterations", "2", "--rounds", "1", "--output", land / "run",
     )  # fmt: skip
-    assert "land.tif has more than 16 million pixels and is run in windows, but --method cag" in message
+    assert f"--method {method} needs whole images, and {land}/maps/land.tif is run in parts: cut it" in message
 
 
 @pytest.mark.parametrize(
@@ -549,4 +552,4 @@ def test_options_that_are_for_whole_images(
     run(*align, "--output", land / "whole")
     in_parts(monkeypatch, 64)
     said = refused(*align, "--output", land / "parts")
-    assert f"{option} is for whole images, and " in said
+    assert f"{option} needs whole images, and " in said

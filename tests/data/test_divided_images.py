@@ -1,6 +1,7 @@
 """Large images in parts, and pixels that a file says are no data."""
 
 import itertools
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from blda_cli.data import divided_images, pillow_images
+from blda_cli.data.annotations import AnnotatedLabels
 from blda_cli.data.divided_images import DividedImage, in_windows
 from blda_cli.data.images import find_images, image_at
 from blda_cli.data.pixels import PixelFormat
+from blda_cli.data.source import refuse_parts
 from blda_cli.errors import BldaError
 
 
@@ -78,6 +81,19 @@ def test_windows_spread_over_the_image_of_a_part(tmp_path: Path, pixels: np.ndar
             np.testing.assert_array_equal(window.read(), shown)
             valid = window.valid_around()
             np.testing.assert_array_equal(True if valid is None else valid, there[top:bottom, left:right])
+
+
+@pytest.mark.usefixtures("parts")
+def test_what_needs_whole_images_names_the_one_that_is_run_in_parts(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels[:9, :9, :3]).save(tmp_path / "small.png")
+    refuse_parts(find_images(tmp_path), "--this")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "x.png")
+    images = find_images(tmp_path)
+    said = re.escape(f"--this needs whole images, and {tmp_path / 'x.png'} is run in parts: cut it into images of at")
+    with pytest.raises(BldaError, match=said):
+        refuse_parts(images, "--this")
+    with pytest.raises(BldaError, match=r"a file of annotations needs .*: give the labels as a picture of its size"):
+        AnnotatedLabels("coco", {}, (), {})(images[1])
 
 
 @pytest.mark.usefixtures("parts")

@@ -22,6 +22,7 @@ class MethodEntry:
             or uses no source (``"unused"``).
         target: it learns from target images.
         rounds: it divides the iterations into rounds or stages, each begun by a pass over all images.
+        parts: large images may be run in parts; else it needs whole ones, for their features or their geometry.
         options: settings that change something under this method and not under every other: ``section.name``, or
             ``section.*`` for all of a section.
         correction: corrects its cross-entropy, whatever ``training.correction`` says.
@@ -33,6 +34,7 @@ class MethodEntry:
     source: Literal["needed", "optional", "unused"] = "needed"
     target: bool = True
     rounds: bool = False
+    parts: bool = True
     options: tuple[str, ...] = ()
     correction: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -120,6 +122,7 @@ METHODS: dict[str, MethodEntry] = {
         f"{_HERE}.cbst:Cbst",
         "cbst with spatial priors",
         rounds=True,
+        parts=False,
         options=(*_SELECTION, "rounds.mined_share"),
         defaults=_PLAIN_HOST,
     ),
@@ -127,6 +130,7 @@ METHODS: dict[str, MethodEntry] = {
         f"{_HERE}.cag:Cag",
         "stages of labels by the distance to the classes' centroids",
         rounds=True,
+        parts=False,
         options=(*_ROUNDS, "cag.*"),
         defaults=_PLAIN_HOST,
     ),

@@ -44,12 +44,6 @@ class Cag(TrainingMethod):
 
     def begin_stage(self, stage: Stage) -> None:
         """Freeze the labeller, compute the centroids on the source, and count the target's active features."""
-        part = next((file for file in (*stage.source, *stage.target) if file.is_part), None)
-        if part is not None:
-            raise BldaError(
-                f"{part.path} has more than 16 million pixels and is run in windows, but --method cag takes features "
-                "of whole images: cut it into smaller ones, or train by another method"
-            )
         segmenter = stage.exported(stage.target)
         self.network = segmenter.module
         if stage.resumed:
