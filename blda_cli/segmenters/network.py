@@ -48,7 +48,7 @@ from blda_cli.segmenters.placement import (
     shared_margin,
 )
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
-from blda_cli.segmenters.reasons import LESS_MEMORY, is_out_of_memory, reason
+from blda_cli.segmenters.reasons import LESS_MEMORY, MemoryShortError, is_out_of_memory, reason
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
 Network = Callable[[Tensor], Any]
@@ -457,6 +457,8 @@ class NetworkSegmenter(Segmenter):
             try:  # not what the scores mean, for which a grey image is no example
                 self._run(self._without_hooks(), grey if section.margin is None else extend(grey, section.margin))
                 self._one_size = False
+            except MemoryShortError:  # which says nothing about sizes
+                raise
             except BldaError:
                 height, width = section.size
                 self.note(f"the network takes {height}x{width} only: scales change the detail of what it is shown")
@@ -521,7 +523,7 @@ class NetworkSegmenter(Segmenter):
             raise
         except (Exception, SystemExit) as error:  # a network may raise anything
             if is_out_of_memory(error):
-                raise BldaError(
+                raise MemoryShortError(
                     f"the memory does not suffice for an input of shape {list(images.shape)}: {LESS_MEMORY}"
                 ) from error
             multiple = multiple_that_runs(forward, images)

@@ -4,10 +4,16 @@ import re
 
 import torch
 
+from blda_cli.errors import BldaError
+
 LESS_MEMORY = "--slide, a smaller --batch-size or --amp takes less"
 
 # PyTorch's message about a damaged file continues with guesses and advice that do not apply here.
 _ADVICE = re.compile(r"(?<=\.) (This is an internal miniz|Please check the warnings|In PyTorch 2\.6).*")
+
+
+class MemoryShortError(BldaError):
+    """The memory does not suffice for what a network is given."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -331,6 +331,17 @@ def test_a_network_of_one_size_is_shown_less_detail(tmp_path: Path, pixels: Tens
     assert [note for note in segmenter.notes if note.startswith("the network takes 64x96 only")]
 
 
+def test_a_scale_for_which_the_memory_does_not_suffice_is_no_size_that_is_not_taken(
+    tmp_path: Path, pixels: Tensor
+) -> None:
+    short = "x if images.shape[2] <= 64 else (_ for _ in ()).throw(MemoryError())"
+    segmenter = load(description(tmp_path, "[preprocessing]\nsize = [64, 96]", "tiny:Wrapped", short))
+    with pytest.raises(BldaError, match=r"the memory does not suffice for an input of shape \[1, 3, 128, 192\]"):
+        segmenter.logits(pixels, InferenceOptions(scales=(2.0,)))
+    segmenter.logits(pixels, InferenceOptions(scales=(0.5, 1.0)))
+    assert not [note for note in segmenter.notes if "scales" in note]
+
+
 def test_scales_are_not_tried_by_what_scores_of_a_grey_image_look_like(tmp_path: Path, pixels: Tensor) -> None:
     like_sigmoids = "x if images[..., :8, :8].std() > 1e-3 else 0.5 + 0.4 * x.sigmoid()"
     section = "[preprocessing]\nsize = [64, 96]\n[classes]\nnames = ['a', 'b', 'c', 'd', 'e']"
