@@ -86,12 +86,49 @@ class Content:
         return self._counted[key]
 
 
-class InstanceNorms:
+class NormHooks:
+    """Hooks on the norms of a network, which are told what of the network's input is image.
+
+    Args:
+        network: the hooks are on it from the entry of a subclass to its exit.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._hooks: list[RemovableHandle] = []
+        self._content = Content()
+        self._input: tuple[int, ...] = ()
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def content(self, size: tuple[int, int] | None = None, mask: Tensor | None = None) -> Iterator[None]:
+        """Mark which part of the inputs within ``with`` is image; the rest does not count.
+
+        Args:
+            size: (height, width) of the image at the upper left of the input, the rest being padding.
+            mask: bool ``[N, h, w]`` of that image at any size, false at pixels that are no data. A position of a layer
+                counts where all pixels under it do.
+        """
+        before, self._content = self._content, Content(size, mask)
+        try:
+            yield
+        finally:
+            self._content = before
+
+    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note the shape of the network's input."""
+        self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
+
+
+class InstanceNorms(NormHooks):
     """Within ``with``, every batch norm normalises by ``weight · running + (1 − weight) · the image's own`` statistics.
 
     Mean and variance are mixed alike, for each image by itself, in float32. A layer in training mode, or that sees
-    fewer than 64 positions of an image, is left unchanged. Weights, fused activations and running statistics stay as
-    they are. With a weight of 1 the network is untouched.
+    fewer than 64 positions of an image, is left unchanged. Where no position of an image is data (see `content`), all
+    count. Weights, fused activations and running statistics stay as they are. With a weight of 1 the network is untouched.
 
     Example:
         >>> import torch
@@ -117,12 +154,9 @@ class InstanceNorms:
     def __init__(self, network: nn.Module, weight: float = 0.9) -> None:
         if not 0 <= weight <= 1:
             raise ValueError(f"the weight of the running statistics is {weight:g}, not between 0 and 1")
+        super().__init__(network)
         self.weight = weight
-        self._network = network
-        self._hooks: list[RemovableHandle] = []
         self._put_aside: dict[nn.Module, Moments] = {}
-        self._content = Content()
-        self._input: tuple[int, ...] = ()
         self._passes: list[Recorded] | None = None
         self._held: list[Moments | None] | None = None
         self._call = 0
@@ -137,28 +171,12 @@ class InstanceNorms:
 
     def __exit__(self, *_: object) -> None:
         _ENTERED.discard(self)
-        for hook in self._hooks:
-            hook.remove()
+        super().__exit__()
 
     @property
     def plain(self) -> bool:
         """Whether each forward pass normalises by its own images alone, and nothing is recorded."""
         return self._passes is None and self._held is None
-
-    @contextmanager
-    def content(self, size: tuple[int, int] | None = None, mask: Tensor | None = None) -> Iterator[None]:
-        """Mark which part of the inputs within ``with`` is image; the rest does not count.
-
-        Args:
-            size: (height, width) of the image at the upper left of the input, the rest being padding.
-            mask: bool ``[N, h, w]`` of that image at any size, false at pixels that are no data. A position of a layer
-                counts where all pixels under it do; where an image has no such position, all of its positions count.
-        """
-        before, self._content = self._content, Content(size, mask)
-        try:
-            yield
-        finally:
-            self._content = before
 
     @contextmanager
     def recorded(self) -> Iterator[list[Recorded]]:
@@ -182,11 +200,11 @@ class InstanceNorms:
         finally:
             self._held = None
 
-    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _begin(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super()._begin(network, inputs)
         self._call = 0
         if self._passes is not None:
             self._passes.append([])
-        self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
 
     def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.weight == 1 or not inputs or (layer.training and isinstance(layer, _BatchNorm)):

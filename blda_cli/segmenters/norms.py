@@ -12,13 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from blda_cli.core.norms import ChannelMoments, MixedNorms, Norms, blend, hellinger
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter
-from blda_cli.segmenters.instance_norms import BUFFERS, Content, norm_layers
+from blda_cli.segmenters.instance_norms import BUFFERS, NormHooks, norm_layers
 from blda_cli.segmenters.options import InferenceOptions
 
 IMAGES = 32
@@ -113,7 +112,7 @@ def take_norms(
     return Norms(averages, images, source_images)
 
 
-class ObservedNorms:
+class ObservedNorms(NormHooks):
     """Records the statistics of the input of a network's batch norms within ``with``, without changing the network.
 
     It costs little: some twenty rows of each feature map are read.
@@ -137,13 +136,10 @@ class ObservedNorms:
     """
 
     def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
         self._norms = norm_layers(network)
         self._own = {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in self._norms.items()}
         self._moments = {name: ChannelMoments() for name in self._norms}
-        self._network = network
-        self._hooks: list[RemovableHandle] = []
-        self._content = Content()
-        self._input: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
         learning = [name for name, norm in self._norms.items() if isinstance(norm, _BatchNorm) and norm.training]
@@ -157,24 +153,6 @@ class ObservedNorms:
         self._hooks.append(self._network.register_forward_pre_hook(self._begin))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    @contextmanager
-    def content(self, size: tuple[int, int], mask: Tensor | None) -> Iterator[None]:
-        """Mark which pixels of the inputs within ``with`` hold data; a position counts where all pixels under it do.
-
-        Args:
-            size: (height, width) of the image at the upper left of the input, the rest being padding.
-            mask: bool ``[N, h, w]`` of that image at any size; None: all pixels count, and padding too.
-        """
-        before, self._content = self._content, Content(size, mask)
-        try:
-            yield
-        finally:
-            self._content = before
-
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Forget what is seen within ``with`` if that raises: a network that fails has reached a part of its norms."""
@@ -185,11 +163,11 @@ class ObservedNorms:
             self._moments = before
             raise
 
-    def _begin(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._input = tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ()
-
     def _counted(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What lies over the image in the input of a norm, and which positions of it count; None: all."""
+        """What lies over the image in the input of a norm, and which positions of it count; None: all.
+
+        Without a mask padding counts, too.
+        """
         return (values, None) if self._content.mask is None else self._content.within(values, self._input)
 
     def _see(self, name: str, values: Tensor) -> None:
