@@ -128,7 +128,8 @@ class InstanceNorms(NormHooks):
 
     Mean and variance are mixed alike, for each image by itself, in float32. A layer in training mode, or that sees
     fewer than 64 positions of an image, is left unchanged. Where no position of an image is data (see `content`), all
-    count. Weights, fused activations and running statistics stay as they are. With a weight of 1 the network is untouched.
+    count. Weights, fused activations and running statistics stay as they are. With a weight of 1 the network is
+    untouched.
 
     Example:
         >>> import torch
