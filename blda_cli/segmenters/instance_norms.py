@@ -68,7 +68,7 @@ class Content:
         """
         if len(fed) != 4 or values.ndim != 4 or len(values) != fed[0]:
             return values, None
-        if self.size is not None:
+        if self.size is not None and (fed[2], fed[3]) != self.size:
             height, width = (
                 max(1, side * part // full)
                 for side, part, full in zip(values.shape[2:], self.size, fed[2:], strict=True)
@@ -218,17 +218,20 @@ class InstanceNorms(NormHooks):
         if own is None:
             return None
         running: Moments = layer.running_mean, layer.running_var  # type: ignore[assignment]
-        mean, variance = mix_moments(running, own, self.weight)
         swappable = all(name in layer._buffers for name in BUFFERS)
-        if len(values) == 1 and swappable and not variance.requires_grad:  # the layer's own kernel does it, at no cost
+        learning = own[0].requires_grad or running[0].requires_grad
+        if len(values) == 1 and swappable and not learning:  # the layer's own kernel does it, at no cost
             self._put_aside[layer] = running
-            layer._buffers["running_mean"] = mean[0].to(running[0].dtype)
-            layer._buffers["running_var"] = variance[0].to(running[1].dtype)
+            # Both at once, as mix_moments does: a GPU is waiting for launches, not for sums.
+            mixed = torch._foreach_lerp([one.squeeze(0) for one in own], [one.float() for one in running], self.weight)
+            for name, kept, one in zip(BUFFERS, running, mixed, strict=True):
+                layer._buffers[name] = one.to(kept.dtype)
             return None
+        mean, variance = mix_moments(running, own, self.weight)
         # Values that the layer, normalising by its running statistics, takes to where these would take the given ones.
         eps = getattr(layer, "eps", 1e-5)
         scale = ((running[1].float() + eps) / (variance + eps)).sqrt()
-        shift = running[0].float() - mean * scale
+        shift = torch.addcmul(running[0].float(), mean, scale, value=-1)
         shape = (*scale.shape, *[1] * (values.ndim - 2))
         moved = torch.addcmul(shift.view(shape), values, scale.view(shape))
         return (moved.to(values.dtype), *inputs[1:])

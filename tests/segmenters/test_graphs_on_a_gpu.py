@@ -124,10 +124,10 @@ def test_memory_is_given_back() -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     with made.repeating(), torch.no_grad():
-        for images in inputs(8, (512, 512)):
+        for images in inputs(8, (1024, 1024)):
             made.logits(images.mul(30).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
         assert made._graphed is not None
         assert made._graphed._graphs == 1
         del images
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() - before <= 1 << 24
+    assert torch.cuda.memory_reserved() - before <= 1 << 27  # one pass takes twice that

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blda_cli.core.norms import image_moments
 from blda_cli.data import divided_images
@@ -157,6 +158,46 @@ def test_layers_that_see_few_positions_keep_their_statistics(pictures: Tensor) -
         plain = layers(pictures)
         with InstanceNorms(layers, 0.2):
             assert all(torch.equal(one, other) for one, other in zip(layers(pictures), plain, strict=True))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed; views are not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("count", "on_gpu", "half", "most"),
+    [
+        (1, True, False, 2),  # moments, and a mixture of both with the running ones
+        (1, True, True, 3),  # and a conversion
+        (3, True, False, 9),
+        (3, True, True, 11),
+        (1, False, False, 6),
+    ],
+)
+def test_few_operations_are_added_to_a_layer(
+    monkeypatch: pytest.MonkeyPatch, count: int, on_gpu: bool, half: bool, most: int
+) -> None:
+    """On a GPU each is a launch from Python, of which a network of many small layers waits for every one."""
+    monkeypatch.setattr("blda_cli.core.norms._one_kernel", lambda values: on_gpu)
+    layers = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    values = torch.randn(count, 3, 16, 16, dtype=torch.float16 if half else torch.float32)
+    with torch.no_grad():
+        with Operations() as plain:
+            layers(values)
+        with InstanceNorms(layers, 0.5) as norms, norms.content((16, 16)), Operations() as mixed:
+            found = layers(values)
+        monkeypatch.undo()
+        with InstanceNorms(layers, 0.5):
+            torch.testing.assert_close(found, layers(values))
+    assert mixed.count - plain.count <= most
 
 
 def test_layers_in_training_normalise_by_the_batch(pictures: Tensor) -> None:
