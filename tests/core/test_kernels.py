@@ -14,6 +14,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from blda_cli.core import kernels
 
@@ -343,3 +346,52 @@ def test_where_triton_cannot_compile_torch_does_it_unless_triton_is_asked_for(se
         kernels._choose("argmax", logits)
     # What is asked for on CUDA changes nothing on a CPU.
     assert kernels._choose("align_location", drawn(3, 10)) is kernels.torch_kernels.align_location
+
+
+class Peak(TorchDispatchMode):
+    """The most memory that tensors made within ``with`` take at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self._live: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {
+            StorageWeakRef(one.untyped_storage()) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)
+        }
+        for made in (one.untyped_storage() for one in tree_leaves(result) if isinstance(one, Tensor)):
+            if StorageWeakRef(made) not in given:
+                self._live[StorageWeakRef(made)] = made.nbytes()
+        self._live = {place: size for place, size in self._live.items() if not place.expired()}
+        self.bytes = max(self.bytes, sum(self._live.values()))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "kernel", ["align_offset", "align_location", "align_quantile", "count_cells", "count_cells_soft"]
+)
+def test_on_a_gpu_blocks_are_as_large_as_half_the_logits_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, kernel: str, dtype: torch.dtype
+) -> None:
+    torch_kernels = kernels.torch_kernels
+    monkeypatch.setattr(torch_kernels, "_on_cpu", lambda values: False)
+    monkeypatch.setattr(torch_kernels, "_SMALLEST_GPU_BLOCK", 1)
+    logits = drawn(19, 60_000).to(dtype)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "align_offset": (logits, torch.zeros(19)),
+        "align_location": (logits, shifts_of(19, 1)[..., 0]),
+        "align_quantile": (logits, kernels.quantile_factors(shifts_of(19, 16)), LIMIT),
+        "count_cells": (torch.zeros(19, 19, 16, dtype=torch.float64), logits, logits.argmax(dim=1), LIMIT),
+        "count_cells_soft": (torch.zeros(19, 19, 16, dtype=torch.float64), logits, LIMIT),
+    }
+    with Peak() as peak:
+        getattr(torch_kernels, kernel)(*arguments[kernel])
+    assert 0.3 <= peak.bytes / (logits.numel() * logits.element_size()) <= 0.5
+
+
+def test_on_a_gpu_small_logits_are_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.torch_kernels, "_on_cpu", lambda values: False)
+    assert len(list(kernels.torch_kernels._blocks(drawn(19, 50_000), 34))) == 2  # one an image
