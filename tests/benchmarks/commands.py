@@ -8,8 +8,10 @@ The bare loop reads the same images with the same loader, runs the same network 
 On the CPU: ESPNet, or the network of ``--model``, on the frames of ``--images`` if given; with ``--small`` images of
 64x96, and a network of two layers if no other is named. On a GPU: SegFormers of B0's and B5's size with random weights
 on drawn images of 1024x2048, in mixed precision. Commands and loop take turns in one process, so that what else the
-machine does falls on all alike; each loads its network anew. Wall times are medians; processor times (of all threads)
-tell more where others use the machine. Each case is printed, and written to the file, as soon as it is measured.
+machine does falls on all alike; each loads its network anew. On a GPU the loop launches every pass, where the commands
+replay CUDA graphs, unless ``BLDA_GRAPHS=off`` is in the environment. Wall times are medians; processor times (of all
+threads) tell more where others use the machine. Each case is printed, and written to the file, as soon as it is
+measured.
 
 Runs on one image, on eight and on all tell apart what a command adds: "start" is what it takes on one image beyond the
 bare loop; a "watched" image is one of the first eight, on which collect-stats also looks at what the batch norms see; a
