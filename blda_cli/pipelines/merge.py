@@ -15,6 +15,7 @@ from blda_cli.store import prediction_folder
 from blda_cli.store.differences import difference_of, of_one_kind
 from blda_cli.store.predictions import (
     ARGMAX,
+    CONFIDENCE,
     PREDICTIONS,
     RECORD,
     SCORES,
@@ -24,6 +25,7 @@ from blda_cli.store.predictions import (
     prediction_path,
     read_record,
     write_classifications,
+    write_confidence,
     write_divided,
     write_record,
 )
@@ -95,16 +97,22 @@ def merge_folders(paths: Sequence[Path], job: Job) -> RunRecord:
         raise BldaError(f"{paths[0]} and the others hold no prediction: there is nothing to write")
     parts = tuple(record.provenance for record in records)
     whole.provenance = replace(job.provenance, labels=parts[0].labels, skipped=whole.skipped, merged=parts)
+    without = [path for path in paths if not (path / CONFIDENCE).is_dir()]
+    if without and len(without) < len(paths):
+        job.monitor.say(f"pictures of confidence are left out: {without[0]} has none")
     work = prediction_folder.begin(output, overwrite=True)
     try:
         for path, record in zip(paths, records, strict=True):
             folder = AlignedFolder(path, record)
-            for kind in (ARGMAX, PREDICTIONS, *([SCORES] if record.settings["scores"] else [])):
+            more = [*([SCORES] if record.settings["scores"] else []), *([] if without else [CONFIDENCE])]
+            for kind in (ARGMAX, PREDICTIONS, *more):
                 for key in sorted(record.changed.keys() - record.classified.keys()):
                     origin, place = prediction_path(path, key, kind), prediction_path(work, key, kind)
                     if kind == SCORES or origin.exists():
                         _copy(origin, place)
-                    else:  # put together with those of the image's other parts
+                    elif kind == CONFIDENCE:  # put together with those of the image's other parts, as classes are
+                        write_confidence(work, key, folder.confidence(key))
+                    else:
                         write_label_png(place, folder.read(key, kind), whole.class_set, original_ids=True)
         write_divided(work, whole)
         if whole.classified:

@@ -328,8 +328,7 @@ class PredictionWriter:
             for kind, labels in ((ARGMAX, before), (PREDICTIONS, after)):
                 write_label_png(prediction_path(self._folder, key, kind), labels, self._classes, original_ids=True)
             if confidence is not None:
-                with replacing(prediction_path(self._folder, key, CONFIDENCE)) as temporary:
-                    Image.fromarray(confidence).save(temporary, format="PNG", compress_level=1)
+                write_confidence(self._folder, key, confidence)
         pairs = _count_pairs(before, after, len(self._classes))
         return _Written(
             key=key,
@@ -404,6 +403,17 @@ class AlignedFolder:
         pixels = PixelFormat(tuple(said.get("bands") or ()), low_high and tuple(low_high), said.get("layout"))
         return image_at(place, key, pixels)
 
+    def confidence(self, key: str) -> np.ndarray:
+        """The confidence, uint8 ``[H, W]``, of an image whose predictions are put together with those of others.
+
+        Raises:
+            BldaError: it cannot be read, or there is none.
+        """
+        values = read_whole(self.path / CONFIDENCE, self.image(key))
+        if values is None:
+            raise BldaError(f"{prediction_path(self.path, key, CONFIDENCE)} does not exist: run blda align again")
+        return values.astype(np.uint8)
+
     def read(self, key: str, kind: str) -> np.ndarray:
         """The class ids of an image.
 
@@ -432,6 +442,21 @@ class AlignedFolder:
         if bool((labels == unknown).any()):
             raise BldaError(f"{path} holds values that are no class of {RECORD}: run blda align again")
         return labels
+
+
+def write_confidence(folder: Path, key: str, confidence: np.ndarray) -> None:
+    """Write an image's ``confidence/KEY.png``.
+
+    Args:
+        folder: of predictions.
+        key: the image's.
+        confidence: uint8 ``[H, W]``, 0 to 255 for 0 to 1.
+
+    Raises:
+        BldaError: it cannot be written.
+    """
+    with replacing(prediction_path(folder, key, CONFIDENCE)) as temporary:
+        Image.fromarray(confidence).save(temporary, format="PNG", compress_level=1)
 
 
 def write_divided(folder: Path, record: RunRecord) -> None:

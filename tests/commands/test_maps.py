@@ -406,13 +406,13 @@ def test_views_do_not_depend_on_the_parts(run: Run, land: Path, monkeypatch: pyt
 def test_shards_of_a_map_are_put_together(run: Run, land: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_parts(monkeypatch, 64)
     run("collect-stats", *options(land), "--output", land / "s.h5")
-    align = ["align", *options(land), "--stats", land / "s.h5", "--tau", "0.5"]
+    align = ["align", *options(land), "--stats", land / "s.h5", "--tau", "0.5", "--confidence"]
     run(*align, "--output", land / "whole")
     parts = [land / f"part{number}" for number in (1, 2)]
     for number, part in enumerate(parts, start=1):
         run(*align, "--shard", f"{number}/2", "--output", part)
     run("merge", *parts, "--output", land / "merged")
-    for kind in ("predictions", "argmax"):
+    for kind in ("predictions", "argmax", "confidence"):
         whole, merged = (land / name / kind / "land.tif" for name in ("whole", "merged"))
         assert whole.read_bytes() == merged.read_bytes()
         assert [path.name for path in merged.parent.iterdir()] == ["land.tif"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,3 +85,22 @@ def test_outputs_and_inputs_that_are_not_what_they_should_be(
     run("merge", *halves, "--output", halves[0], "--overwrite")
     with h5py.File(halves[0]) as file:
         assert file.attrs["images"] == 6
+
+
+def test_pictures_of_confidence_are_joined_or_said_to_be_missing(run: Run, scene: Scene) -> None:
+    run("collect-stats", *scene.options(), "--output", scene.root / "s.h5")
+    shards = [scene.root / f"aligned.{number}" for number in (1, 2)]
+    align = ["align", *scene.options(), "--stats", scene.root / "s.h5", "--confidence"]
+    for number, shard in enumerate(shards, start=1):
+        run(*align, "--shard", f"{number}/2", "--output", shard)
+    said = run("merge", *shards, "--output", scene.root / "whole").stderr
+    assert "confidence" not in said
+    found = {
+        path.relative_to(shard): path.read_bytes() for shard in shards for path in shard.glob("confidence/**/*.png")
+    }
+    assert len(found) == 6
+    assert all((scene.root / "whole" / path).read_bytes() == picture for path, picture in found.items())
+    shutil.rmtree(shards[1] / "confidence")
+    said = run("merge", *shards, "--output", scene.root / "without").stderr
+    assert f"pictures of confidence are left out: {shards[1]} has none" in said
+    assert not (scene.root / "without" / "confidence").exists()
