@@ -209,7 +209,7 @@ def try_description(
         segmenter,
         preprocessor=Preprocessor(replace(section, size=None), segmenter.device),
         notes=[],
-        _meaning_checked=True,
+        found=replace(segmenter.found, meaning_checked=True),
     )
     network = reachable_network(segmenter)
     observed: ObservedNorms | nullcontext[None] = nullcontext()

@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,29 @@ class Port:
     traced: bool = False
 
 
+@dataclass
+class Found:
+    """What is found out about a network while it runs; see `Port` for what is known before.
+
+    Attributes:
+        meaning_checked: its scores have been held against what they are said to be.
+        scaling: how its output's size follows from its input's; None: by no rule, or not ``probed``.
+        probed: it was run on grey images of two sizes for that.
+        one_size: it takes the size of the description only; None: no other has been tried.
+        multiple_of_copies: what the sides of resized copies of images are padded to multiples of.
+        channels_last: outputs whose shape leaves it open are ``[N, h, w, C]``; None: there were none, or unknown.
+        turned: an output was ``[N, h, w, C]``.
+    """
+
+    meaning_checked: bool = False
+    scaling: Scaling | None = None
+    probed: bool = False
+    one_size: bool | None = None
+    multiple_of_copies: int = 1
+    channels_last: bool | None = None
+    turned: bool = False
+
+
 @dataclass(kw_only=True)
 class NetworkSegmenter(Segmenter):
     """A segmenter that runs a network.
@@ -91,6 +114,10 @@ class NetworkSegmenter(Segmenter):
         meaning: what its channels stand for; None until that is known.
         norm_weight: λ of :class:`blda_cli.segmenters.instance_norms.InstanceNorms`; 1: the network's own norms.
         grouping: makes the classes' logits from those of the outputs; None where they are the same.
+        found: what its runs have shown.
+        _observed: records norm statistics, within `observed_by`.
+        _norms: mix the norms, within `logits`.
+        _graphed: replays passes, within `repeating`.
     """
 
     network: Network
@@ -99,16 +126,10 @@ class NetworkSegmenter(Segmenter):
     grouping: Grouping | None = None
     port: Port = Port()
     norm_weight: float = 1.0
+    found: Found = field(default_factory=Found)
     _observed: ObservedNorms | None = None
     _norms: InstanceNorms | None = None
     _graphed: GraphedPasses | None = None
-    _meaning_checked: bool = False
-    _scaling: Scaling | None = None
-    _probed: bool = False
-    _one_size: bool | None = None
-    _multiple_of_copies: int = 1
-    _channels_last: bool | None = None
-    _turned: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -160,13 +181,13 @@ class NetworkSegmenter(Segmenter):
     ) -> Tensor:
         """See `Segmenter.logits`; by default whole images, once."""
         pixels = self._pixels(arrays)
-        norms = self._norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
+        self._norms = None if self.norm_weight == 1 else InstanceNorms(self.module, self.norm_weight)
         # no_grad and not inference_mode: its tensors may not be worked on in place by those who get them.
         try:
             with torch.no_grad(), torch.autocast(self.device.type, _half(self.device), enabled=options.amp):
                 if part is not None:
-                    return self._logits_of_part(part, pixels, options, valid, norms).detach()
-                return self._logits_of_images(pixels, options, valid, norms).detach()
+                    return self._logits_of_part(part, pixels, options, valid).detach()
+                return self._logits_of_images(pixels, options, valid).detach()
         finally:
             self._norms = None
 
@@ -174,20 +195,18 @@ class NetworkSegmenter(Segmenter):
         """Images ``[N, H, W, B]`` as float ``[N, B, H, W]`` on the device."""
         return arrays.to(self.device).permute(0, 3, 1, 2).float()
 
-    def _logits_of_images(
-        self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None, norms: InstanceNorms | None
-    ) -> Tensor:
+    def _logits_of_images(self, pixels: Tensor, options: InferenceOptions, valid: Tensor | None) -> Tensor:
         """Logits of whole images."""
         size = (pixels.shape[2], pixels.shape[3])
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
             window, stride = options.slide, options.stride
             if window is None or stride is None:
-                logits = self._logits(self._scores_of_view(pixels, scale, mirrored, norms, valid))
+                logits = self._logits(self._scores_of_view(pixels, scale, mirrored, valid))
             else:
                 view = view_of(pixels, scale, mirrored)
                 mask = valid.flip(-1) if mirrored and valid is not None else valid
-                with nullcontext() if norms is None else norms.held(self._whole_statistics(view, window, norms, mask)):
+                with self._normalised_by(lambda norms: self._whole_statistics(view, window, mask, norms)):
                     images, score = _with_mask(view, None if self._observed is None else mask, self._scores_of_window)
                     scores = slide(score, images, window, stride)
                 whole = (view.shape[2], view.shape[3])
@@ -196,13 +215,12 @@ class NetworkSegmenter(Segmenter):
 
         return average_views(of_view, options)
 
+    def _normalised_by(self, measure: Callable[[InstanceNorms], list[Recorded]]) -> AbstractContextManager[None]:
+        """Within it windows are normalised by what is measured for all of them, where norms are mixed at all."""
+        return nullcontext() if self._norms is None else self._norms.held(measure(self._norms))
+
     def _logits_of_part(
-        self,
-        part: DividedImage,
-        pixels: Tensor,
-        options: InferenceOptions,
-        valid: Tensor | None,
-        norms: InstanceNorms | None,
+        self, part: DividedImage, pixels: Tensor, options: InferenceOptions, valid: Tensor | None
     ) -> Tensor:
         """Logits of a part of a large image, from all windows that touch it; each window is scaled and mirrored, so
         that windows lie as on the whole image."""
@@ -211,11 +229,11 @@ class NetworkSegmenter(Segmenter):
 
         def of_view(scale: float, mirrored: bool) -> Tensor:
             def scores_of(window: Tensor, mask: Tensor | None) -> Tensor:
-                scores = self._scores_of_view(window, scale, mirrored, mask=mask)
+                scores = self._scores_of_view(window, scale, mirrored, mask)
                 return scores.flip(-1) if mirrored else scores
 
             images, score = _with_mask(pixels, None if self._observed is None else valid, scores_of)
-            with nullcontext() if norms is None else norms.held(self._statistics_around(part, scale, mirrored, norms)):
+            with self._normalised_by(lambda norms: self._statistics_around(part, scale, mirrored, norms)):
                 return self._logits(slide(score, images, context.window, context.stride, part.core))
 
         return average_views(of_view, options)
@@ -234,40 +252,33 @@ class NetworkSegmenter(Segmenter):
                         pixels, mask = self.read(window), valid_pixels([window], self.device)
                     except BldaError:  # which running its part will say
                         continue
-                    self._scores_of_view(self._pixels(torch.from_numpy(pixels)[None]), scale, mirrored, norms, mask)
+                    self._scores_of_view(self._pixels(torch.from_numpy(pixels)[None]), scale, mirrored, mask)
             if not passes:
                 raise BldaError(f"{part.path} cannot be read for the norm statistics of the whole image")
             known[view] = [pooled(passes)]
         return known[view]
 
-    def _scores_of_view(
-        self,
-        images: Tensor,
-        scale: float,
-        mirrored: bool,
-        norms: InstanceNorms | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def _scores_of_view(self, images: Tensor, scale: float, mirrored: bool, mask: Tensor | None) -> Tensor:
         """Scores of a view of whole images, at their size: mirrored as the view is; the mask is of the images."""
         size = (images.shape[2], images.shape[3])
         mask = mask.flip(-1) if mirrored and mask is not None else mask
         if not self._can_scale(size, scale):
-            return self._scores(view_of(images, scale, mirrored), size, self.network, norms, mask=mask)
+            return self._scores(view_of(images, scale, mirrored), size, self.network, mask=mask)
         view = view_of(images, 1.0, mirrored)
         try:
             with nullcontext() if self._observed is None else self._observed.attempt():
-                return self._scores(view, size, self.network, norms, scale, mask)
+                return self._scores(view, size, self.network, scale=scale, mask=mask)
         except SidesError as error:
-            if scale == 1 or error.multiple <= self._multiple_of_copies or not self._free_sides:
+            if scale == 1 or error.multiple <= self.found.multiple_of_copies or not self._free_sides:
                 raise
             height, width = self.preprocessor.fed_size(size, scale)
-            self._multiple_of_copies = error.multiple
+            self.found.multiple_of_copies = error.multiple
         self.note(
             f"resized copies of the images, which choose the norms' weight or are averaged as views, are padded to "
-            f"multiples of {self._multiple_of_copies}: the network fails on {height}x{width} (--set "
-            f"multiple_of={self._multiple_of_copies} says so)"
+            f"multiples of {self.found.multiple_of_copies}: the network fails on {height}x{width} (--set "
+            f"multiple_of={self.found.multiple_of_copies} says so)"
         )
-        return self._scores(view, size, self.network, norms, scale, mask)
+        return self._scores(view, size, self.network, scale=scale, mask=mask)
 
     @property
     def _free_sides(self) -> bool:
@@ -292,7 +303,8 @@ class NetworkSegmenter(Segmenter):
         grey, network = self._grey((height, width)), self._without_hooks()
         try:  # what the scores mean is left out, for which a grey image is no example
             with torch.no_grad():
-                replace(self, notes=[], _meaning_checked=True)._scores(grey, grey.shape[2:], network)
+                silent = replace(self, notes=[], found=replace(self.found, meaning_checked=True))
+                silent._scores(grey, grey.shape[2:], network)
         except SidesError as error:
             return error.multiple
         except BldaError:
@@ -347,24 +359,24 @@ class NetworkSegmenter(Segmenter):
             return self._run(self.network, images)
 
     def _padded(self, images: Tensor, scale: float = 1.0) -> Tensor:
-        multiple = self._multiple_of_copies if scale != 1 and self._free_sides else self.preprocessor.multiple(scale)
-        return pad_to_multiple(images, multiple)
+        copy = scale != 1 and self._free_sides
+        return pad_to_multiple(images, self.found.multiple_of_copies if copy else self.preprocessor.multiple(scale))
 
     def _whole_statistics(
-        self, view: Tensor, window: tuple[int, int], norms: InstanceNorms, mask: Tensor | None
+        self, view: Tensor, window: tuple[int, int], mask: Tensor | None, norms: InstanceNorms
     ) -> list[Recorded]:
         """Norm statistics of whole images, to normalise their windows by; those of the pixels of a mask, if any."""
         size = (view.shape[2], view.shape[3])
         if self.preprocessor.section.size is None and size[0] * size[1] <= _WHOLE_PIXELS:
             window = size  # else windows: the image is too large, or each of them is resized
-        images, score = _with_mask(view, mask, partial(self._scores_of_window, norms=norms))
+        images, score = _with_mask(view, mask, self._scores_of_window)
         with norms.recorded() as passes:
             for rows, columns in spread_windows(size, window, _WINDOWS):
                 score(images[..., slice(*rows), slice(*columns)])
         return passes
 
-    def _scores_of_window(self, window: Tensor, mask: Tensor | None, norms: InstanceNorms | None = None) -> Tensor:
-        return self._scores(window, window.shape[2:], self.network, norms, mask=mask)
+    def _scores_of_window(self, window: Tensor, mask: Tensor | None) -> Tensor:
+        return self._scores(window, window.shape[2:], self.network, mask=mask)
 
     def _scores(
         self,
@@ -381,7 +393,7 @@ class NetworkSegmenter(Segmenter):
             images: see `forward_logits`.
             size: (height, width), or None.
             network: runs on them.
-            norms: the network's instance norms; padding and the mask are marked for them.
+            norms: the network's instance norms, for which padding and the mask are marked; None: those of `logits`.
             scale: at which the images are run.
             mask: bool ``[N, H, W]``, the pixels that count in norm statistics; None: all.
         """
@@ -396,12 +408,13 @@ class NetworkSegmenter(Segmenter):
             mask = (left_out if margin is None else extend(self._padded(left_out, scale), margin))[:, 0] == 0
         shown = seen.shape[2], seen.shape[3]
         watched = nullcontext() if self._observed is None else self._observed.content(shown, mask)
+        norms = norms or self._norms
         with watched, nullcontext() if norms is None else norms.content(shown, mask):
             scores = self._run(network, fed, None if mask is not None else shown)
         check_scores(scores, len(padded), self.meaning)
-        if not self._meaning_checked:  # once, as it waits for the device
+        if not self.found.meaning_checked:  # once, as it waits for the device
             remark = check_meaning(scores, self.meaning)
-            self._meaning_checked = remark != DOUBTFUL
+            self.found.meaning_checked = remark != DOUBTFUL
             if remark is not None and not self.corrected:  # a correction moves probabilities
                 self.note(remark)
         scores = self.meaning.used(scores)
@@ -428,12 +441,12 @@ class NetworkSegmenter(Segmenter):
         plain = coverage(scores, network_input) == network_input
         if scores == network_input or (plain and not self.port.traced):
             return None
-        if not self._probed:
-            self._probed = True
-            self._scaling = self._probe()
-        if self._scaling is None and coverage(scores, network_input) is None:
+        found = self.found
+        if not found.probed:
+            found.probed, found.scaling = True, self._probe()
+        if found.scaling is None and coverage(scores, network_input) is None:
             return shared_margin(scores, network_input)
-        return self._scaling
+        return found.scaling
 
     def _probe(self) -> Scaling | None:
         """Run the network on two grey images; None where it fails on them."""
@@ -452,18 +465,18 @@ class NetworkSegmenter(Segmenter):
         section = self.preprocessor.section
         if section.size is None or scale == 1:
             return True
-        if self._one_size is None:
+        if self.found.one_size is None:
             grey = self._padded(self.preprocessor(self._grey(size), scale), scale)
             try:  # not what the scores mean, for which a grey image is no example
                 self._run(self._without_hooks(), grey if section.margin is None else extend(grey, section.margin))
-                self._one_size = False
+                self.found.one_size = False
             except MemoryShortError:  # which says nothing about sizes
                 raise
             except BldaError:
                 height, width = section.size
                 self.note(f"the network takes {height}x{width} only: scales change the detail of what it is shown")
-                self._one_size = True
-        return not self._one_size
+                self.found.one_size = True
+        return not self.found.one_size
 
     def _puts_channels_last(self) -> bool | None:
         """Whether the network's output is ``[N, h, w, C]``, by an image whose sides differ; None: that is not known."""
@@ -562,7 +575,7 @@ class NetworkSegmenter(Segmenter):
         """Whether the network itself gives one channel of logits or probabilities per class, at its input's place."""
         assert self.meaning is not None
         section = self.preprocessor.section
-        as_they_are = section.quantised is None and section.margin is None and not self._turned
+        as_they_are = section.quantised is None and section.margin is None and not self.found.turned
         return as_they_are and self.meaning.output != "sigmoid" and self.meaning.background is None
 
     def _forward(self, network: Network, images: Tensor) -> Tensor:
@@ -587,14 +600,14 @@ class NetworkSegmenter(Segmenter):
         try:
             scores, turned = channels_first(scores, self.meaning, images.shape[2:])
         except AmbiguousLayoutError:
-            if self._channels_last is None:
-                self._channels_last = self._puts_channels_last()
-            if self._channels_last is None:
+            if self.found.channels_last is None:
+                self.found.channels_last = self._puts_channels_last()
+            if self.found.channels_last is None:
                 raise
-            turned = self._channels_last
+            turned = self.found.channels_last
             scores = scores.permute(0, 3, 1, 2) if turned else scores
         if turned:
-            self._turned = True
+            self.found.turned = True
             self.note("the network's output is [N, H, W, C]: it is turned round to [N, C, H, W]")
         return scores
 
