@@ -41,6 +41,26 @@ def mutual_information(pairs: Tensor) -> float:
     return max(float(torch.where(joint > 0, joint * (joint / apart).log(), 0.0).sum()), 0.0)
 
 
+def information_gain(pairs: Tensor, others: Tensor) -> tuple[float, float]:
+    """How much more information predictions share than others of the same images, and the standard error of that.
+
+    The error is the jackknife's, images left out one by one; 0 of a single image.
+
+    Args:
+        pairs: ``[N, C, C]``, see `count_pairs`: a table of each image, none empty.
+        others: of the other predictions, likewise.
+    """
+
+    def gain(kept: Tensor) -> float:
+        return mutual_information(pairs[kept].sum(dim=0)) - mutual_information(others[kept].sum(dim=0))
+
+    every = torch.ones(len(pairs), dtype=torch.bool)
+    if len(pairs) == 1:
+        return gain(every), 0.0
+    left_out = torch.tensor([gain(~one) for one in torch.eye(len(pairs), dtype=torch.bool)], dtype=torch.float64)
+    return gain(every), float(((len(pairs) - 1) * left_out.var(correction=0)).sqrt())
+
+
 def kappa(pairs: Tensor) -> float:
     """Agreement of two class maps beyond chance (Cohen, "A coefficient of agreement for nominal scales", 1960).
 

@@ -99,6 +99,9 @@ class MixedNorms:
         information: likewise, the mutual information of the two predictions in nats, by which it was chosen.
         shares: of 1 and of the weight, the share of the images' pixels that is predicted as each class.
         confusions: of the same, the confusion matrix on these images; empty where there are no labels.
+        changed: of every weight that was compared, the share of the images' pixels whose class differs from that with
+            1; empty where that was not counted.
+        scales: those of the averaged views that are left after less telling ones were dropped; empty: all.
     """
 
     weight: float
@@ -107,6 +110,8 @@ class MixedNorms:
     information: Mapping[float, float] = field(default_factory=dict)
     shares: Mapping[float, Sequence[float]] = field(default_factory=dict)
     confusions: Mapping[float, ConfusionMatrix] = field(default_factory=dict)
+    changed: Mapping[float, float] = field(default_factory=dict)
+    scales: Sequence[float] = ()
 
     def __str__(self) -> str:
         mixed = f"mixed with each image's own statistics, weight {self.weight:g}"
@@ -115,8 +120,12 @@ class MixedNorms:
             return words
         shared = f"{self.information[self.weight]:.3f} nats of information"
         other = "no other weight is clearly ahead" if self.weight == 1 else f"{self.information[1.0]:.3f} as trained"
+        changed = ""
+        if self.weight < 1 and self.weight in self.changed:
+            changed = f", {self.changed[self.weight]:.0%} of the pixels change class"
         return (
-            f"{words}: the classes of an image and of its smaller copy share {shared}, {other} ({self.images} images)"
+            f"{words}: the classes of an image and of its smaller copy share {shared}, {other}{changed} "
+            f"({self.images} images)"
         )
 
     @property

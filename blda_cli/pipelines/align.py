@@ -32,10 +32,18 @@ from blda_cli.pipelines.collect import (
     input_stamp,
     requested_norms,
     say_strong,
+    with_kept_scales,
 )
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.pictures import write_overlays, write_video
-from blda_cli.pipelines.requests import AlignRequest, ExportRequest, FilesRequest, NormsRequest, OutputsRequest
+from blda_cli.pipelines.requests import (
+    AlignRequest,
+    ExportRequest,
+    FilesRequest,
+    NormsRequest,
+    OutputsRequest,
+    chooses_scales,
+)
 from blda_cli.pipelines.subject import Subject, load_subject
 from blda_cli.reporting.data_files import gap_data
 from blda_cli.reporting.words import domain_verdict, found_gap
@@ -96,6 +104,8 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             inputs = AlignmentInputs.read(files, collected(request, subject, job))
         target = inputs.target.content
         use_norms(segmenter, target.norms)
+        if chooses_scales(request.preset, inference):
+            inference = with_kept_scales(inference, target.norms)
         inputs.check(segmenter, inference, force=request.force)
         for used in inputs.every():
             if not used.content.complete:
@@ -205,6 +215,7 @@ def collected(request: AlignRequest | ExportRequest, subject: Subject, job: Job)
             labels=None,
             norms=requested_norms(request.norms, subject.spec),
             compare_norms=request.norms.given,
+            choose_scales=chooses_scales(request.preset, request.inference),
         )
         return StatisticsInput.read(path)
 

@@ -133,6 +133,9 @@ class AlignmentInputs:
                 difference = "the classes"
             if difference and difference.startswith("norms") and self.target.path and used is not self.target:
                 difference += f" (collect it with --norms {self.target.path})"
+            if difference and difference.startswith("inference.scales") and used is not self.target and not force:
+                scales = ",".join(f"{scale:g}" for scale in inference.scales)
+                raise BldaError(f"{used.path} differs in {difference}: collect it with --scales {scales}, or --force")
             if difference and not force:
                 options = INFERENCE_OPTIONS if difference.startswith("inference.") else DESCRIPTION_OPTIONS
                 said = shlex.join(option_words(content.provenance.common_options(), options))

@@ -20,13 +20,13 @@ from blda_cli.errors import BldaError
 from blda_cli.files import claim, stamp
 from blda_cli.pipelines.doubts import label_remarks, say_doubts
 from blda_cli.pipelines.job import Job
-from blda_cli.pipelines.requests import CollectRequest, NormsRequest
+from blda_cli.pipelines.requests import CollectRequest, NormsRequest, chooses_scales
 from blda_cli.pipelines.subject import load_subject, read_labels
 from blda_cli.runtime.monitor import Interrupted, Monitor, advancing
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import Segmenter, model_identity
-from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, choose_weight
+from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, VIEW_IMAGES, choose_weight
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import SegmenterSpec
@@ -168,6 +168,7 @@ def _collected(request: CollectRequest, job: Job) -> StatisticsFile:
             norms=norms,
             norm_images=subject.images,
             compare_norms=request.norms.given,
+            choose_scales=chooses_scales(request.preset, request.inference),
         )
     subject.keep()
     for note in subject.segmenter.notes:
@@ -211,11 +212,21 @@ def say_strong(
     """Report the cost of ``--preset strong``, and its parts that this segmenter does not support."""
     if preset != "strong":
         return
-    mirrored = 1 + inference.flip
-    views, pixels = mirrored * len(inference.scales), mirrored * sum(scale * scale for scale in inference.scales)
-    say(f"--preset strong: {views} views of each image, {pixels:.1f} times the pixels of one")
+    views = (1 + inference.flip) * len(inference.scales)
+    say(f"--preset strong: {views} views of each image, {_pixels(inference):.1f} times the pixels of one")
     if not has_norms(segmenter):
         say("--preset strong: norms are left out, as the network has no batch norms that could be changed")
+
+
+def _pixels(inference: InferenceOptions) -> float:
+    """How many times the pixels of an image its views have."""
+    return (1 + inference.flip) * sum(scale * scale for scale in inference.scales)
+
+
+def with_kept_scales(inference: InferenceOptions, norms: Norms | MixedNorms | None) -> InferenceOptions:
+    """The options of ``--preset strong`` with the scales that were kept when the norms' weight was chosen."""
+    kept = isinstance(norms, MixedNorms) and norms.scales
+    return replace(inference, scales=tuple(kept)) if kept else inference
 
 
 def requested_norms(request: NormsRequest, spec: SegmenterSpec) -> Norms | MixedNorms | NormSource:
@@ -244,6 +255,7 @@ def collect_statistics(
     norms: Norms | MixedNorms | NormSource = NormSource.SOURCE,
     norm_images: Sequence[ImageSource] | None = None,
     compare_norms: bool = False,
+    choose_scales: bool = False,
 ) -> StatisticsFile:
     """Count the logits of images and write them to a file.
 
@@ -263,6 +275,7 @@ def collect_statistics(
         norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
             ``files``.
         compare_norms: also run some images as the network was trained where ``norms`` give a weight, for the report.
+        choose_scales: where norms are mixed, drop the scales of ``inference`` that tell little, see `choose_weight`.
 
     Returns:
         The content of the file (in every process).
@@ -302,12 +315,21 @@ def collect_statistics(
         if shard.first and not part.exists():
             chosen_on = files if norm_images is None or norms is NormSource.TARGET else norm_images
             known = labels if len(chosen_on) == len(files) else None  # of a shard's images alone
-            write_statistics(part, _with_norms(content, norms, segmenter, chosen_on, inference, known, monitor))
+            started = _with_norms(
+                content, norms, segmenter, chosen_on, inference, known, monitor, choose_scales=choose_scales
+            )
+            write_statistics(part, started)
         wait_for_all(shard)
         kept = read_statistics(first_part)
         content.norms = kept.norms
         content.provenance = replace(provenance, norm_distance=kept.provenance.norm_distance)
     use_norms(segmenter, content.norms)
+    if choose_scales and (left := with_kept_scales(inference, content.norms)) != inference:
+        inference = left
+        segmenter.note(
+            f"views: only the scales {', '.join(f'{scale:g}' for scale in left.scales)} are averaged, as larger images "
+            f"tell less: {_pixels(left):.1f} times the pixels of one"
+        )
     content.model = model_identity(segmenter, inference)
     if part.exists():
         content = _resumed(part, content, files, output)
@@ -367,6 +389,8 @@ def _with_norms(
     inference: InferenceOptions,
     labels: LabelReader | None,
     monitor: Monitor,
+    *,
+    choose_scales: bool,
 ) -> StatisticsFile:
     """The content with the chosen norm statistics, for a resumed run and for the other processes."""
     norms: Norms | MixedNorms | None
@@ -379,9 +403,19 @@ def _with_norms(
         observed = ObservedNorms(segmenter.module)
         given = choice.weight if isinstance(choice, MixedNorms) else None
         monitor.start("choosing the norms' weight" if given is None else "comparing norms", len(chosen))
+        others = [file for file in files if file not in chosen]
         norms = choose_weight(
-            segmenter, chosen, inference, given=given, labels=labels, advance=advancing(monitor), observed=observed
+            segmenter,
+            chosen,
+            inference,
+            given=given,
+            labels=labels,
+            advance=advancing(monitor),
+            observed=observed,
+            more=enough_for_norms(others, VIEW_IMAGES - CHOICE_IMAGES) if others else (),
+            choose_scales=choose_scales,
         )
+        inference = with_kept_scales(inference, norms)
         content.provenance = replace(content.provenance, norm_distance=observed.distance)
     if norms is None:
         return content

@@ -22,7 +22,8 @@ from blda_cli.settings import Setting, fitted, sections_of, setting, settings_of
 T = TypeVar("T")
 
 STRONG = InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.5), flip=True)
-"""The views of ``--preset strong``: ten, with 11 times the pixels of one. See ``tests/benchmarks/README.md``."""
+"""The views of ``--preset strong``: ten, with 11 times the pixels of one, of which scales above 1 that tell less are
+dropped (`blda_cli.segmenters.norm_choice.choose_weight`). See ``tests/benchmarks/README.md``."""
 
 REQUEST_PRESETS: dict[str, dict[type, Any]] = {
     **{name: {AlignmentSettings: settings} for name, settings in PRESETS.items()},
@@ -181,6 +182,11 @@ class NormsRequest:
         return self.norms or ("auto" if self.norm_weight is None else "instance")
 
 
+def chooses_scales(preset: str | None, inference: InferenceOptions) -> bool:
+    """Whether the scales are those of ``--preset strong``, of which the images keep those that tell enough."""
+    return preset == "strong" and inference.scales == STRONG.scales
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollectRequest:
     """``blda collect-stats``: count a segmenter's logits over images."""
@@ -196,7 +202,8 @@ class CollectRequest:
         LogitSpace.RAW, "How a pixel's free constant is fixed before its logits are counted."
     )
     preset: Literal["strong"] | None = setting(
-        None, "strong: norms, five scales and flip averaged, eleven times slower; for align --preset strong."
+        None,
+        "strong: norms, up to five scales and flip averaged, up to eleven times slower; for align --preset strong.",
     )
     bins: int = setting(1024, "Bins per cell, a power of two.", at_least=4, at_most=1 << 16)
     by: Literal["folder"] | None = setting(
@@ -310,7 +317,7 @@ class CorrectionRequest:
     preset: Literal["published", "strong"] | None = setting(
         None,
         "published: the alignment exactly as published (quantile form, mixtures, clamped tails, tau 0.2). strong: all "
-        "that helps without training: norms, five scales and flip averaged; eleven times slower, and not for "
+        "that helps without training: norms, up to five scales and flip averaged; up to eleven times slower, not for "
         "export, as no format holds its views. Single options override.",
     )
     force: bool = setting(

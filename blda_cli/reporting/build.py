@@ -89,6 +89,7 @@ def build_report(
         made=made,
         provenance=content.provenance,
         remarks=remarks,
+        norms_changed=_norms_changed(content),
         steps=_steps(content, before, dict(zip(names, (record for _, record in runs), strict=True))),
         first_scores=_first_scores(content) if before.scores is not None else {},
         gap=_gap(content, reference[1] if reference else None),
@@ -186,6 +187,12 @@ def _steps(content: StatisticsFile, before: Predictions, runs: Mapping[str, RunR
         return {}
     aligned = {name: shares(record.pixels_after) for name, record in runs.items()}
     return {f"as it came ({norms.images} images)": norms.shares[1.0], "with norms": before.share, **aligned}
+
+
+def _norms_changed(content: StatisticsFile) -> float | None:
+    """Share of the pixels that the mixed norms alone changed; None where that was not counted."""
+    norms = content.norms
+    return norms.changed.get(norms.weight) if isinstance(norms, MixedNorms) and norms.weight < 1 else None
 
 
 def _first_scores(content: StatisticsFile) -> dict[str, Scores]:

@@ -25,6 +25,8 @@
 - ``candidates``: with ``--compare``, a list of ``{"method", "changed", "share", ...SCORES}``.
 - ``steps``: ``{NAME: [share]}``, shares of the predicted classes as the network came, with its norms mixed, and after
   each correction; empty where the norms are as they came.
+- ``norms_changed``: share of the pixels whose class the mixed norms changed, on the images that their weight was chosen
+  on; null where the norms are as they came.
 - ``first_scores``: ``{NAME: {...SCORES}}``, with labels, of the first two steps on the images that the norms' weight
   was chosen on.
 - ``mean_shifts``: ``{"source", "values"}``, ``[label][channel]``, in logits.
@@ -89,6 +91,7 @@ def as_data(report: Report) -> dict[str, Any]:
                 for tried in report.candidates
             ],
             "first_scores": {name: _overall(scores) for name, scores in report.first_scores.items()},
+            "norms_changed": report.norms_changed,
             "steps": {name: list(share) for name, share in report.steps.items()},
             "mean_shifts": {"source": report.shift_source, "values": report.mean_shifts},
             "confusion": _confusions(report),

@@ -221,6 +221,8 @@ class Report:
         remarks: sentences about the input.
         steps: shares of the predicted classes, by step: as the network came, with its norms mixed, after each
             correction; empty where the norms are as they came.
+        norms_changed: share of the pixels whose class the mixed norms changed, on the images that their weight was
+            chosen on; None where the norms are as they came.
         first_scores: scores of the first two steps on the images that the norms' weight was chosen on; empty without
             labels.
         gap: whether these images are in domain; None where no pixels were sampled.
@@ -245,6 +247,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     gap: DomainGap | None = None
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    norms_changed: float | None = None
     first_scores: Mapping[str, "Scores"] = field(default_factory=dict)
     reference: Reference | None = None
     blocks: Blocks | None = None

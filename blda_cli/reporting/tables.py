@@ -208,7 +208,10 @@ def steps_table(report: Report) -> NumberTable | None:
         replace(_SHARE.column(share), heading=name, short=name, title=f"{_SHARE.title}: {name}")
         for name, share in report.steps.items()
     ]
-    return NumberTable("Predicted shares from step to step (percent)", "class", report.classes.names, columns)
+    caption = "Predicted shares from step to step (percent)"
+    if report.norms_changed is not None:
+        caption += f"; the norms change the class of {percent(report.norms_changed)} of the pixels"
+    return NumberTable(caption, "class", report.classes.names, columns)
 
 
 def candidate_table(report: Report) -> NumberTable | None:

@@ -215,7 +215,7 @@ def _views_step(report: Report) -> list[Step]:
     norms = "" if chosen in ("source", "auto") else f" --norms {shlex.quote(chosen)}"
     return [
         Step(
-            "Average over views before the correction, which may add to it, eleven times slower.",
+            "Average over views before the correction, which may add to it, up to eleven times slower.",
             f"blda align {_shared(report.provenance)}{norms} --preset strong --output aligned-strong",
         )
     ]

@@ -387,6 +387,10 @@ def _write_mixed_norms(group: h5py.Group, norms: MixedNorms) -> None:
     group["agreements"] = np.array(list(norms.agreements.values()), dtype=np.float64)
     group["information"] = np.array([norms.information[weight] for weight in norms.agreements], dtype=np.float64)
     group["shares"] = np.array(list(norms.shares.values()), dtype=np.float64)
+    if norms.changed:
+        group["changed"] = np.array([norms.changed[weight] for weight in norms.agreements], dtype=np.float64)
+    if norms.scales:
+        group["scales"] = np.array(norms.scales, dtype=np.float64)
     if norms.confusions:
         group["confusions"] = np.stack([matrix.counts.numpy() for matrix in norms.confusions.values()])
 
@@ -412,6 +416,14 @@ def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
             weight: ConfusionMatrix.from_counts(torch.from_numpy(one))
             for weight, one in zip(compared, counts, strict=True)
         }
+    changed = {}
+    if "mixed_norms/changed" in file:
+        counted = file.array("mixed_norms/changed", size, kind="f", least=0, most=1).tolist()
+        changed = dict(zip(weights, counted, strict=True))
+    scales: tuple[float, ...] = ()
+    if "mixed_norms/scales" in file:
+        kept = (file.shape("mixed_norms/scales") or (0,))[0]
+        scales = tuple(file.array("mixed_norms/scales", kept, kind="f", least=0.01, most=100).tolist())
     return MixedNorms(
         weight,
         file.attribute("images", int, "mixed_norms"),
@@ -419,6 +431,8 @@ def _read_mixed_norms(file: CheckedFile) -> MixedNorms:
         dict(zip(weights, information, strict=True)),
         dict(zip(compared, shares, strict=True)),
         confusions,
+        changed,
+        scales,
     )
 
 

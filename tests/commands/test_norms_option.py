@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 
 from blda_cli.core.norms import SHIFTED, MixedNorms, Norms, hellinger
-from blda_cli.segmenters import load_segmenter
+from blda_cli.reporting.words import percent
+from blda_cli.segmenters import load_segmenter, norm_choice
 from blda_cli.segmenters.instance_norms import InstanceNorms
 from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
@@ -256,7 +257,6 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
     shared = content.norms.information  # by which it is chosen
     assert shared[0.5] > shared[1.0]
     assert f"weight 0.5: the classes of an image and of its smaller copy share {shared[0.5]:.3f} nats of" in said
-    assert f"{shared[1.0]:.3f} as trained (6 images)" in said
     # What the network's own statistics are like is known all the same, and no sign of another domain any more.
     assert (content.provenance.norm_distance or 0.0) > SHIFTED
     assert not content.norms_shifted
@@ -283,6 +283,10 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
         changed += (expected != before).sum()
         as_trained.append(before.ravel())
     assert changed > 0
+    share = changed / sum(map(len, as_trained))
+    assert content.norms.changed[1.0] == 0
+    assert content.norms.changed[0.5] == pytest.approx(share, abs=1e-3)
+    assert f"as trained, {share:.0%} of the pixels change class (6 images)" in said
     # The report shows three steps: as it came, with norms, aligned.
     report = json.loads(
         run("report", "--stats", auto, "--aligned", scene.root / "a", "--json", "--output", scene.root / "r").stdout
@@ -293,7 +297,10 @@ def test_auto_mixes_norms_by_the_weight_that_it_finds(run: Run, refused: Refused
     np.testing.assert_allclose(report["steps"][came], first, atol=1e-3)
     np.testing.assert_allclose(report["steps"][mixed], [each["before"]["share"] for each in report["classes"]])
     assert any("batch norms: mixed with each image's own statistics, weight 0.5" in one for one in report["remarks"])
-    assert "Step by step" in (scene.root / "r" / "report.html").read_text()
+    page = (scene.root / "r" / "report.html").read_text()
+    assert "Step by step" in page
+    assert report["norms_changed"] == content.norms.changed[0.5]
+    assert f"the norms change the class of {percent(report['norms_changed'])} of the pixels" in page
     assert report["first_scores"] == {}
     # With labels, it also shows scores of the first two steps; of a weight that is given, too.
     truth = np.concatenate([np.array(Image.open(scene.labels / f"{key}.png")).ravel() for key in scene.keys])
@@ -413,6 +420,40 @@ def test_strong_is_norms_views_and_a_strength_for_both_commands(
     record = json.loads((tmp_path / "d" / "run.json").read_text())
     assert record["settings"]["tau"] == 0.2
     assert record["model"]["inference"]["flip"] is True
+
+
+def test_strong_drops_enlarged_views_that_tell_less(
+    run: Run, scene: Scene, normed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What collect-stats chose holds for all that uses its statistics; align alone chooses the same."""
+    options, strong = scene.options(model=normed), ["--preset", "strong"]
+    chosen: list[int] = []
+
+    def telling(*_: object) -> tuple[float, ...]:
+        chosen.append(1)
+        return 0.5, 1.0
+
+    monkeypatch.setattr(norm_choice, "_telling_scales", telling)
+    said = run("collect-stats", *options, *strong, "--output", tmp_path / "s.h5").stderr
+    assert "views: only the scales 0.5, 1 are averaged, as larger images tell less: 2.5 times the pixels of" in said
+    content = read_statistics(tmp_path / "s.h5")
+    assert isinstance(content.norms, MixedNorms)
+    assert content.norms.scales == (0.5, 1.0)
+    said = run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a").stderr
+    assert chosen == [1]
+    assert "views: only" not in said
+    run("align", *options, *strong, "--output", tmp_path / "b")
+    for name in "ab":
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["model"]["inference"]["scales"] == [0.5, 1.0]
+    by_hand = ["--scales", "0.5,1.0", "--flip", "--norm-weight", content.norms.weight]
+    run("collect-stats", *options, *by_hand, "--output", tmp_path / "hand.h5")
+    for name in ("b", "hand"):
+        np.testing.assert_array_equal(counts(tmp_path / f"{name}.h5"), counts(tmp_path / "s.h5"))
+    # Scales that are given stay.
+    run("collect-stats", *options, *strong, "--scales", "0.5,1.5", "--output", tmp_path / "given.h5")
+    assert read_statistics(tmp_path / "given.h5").model["inference"]["scales"] == [0.5, 1.5]
+    assert len(chosen) == 2
 
 
 def test_a_network_that_mixes_its_norms_is_trained_labels_and_is_written(

@@ -13,7 +13,8 @@ from blda_cli.core.methods import AlignmentSettings
 from blda_cli.data.classes import class_set
 from blda_cli.errors import BldaError, OptionError
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput
-from blda_cli.pipelines.requests import FilesRequest
+from blda_cli.pipelines.requests import STRONG, FilesRequest
+from blda_cli.segmenters.base import model_identity
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.store.prediction_folder import check_folder
 from blda_cli.store.statistics import StatisticsFile, write_statistics
@@ -75,6 +76,17 @@ def test_a_reference_may_have_other_norms(segmenter: RandomSegmenter, content: S
     inputs = AlignmentInputs(StatisticsInput(adapted, PATH), reference=StatisticsInput(flipped, Path("reference.h5")))
     with pytest.raises(BldaError, match=r"reference\.h5 was made with another model .* differs in kind"):
         inputs.check(segmenter, InferenceOptions(), force=False)
+
+
+def test_a_reference_is_of_the_scales_that_are_left(segmenter: RandomSegmenter, content: StatisticsFile) -> None:
+    """Of the scales of ``--preset strong`` each statistics keep their own; the way out names them."""
+    views = InferenceOptions(scales=(0.5, 1.0), flip=True)
+    target, other = (replace(content, model=model_identity(segmenter, one)) for one in (views, STRONG))
+    inputs = AlignmentInputs(StatisticsInput(target, PATH), reference=StatisticsInput(other, Path("reference.h5")))
+    with pytest.raises(
+        BldaError, match=r"reference\.h5 differs in inference\.scales .*: collect it with --scales 0\.5,1,"
+    ):
+        inputs.check(segmenter, views, force=False)
 
 
 def test_the_former_name_of_the_reference_warns() -> None:

@@ -1,6 +1,8 @@
 """The weight of instance norms, chosen by what an image and its smaller copy have in common."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from blda_cli.core.agreement import count_pairs, mutual_information
+from blda_cli.core.agreement import count_pairs, information_gain, mutual_information
 from blda_cli.core.choices import LabelSource
 from blda_cli.core.fitting import Evidence, fit_correction
 from blda_cli.core.methods import AlignmentSettings
@@ -108,21 +110,50 @@ def test_parts_of_large_images_are_compared_under_every_weight(
         assert (found.information[weight], found.agreements[weight]) == pytest.approx(expected, abs=1e-6)
 
 
+def tables(information: Sequence[float]) -> torch.Tensor:
+    """Two classes, one table of 2 million pixels an image, that share so much information in units of log 2."""
+    found = []
+    for wanted in information:
+        low, high = 0.5, 1.0  # shares of equal classes: the information grows with it
+        for _ in range(50):
+            equal = (low + high) / 2
+            one = torch.tensor([[equal, 1 - equal], [1 - equal, equal]]) * 1_000_000
+            low, high = (equal, high) if mutual_information(one) < wanted * np.log(2) else (low, equal)
+        found.append(one.round().long())
+    return torch.stack(found)
+
+
 @pytest.mark.parametrize(
     ("information", "expected"),
     [
-        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.05, 0.9: 3.0}, 0.8),  # the first fall ends it
-        ({0.7: 1.0, 0.8: 0.9}, 0.7),
-        ({0.7: 1.0, 0.8: 0.996, 0.85: 0.99}, 0.8),  # as much, and more of the network's own
-        ({0.7: 1.0, 0.8: 1.1, 0.85: 1.2, 0.9: 1.3}, 0.9),  # never as trained: single views have refuted that
+        ({0.7: [0.5, 0.5], 0.8: [0.6, 0.6], 0.85: [0.5, 0.5], 0.9: [0.9, 0.9]}, 0.8),  # the first fall ends it
+        ({0.7: [0.5, 0.5], 0.8: [0.4, 0.4]}, 0.7),
+        ({0.7: [0.5, 0.5], 0.8: [0.496, 0.496], 0.85: [0.4, 0.4]}, 0.8),  # as much, and more of the network's own
+        ({0.7: [0.5, 0.5], 0.8: [0.3, 0.65], 0.85: [0.3, 0.3]}, 0.8),  # less by 0.025, which is within the error
+        ({0.7: [0.5, 0.5], 0.8: [0.44, 0.47], 0.85: [0.9, 0.9]}, 0.7),  # less in both: it is not
+        ({0.7: [0.5], 0.8: [0.47], 0.85: [0.9]}, 0.7),  # a single image has no error
+        # What is within the error of the one before has to be within that of the best.
+        ({0.7: [0.5, 0.5], 0.8: [0.45, 0.51], 0.85: [0.41, 0.5], 0.9: [0.38, 0.45]}, 0.85),
+        ({0.7: [0.3], 0.8: [0.4], 0.85: [0.5], 0.9: [0.6]}, 0.9),  # never as trained: single views have refuted that
     ],
 )
 def test_averaged_views_raise_the_weight(
-    stripes: list[ImageSource], information: dict[float, float], expected: float, monkeypatch: pytest.MonkeyPatch
+    stripes: list[ImageSource], information: dict[float, list[float]], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_choice, "_shared_by_halves", lambda *given: information[given[3]])
+    monkeypatch.setattr(norm_choice, "_shared_by_halves", lambda *given: tables(information[given[3]]))
     found = norm_choice._raised(segmenter(0.4, 0.004), stripes, InferenceOptions(), 0.7, lambda _: None)
     assert found == expected
+
+
+def test_the_error_of_a_gain_is_the_jackknifes() -> None:
+    one, other = torch.randint(1, 50, (2, 5, 3, 3), generator=torch.Generator().manual_seed(0))
+    gain, error = information_gain(one, other)
+    without = [
+        mutual_information(one.sum(dim=0) - a) - mutual_information(other.sum(dim=0) - b)
+        for a, b in zip(one, other, strict=True)
+    ]
+    assert gain == pytest.approx(mutual_information(one.sum(dim=0)) - mutual_information(other.sum(dim=0)))
+    assert error == pytest.approx(np.sqrt(4 / 5 * np.square(np.array(without) - np.mean(without)).sum()))
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.75, 1.0)])
@@ -149,8 +180,66 @@ def test_the_halves_of_the_views_are_averaged_and_aligned_each(
         correction = fit_correction(AlignmentSettings(), Evidence(statistics, cells, norms_adapted=True))
         predicted.append(torch.cat(logits).movedim(1, -1).reshape(1, -1, 3).movedim(-1, 1))
         predicted[-1] = correction.predict(predicted[-1])
-    assert found == pytest.approx(mutual_information(count_pairs(predicted[0], predicted[1], 3)), abs=1e-6)
-    assert found > 0.1
+    assert len(found) == len(stripes)
+    assert torch.equal(found.sum(dim=0), count_pairs(predicted[0], predicted[1], 3))
+    assert mutual_information(found[0]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shared", "kept"),
+    [
+        ({0.5: 0.9, 1.0: 1.0, 1.25: 0.95, 1.5: 0.91}, (0.5, 1.0, 1.25, 1.5)),
+        ({0.5: 0.5, 1.0: 1.0, 1.25: 0.95, 1.5: 0.89}, (0.5, 1.0, 1.25)),  # smaller ones stay
+        ({0.5: 1.0, 1.0: 0.8, 1.25: 0.8, 1.5: 0.8}, (0.5, 1.0)),
+    ],
+)
+def test_enlarged_views_that_tell_less_are_dropped(
+    stripes: list[ImageSource], shared: dict[float, float], kept: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the information that plain and mirrored views of a scale share; shares of log 2 here."""
+
+    def half(*given: Any) -> torch.Tensor:
+        (scale,), mirrored = given[3].scales, given[5]
+        pairs = tables([shared[scale]])[0]  # rows and columns of 1 million pixels each
+        plain = torch.arange(2).repeat_interleave(1_000_000)
+        other = torch.cat([torch.arange(2).repeat_interleave(row) for row in pairs])
+        return torch.nn.functional.one_hot(other if mirrored else plain, 3).T[None].float()
+
+    monkeypatch.setattr(norm_choice, "_half", half)
+    options = InferenceOptions(scales=tuple(shared), flip=True)
+    assert norm_choice._telling_scales(segmenter(0.4, 0.004), stripes, options, lambda _: None) == kept
+
+
+def test_the_weight_is_raised_by_the_views_that_are_left(
+    stripes: list[ImageSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On further images, too; the scales are kept where they are asked to be chosen."""
+    asked: list[tuple[tuple[float, ...], int]] = []
+    weights: list[float] = []
+
+    def shared_by_halves(_: object, files: Sequence[ImageSource], options: InferenceOptions, *__: object) -> Any:
+        asked.append((options.scales, len(files)))
+        return tables([0.5] * len(files))
+
+    def telling(given: NetworkSegmenter, *_: object) -> tuple[float, ...]:
+        weights.append(given.norm_weight)
+        return 0.5, 1.0
+
+    monkeypatch.setattr(norm_choice, "_shared_by_halves", shared_by_halves)
+    monkeypatch.setattr(norm_choice, "_telling_scales", telling)
+    options = InferenceOptions(scales=(0.5, 1.0, 1.5), flip=True)
+    away, (first, second) = segmenter(0.4, 0.004), stripes
+    single = choose_weight(away, [first], InferenceOptions()).weight
+    found = choose_weight(away, [first], options, more=[second], choose_scales=True)
+    assert found.scales == (0.5, 1.0)
+    assert found.weight == 0.9
+    assert set(asked) == {((0.5, 1.0), 2)}
+    assert weights == [single]
+    asked.clear()
+    assert choose_weight(away, [first], options).scales == ()
+    assert set(asked) == {((0.5, 1.0, 1.5), 1)}
+    given = choose_weight(away, [first], options, given=0.7, choose_scales=True)
+    assert (given.weight, given.scales) == (0.7, (0.5, 1.0))
 
 
 def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: Path) -> None:
