@@ -3,7 +3,7 @@
 #
 # Parts run in this order, each within its own limit; one that fails or runs out of time ends alone, and keeps what it has
 # measured. What they print and their JSON files are in FOLDER (default: gpu-results). PYTHON names the Python that has
-# torch and this project (default: .venv's).
+# torch and this project (default: .venv's), NORMS_OF the network of which norms are mixed (default: ESPNet).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -26,14 +26,14 @@ part() { # NAME SECONDS ARGUMENTS OF PYTHON
 "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' | tee "$out/machine.log" || exit 1
 
 benchmarks=tests/benchmarks
-espnet=examples/espnet/espnet.toml # with random weights, which take as long
+normed="${NORMS_OF:-examples/espnet/espnet.toml}" # ESPNet with random weights, which take as long
 first="offset or argmax or hard or location or chosen"
 
 # 715 s in all. What is new or claimed comes first, and what only widens it last.
 part graph-tests 60 -m pytest -q -n 0 tests/segmenters/test_graphs_on_a_gpu.py tests/runtime/test_graphs.py tests/finetuning/test_blda.py
 part kernel-tests 90 -m pytest -q -n 0 tests/core/test_kernels.py -k "(triton-cuda or chosen) and ($first)"
-part norms 20 "$benchmarks/norms.py" "$espnet" --device cuda --size 1024x2048 --repeats 21
-part norms-amp 20 "$benchmarks/norms.py" "$espnet" --device cuda --size 1024x2048 --repeats 21 --amp
+part norms 20 "$benchmarks/norms.py" "$normed" --device cuda --size 1024x2048 --repeats 21
+part norms-amp 20 "$benchmarks/norms.py" "$normed" --device cuda --size 1024x2048 --repeats 21 --amp
 part commands-segformer-b0-jpg 110 "$benchmarks/commands.py" --device cuda --case segformer-b0-jpg --count 40 --repeats 3 --json "$out/segformer-b0-jpg.json"
 part commands-segformer-b5-jpg 115 "$benchmarks/commands.py" --device cuda --case segformer-b5-jpg --count 40 --repeats 3 --json "$out/segformer-b5-jpg.json"
 part kernels-float32 35 "$benchmarks/kernels.py" --device cuda --dtype float32 --json "$out/kernels-float32.json"
