@@ -27,6 +27,8 @@ class DeviceWithoutFloat64(TorchFunctionMode):
     Parameters of modules are not seen to be there, so mixing devices is not noticed.
     """
 
+    refused: torch.dtype | None = torch.float64
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
@@ -45,7 +47,19 @@ class DeviceWithoutFloat64(TorchFunctionMode):
             return result
         if not there or func in _LEAVING:
             return tree_map(_plain, result)
-        return tree_map(lambda value: _placed(value, func, given), result)
+        return tree_map(lambda value: self._placed(value, func, given), result)
+
+    def _placed(self, value: Any, func: Any, given: list[Any]) -> Any:
+        if not isinstance(value, Tensor) or isinstance(value, OnDevice):
+            return value
+        in_place = any(value is one for one in given) and func is not Tensor.to
+        if in_place and (func is Tensor.copy_ or isinstance(value, Parameter)):
+            return value
+        if in_place:
+            raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found at least two devices")
+        if value.dtype is self.refused:
+            raise TypeError(f"{func}: the MPS framework doesn't support float64. Please use float32 instead.")
+        return value.as_subclass(OnDevice)
 
 
 def _onto_the_cpu(value: Any) -> Any:
@@ -55,16 +69,3 @@ def _onto_the_cpu(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     return value.as_subclass(Tensor) if isinstance(value, OnDevice) else value
-
-
-def _placed(value: Any, func: Any, given: list[Any]) -> Any:
-    if not isinstance(value, Tensor) or isinstance(value, OnDevice):
-        return value
-    in_place = any(value is one for one in given) and func is not Tensor.to
-    if in_place and (func is Tensor.copy_ or isinstance(value, Parameter)):
-        return value
-    if in_place:
-        raise RuntimeError(f"{func}: Expected all tensors to be on the same device, but found at least two devices")
-    if value.dtype is torch.float64:
-        raise TypeError(f"{func}: the MPS framework doesn't support float64. Please use float32 instead.")
-    return value.as_subclass(OnDevice)

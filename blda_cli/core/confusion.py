@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from blda_cli.core.counting import count_values
+
 
 class ConfusionMatrix:
     """``counts[label, prediction]`` of pixels, pooled over images.
@@ -33,8 +35,10 @@ class ConfusionMatrix:
         num_classes = self.counts.shape[0]
         labels, predictions = labels.flatten().long(), predictions.flatten().long()
         kept = (labels >= 0) & (labels < num_classes)
-        index = labels[kept] * num_classes + predictions[kept]
-        self.counts += torch.bincount(index, minlength=num_classes**2).view(num_classes, num_classes).cpu()
+        # One number more takes those without a label: to leave them out waits for the device.
+        index = torch.where(kept, labels * num_classes + predictions, num_classes**2)
+        counts = count_values(index, num_classes**2 + 1)[:-1]
+        self.counts += counts.view(num_classes, num_classes).cpu()
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """The matrix of both data sets."""

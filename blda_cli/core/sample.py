@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
+from blda_cli.core.counting import count_values
 
 SAMPLE_SIZE = 1 << 16
 _SMALLEST_STRATUM = 256
 _MANY = 1 << 21
+_FEW = 1 << 16  # whose logits are copied before it is known which of them enter
 
 # A priority is 31 bits of the position and 18 of the image, which tell apart equal ones of two images.
 _TIE_BITS = 18
@@ -91,27 +93,31 @@ class PixelSample:
             mask: bool ``[H, W]``, where in one image the pixels lie that are given as ``[1, C, K]``; None: whole images
                 are given.
         """
-        num_classes, digests = len(self.seen), torch.tensor([image_digest(key) for key in keys])
-        # All pixels are examined on their device; only those that may enter are copied from it, in one copy.
+        num_classes, digests = len(self.seen), [image_digest(key) for key in keys]
+        # All pixels are examined on their device; only those that may enter are copied from it.
         pixels = predicted.flatten()
-        mixed = _mixed(digests.to(logits.device), len(pixels) // len(keys) if mask is None else mask.numel()).flatten()
+        each = len(pixels) // len(keys)
+        mixed = _mixed(digests, each if mask is None else mask.numel(), logits.device).flatten()
         mixed = mixed if mask is None else mixed[mask.flatten()]
-        ceiling = self._ceilings.to(logits.device)
-        entering = _entering(mixed, pixels, ceiling, self.capacity)
-        known = [pixels, mixed, *([] if labels is None else [labels.flatten()])]
-        where, classes, low, *truth = torch.stack([entering, *(values[entering].long() for values in known)]).cpu()
-        image, place = where.div(len(pixels) // len(keys), rounding_mode="floor"), where % (len(pixels) // len(keys))
-        images = digests[image]
+        seen = count_values(pixels, num_classes)
+        entering = _entering(mixed, pixels, seen, self._ceilings(logits.device), self.capacity)
+        numbers = [entering, pixels[entering], mixed[entering]]
+        if labels is not None:
+            numbers.append(_labels(labels.flatten()[entering], num_classes))
+        of_entering = torch.stack([one.int() for one in numbers])
+        flat = logits.reshape(len(keys), num_classes, each)
+        few = logits.device.type != "cpu" and len(entering) <= _FEW
+        (where, classes, low, *truth), seen, values = _copied(of_entering, seen, _rows(flat, entering) if few else None)
+        images = torch.tensor(digests)[where // each]
         priorities = (low << _TIE_BITS) | (images & ((1 << _TIE_BITS) - 1))
         chosen = _lowest(classes, priorities, num_classes, self.capacity)
-        image, place = image[chosen], place[chosen]
-        there = (image.to(logits.device), slice(None), place.to(logits.device))
+        place = where[chosen] % each
         return PixelSample(
             capacity=self.capacity,
-            seen=torch.bincount(pixels, minlength=num_classes).cpu(),
-            logits=logits.reshape(len(keys), num_classes, -1)[there].float().cpu(),
+            seen=seen,
+            logits=_rows(flat, entering[chosen.to(logits.device)]).cpu() if values is None else values[chosen],
             predicted=classes[chosen],
-            labels=_labels(truth[0][chosen], num_classes) if truth else torch.full_like(chosen, IGNORE_INDEX),
+            labels=truth[0][chosen] if truth else torch.full_like(chosen, IGNORE_INDEX),
             images=images[chosen],
             positions=_positions(place, predicted.shape[1:])
             if mask is None
@@ -149,12 +155,18 @@ class PixelSample:
         kept = torch.bincount(self.predicted, minlength=len(self.seen))
         return (self.seen.double() / kept.clamp(min=1))[self.predicted]
 
-    @cached_property
-    def _ceilings(self) -> Tensor:
+    def _ceilings(self, device: torch.device) -> Tensor:
         """Per class, the highest of a position's 31 bits with which a pixel may enter; int32 ``[C]``."""
-        full = torch.bincount(self.predicted, minlength=len(self.seen)) >= self.capacity
-        highest = torch.zeros_like(self.seen).scatter_reduce(0, self.predicted, self.priorities, "amax")
-        return (torch.where(full, highest, (1 << _PRIORITY_BITS) - 1) >> _TIE_BITS).int()
+        if device not in self._ceilings_there:  # brought there once, not for every batch
+            full = torch.bincount(self.predicted, minlength=len(self.seen)) >= self.capacity
+            highest = torch.zeros_like(self.seen).scatter_reduce(0, self.predicted, self.priorities, "amax")
+            ceilings = (torch.where(full, highest, (1 << _PRIORITY_BITS) - 1) >> _TIE_BITS).int()
+            self._ceilings_there[device] = ceilings.to(device)
+        return self._ceilings_there[device]
+
+    @cached_property
+    def _ceilings_there(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 def join(parts: Sequence[PixelSample]) -> PixelSample:
@@ -182,16 +194,15 @@ def _positions(pixels: Tensor, shape: Sequence[int]) -> Tensor:
     return (rows_columns + 0.5) / torch.tensor([height, width])
 
 
-def _entering(mixed: Tensor, pixels: Tensor, ceiling: Tensor, capacity: int) -> Tensor:
+def _entering(mixed: Tensor, pixels: Tensor, counts: Tensor, ceiling: Tensor, capacity: int) -> Tensor:
     """Indices of the pixels that may enter: those with numbers up to their class's ceiling, int32 ``[C]``.
 
     Of very many pixels only so many of each class that the lowest ``capacity`` are among them, to save memory.
     """
     if len(pixels) > _MANY:
-        counts = torch.bincount(pixels, minlength=len(ceiling))
         lower = (4 * capacity / counts.clamp(min=1).double() * (1 << 31)).clamp(max=(1 << 31) - 1).int()
         found = (mixed <= torch.minimum(ceiling, lower).index_select(0, pixels.int())).nonzero().squeeze(1)
-        if bool(((lower >= ceiling) | (torch.bincount(pixels[found], minlength=len(ceiling)) >= capacity)).all()):
+        if bool(((lower >= ceiling) | (count_values(pixels[found], len(ceiling)) >= capacity)).all()):
             return found
     return (mixed <= ceiling.index_select(0, pixels.int())).nonzero().squeeze(1)
 
@@ -216,13 +227,41 @@ def image_digest(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 
-def _mixed(images: Tensor, pixels: int) -> Tensor:
+def _rows(logits: Tensor, pixels: Tensor) -> Tensor:
+    """The logits of some pixels, counted through the images ``[N, C, P]``: float32 ``[K, C]``."""
+    each = logits.shape[2]
+    return logits[pixels.div(each, rounding_mode="floor"), :, pixels % each].float()
+
+
+def _copied(numbers: Tensor, seen: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Copies on the CPU, made by one copy so that it waits for the device once.
+
+    Args:
+        numbers: int32 ``[R, K]``.
+        seen: int64 ``[C]``, below 2³¹.
+        logits: float32 ``[K, C]``; None: none.
+
+    Returns:
+        The same, the numbers as int64.
+    """
+    if numbers.device.type == "cpu":
+        return numbers.long(), seen, logits
+    rows, found = numbers.shape
+    words = [seen.int(), numbers.flatten(), *([] if logits is None else [logits.flatten().view(torch.int32)])]
+    copied = torch.cat(words).cpu()
+    seen, numbers, values = copied.split([len(seen), rows * found, len(copied) - len(seen) - rows * found])
+    own = None if logits is None else values.view(torch.float32).view(logits.shape)
+    return numbers.view(rows, found).long(), seen.long(), own
+
+
+def _mixed(images: Sequence[int], pixels: int, device: torch.device) -> Tensor:
     """Random numbers of the positions in images of these digests, int32 ``[N, P]`` in [0, 2³¹): the same everywhere.
 
     The finaliser of MurmurHash3 (Appleby, 2011), on the position counted from a number of the image's own.
     """
-    start = ((images >> _TIE_BITS) % (1 << 31)).int()
-    values = start.unsqueeze(1) + torch.arange(pixels, dtype=torch.int32, device=images.device)
+    positions = torch.arange(pixels, dtype=torch.int32, device=device)
+    rows = [positions + (image >> _TIE_BITS) % (1 << 31) for image in images]
+    values = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
     values.bitwise_xor_((values >> 16) & 0xFFFF).mul_(-0x7A143595)
     values.bitwise_xor_((values >> 13) & 0x7FFFF).mul_(-0x3D4D51CB)
     return values.bitwise_xor_((values >> 16) & 0xFFFF).bitwise_and_(0x7FFFFFFF)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blda_cli.core.counting import count_values
+
 GRID = (128, 256)
 """Rows and columns that images of any size are divided into."""
 
@@ -44,7 +46,9 @@ class PositionCounts:
             cells = cells.unsqueeze(-1) * places + place
         index = labels.long() * (GRID[0] * GRID[1]) + cells
         kept = (labels >= 0) & (labels < self.counts.shape[0])
-        self.counts += torch.bincount(index[kept], minlength=self.counts.numel()).view_as(self.counts).cpu()
+        # One number more takes those without a label: to leave them out waits for the device.
+        index = torch.where(kept, index, self.counts.numel())
+        self.counts += count_values(index, self.counts.numel() + 1)[:-1].view_as(self.counts).cpu()
 
     def __add__(self, other: "PositionCounts") -> "PositionCounts":
         """The counts of both data sets."""
