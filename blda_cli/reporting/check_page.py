@@ -3,18 +3,15 @@
 import base64
 import io
 from collections.abc import Sequence
-from importlib import resources
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from blda_cli.reporting.check_model import Check
 from blda_cli.reporting.check_words import described, label_lines, loaded_lines, table
 from blda_cli.reporting.matrices import confusion_matrix
+from blda_cli.reporting.page import rendered
 from blda_cli.text import printable
-from blda_cli.version import __version__
 
 WIDEST = 480
 """Longer side of a picture, in pixels."""
@@ -66,22 +63,13 @@ def overlay_sheet(check: Check) -> Image.Image:
 
 def to_html(check: Check) -> str:
     """Render the page; it loads nothing from anywhere."""
-    folder = resources.files("blda_cli.reporting").joinpath("templates")
-
-    def text(name: str) -> str:
-        return folder.joinpath(name).read_text(encoding="utf-8")
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(text), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     names = check.classes.names
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in check.classes.palette]
     confusion = (
         None if check.labels is None else confusion_matrix("Confusion", check.labels.confusion.counts.tolist(), names)
     )
-    page: str = environment.get_template("check.html.j2").render(
-        style=Markup(text("style.css")),
-        version=__version__,
+    return rendered(
+        "check.html.j2",
         remarks=check.remarks,
         loaded=loaded_lines(check),
         sentences=[] if check.comparison is None else described(check.comparison),
@@ -97,7 +85,6 @@ def to_html(check: Check) -> str:
         legend=[(names[index], colors[index]) for index in _shown(check)],
         images=check.images,
     )
-    return page
 
 
 def _shown(check: Check) -> list[int]:

@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 
-import jinja2
 from markupsafe import Markup
 
 from blda_cli.reporting.densities import Curve, Densities
 from blda_cli.reporting.gallery import Frame
 from blda_cli.reporting.matrices import Matrix, confusion_matrix, shift_matrix
 from blda_cli.reporting.model import Predictions, Report, Verdict
+from blda_cli.reporting.page import rendered
 from blda_cli.reporting.svg import anchor_symbols, bias_strip, density_chart
 from blda_cli.reporting.tables import (
     MARKS,
@@ -28,7 +27,6 @@ from blda_cli.reporting.tables import (
     steps_table,
 )
 from blda_cli.reporting.words import next_steps, percent, points, score, signed, subject, summary
-from blda_cli.version import __version__
 
 _CHARTS_OPEN = 12
 _FEW_CLASSES = 12
@@ -78,22 +76,12 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
     Returns:
         The page; it loads nothing from anywhere.
     """
-    folder = resources.files("blda_cli.reporting").joinpath("templates")
-
-    def text(name: str) -> str:
-        return folder.joinpath(name).read_text(encoding="utf-8")
-
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(text), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     names = report.classes.names
     colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in report.classes.palette]
     charts = _charts(report, shown)
-    page: str = environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
         report=report,
-        style=Markup(text("style.css")),
-        script=Markup(text("script.js")),
-        version=__version__,
         names=names,
         colors=colors,
         subject=subject(report),
@@ -128,7 +116,6 @@ def to_html(report: Report, shown: Densities, gallery: Sequence[Frame]) -> str:
         made=report.made,
         pretty=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     )
-    return page
 
 
 def _legend(frames: Sequence[Frame]) -> tuple[list[int], list[int]]:
