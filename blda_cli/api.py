@@ -564,11 +564,11 @@ def finetune(
 
 @contextmanager
 def _keywords_named() -> Iterator[None]:
-    """Within ``with``, errors name the keyword that replaces an output, not the option."""
+    """Within ``with``, errors name the keywords that their remedy is given by, not the options."""
     try:
         yield
     except BldaError as error:
-        error.args = (str(error).replace("--overwrite", "overwrite=True"),)
+        error.args = (str(error).replace("--overwrite", "overwrite=True").replace("--no-check", "check=False"),)
         raise
 
 

@@ -151,7 +151,8 @@ def train(
     if description is not None:
         description.write()
     first = current_shard().first
-    doubts = say_doubts(spec, segmenter, target or source.files, monitor) if settings.run.check and first else {}
+    look = settings.run.check and first
+    doubts = say_doubts(spec, segmenter, target or source.files, monitor, trains=True) if look else {}
 
     read = {**source.stamps(), **{file.location: file.fingerprint() for file in target}}
     stamps = {os.path.abspath(name): state for name, state in read.items()}  # noqa: PTH100  # the stamp follows links

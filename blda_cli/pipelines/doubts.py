@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from blda_cli.core.confusion import ConfusionMatrix
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.segmenters.base import Segmenter
 from blda_cli.segmenters.descriptions import (
@@ -36,7 +37,7 @@ UNSAID = (
 
 
 def say_doubts(
-    spec: SegmenterSpec, segmenter: Segmenter, files: Sequence[ImageSource], monitor: Monitor
+    spec: SegmenterSpec, segmenter: Segmenter, files: Sequence[ImageSource], monitor: Monitor, *, trains: bool = False
 ) -> dict[str, str]:
     """Check a model's description before a run, and report doubts.
 
@@ -45,11 +46,17 @@ def say_doubts(
         segmenter: the loaded model, its norms unchanged.
         files: the images of the run.
         monitor: receives the findings.
+        trains: the run trains the network, for which random weights are a beginning.
 
     Returns:
         As `doubts_about`, for the provenance.
+
+    Raises:
+        BldaError: the network's weights are random, and it is not trained.
     """
     doubts = doubts_about(spec, segmenter, files)
+    if WEIGHTS in doubts and not trains and _has_random_weights(spec, segmenter):
+        raise BldaError(f"{doubts[WEIGHTS]}; --no-check runs it as it is")
     for doubt in doubts.values():
         monitor.say(f"{doubt} (blda check tells more, --no-check leaves this look out)")
     network = described_network(segmenter)
@@ -102,9 +109,16 @@ def forgotten_weights(spec: SegmenterSpec, segmenter: NetworkSegmenter) -> str |
             f"{fresh} of the {total} norm layers of the network hold the values they are made with, so a part of its "
             f"weights was not loaded: {way_out}"
         )
-    if not total and spec.segmenter.kind == "python" and spec.segmenter.weights is None and varies(spec, segmenter):
+    if not total and _has_random_weights(spec, segmenter):
         return f"{spec.segmenter.factory} gives other weights each time it is called, so none were loaded: {way_out}"
     return None
+
+
+def _has_random_weights(spec: SegmenterSpec, segmenter: Segmenter) -> bool:
+    """Whether no weights file is given and the factory gives other weights each time it is called."""
+    without = spec.segmenter.kind == "python" and spec.segmenter.weights is None
+    network = described_network(segmenter)
+    return without and network is not None and varies(spec, network)
 
 
 def better_description(comparison: Comparison) -> str:

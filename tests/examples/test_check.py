@@ -200,11 +200,31 @@ def test_right_descriptions_and_colours_raise_no_doubt(world: Path, model: Write
 
 
 def test_statistics_of_forgotten_weights_say_so(world: Path, model: Write) -> None:
+    """Of a factory that gives the same weights each time it may be that they are meant."""
+    network = world / "streetnet.py"
+    seeded = "def streetnet():\n    import torch\n\n    torch.manual_seed(0)\n    return StreetNet(11)\n"
+    network.write_text(f"{network.read_text()}\n\n{seeded}")
     said = run(
         "collect-stats", "--model", model(RIGHT, weights=""), "--images", world / "images", "--output", world / "s.h5"
     )
     assert "norm layers" in said.stderr
     assert list(read_statistics(world / "s.h5").provenance.doubts) == ["weights"]
+
+
+@pytest.mark.parametrize("command", ["collect-stats", "align"])
+def test_a_network_of_random_weights_is_refused_unless_it_is_meant(world: Path, model: Write, command: str) -> None:
+    output = world / ("out.h5" if command == "collect-stats" else "out")
+    given = [command, "--model", model(RIGHT, weights=""), "--images", world / "images", "--output", output]
+    said = run(*given, code=1).stderr
+    assert "so its weights were not loaded: give them with --weights FILE" in said
+    assert "--no-check runs it as it is" in said
+    assert not output.exists()
+    assert not (world / "out.h5").exists()
+    function = blda_cli.collect_stats if command == "collect-stats" else blda_cli.align
+    with pytest.raises(blda_cli.BldaError, match="check=False runs it as it is"):
+        function(model=str(world / "net.toml"), images=str(world / "images"), output=output)
+    run(*given, "--no-check")
+    assert output.exists()
 
 
 def test_ready_made_logits_have_no_description(world: Path) -> None:
