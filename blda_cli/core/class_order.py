@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from blda_cli.core.confusion import ConfusionMatrix
 
@@ -42,6 +41,8 @@ def moved_classes(confusion: ConfusionMatrix) -> list[Match]:
     Labels are assigned to channels so that the sum of the IoU of each pair is largest (the assignment problem; Kuhn,
     "The Hungarian method for the assignment problem", 1955).
     """
+    from scipy.optimize import linear_sum_assignment  # half a second, which only this needs
+
     counts = confusion.counts.double()
     union = counts.sum(dim=0) + counts.sum(dim=1, keepdim=True) - counts
     iou = counts / union.clamp_min(1)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from blda_cli.core.bias import estimated_bias, sampled_bias
 from blda_cli.core.choices import LabelSource
@@ -214,6 +213,8 @@ def _rank_correlation(estimates: Sequence[Estimate], before: Predictions) -> flo
     ]
     if len(pairs) < _FEWEST_TO_RANK:
         return math.nan
+    from scipy import stats  # a second, which only this needs
+
     estimated, true = zip(*pairs, strict=True)
     return float(stats.spearmanr(estimated, true).statistic)
 

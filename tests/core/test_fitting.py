@@ -375,7 +375,7 @@ def test_the_regression_takes_few_steps_with_many_classes(monkeypatch: pytest.Mo
         products += found.nhev
         return found
 
-    monkeypatch.setattr(supervised, "minimize", counted)
+    monkeypatch.setattr("scipy.optimize.minimize", counted)
     supervised._regression(scores, targets, weights / weights.sum())
     assert products < 130
 

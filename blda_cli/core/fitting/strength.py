@@ -9,7 +9,6 @@ import pkgutil
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from blda_cli.core.choices import Favour
@@ -180,6 +179,13 @@ def _chance(sample: PixelSample, weights: Tensor, levels: Tensor) -> float:
     return float(weights @ (larger.double() / len(differences)))
 
 
+def _students_t(level: float, degrees: int) -> float:
+    """Quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # half a second, which only this needs
+
+    return float(stdtrit(degrees, level))
+
+
 def compared(sample: PixelSample, reference: PixelSample) -> ReferenceComparison:
     """Compare random pixels of two sets of images, through the same network; neither is empty."""
     (mean, error, images), (before, spread, others) = _confidence(sample), _confidence(reference)
@@ -187,7 +193,7 @@ def compared(sample: PixelSample, reference: PixelSample) -> ReferenceComparison
     fall = 0.0
     if fewest >= FEWEST_IMAGES:
         # As many degrees of freedom as the smaller set gives: its own error is known the least.
-        certain = before - mean - float(stats.t.ppf(_CONFIDENCE, fewest - 1)) * math.hypot(error, spread)
+        certain = before - mean - _students_t(_CONFIDENCE, fewest - 1) * math.hypot(error, spread)
         fall = max(certain, 0.0) / max(1 - before, 1e-6)
     (means, pixels), (usual, counted) = predicted_means(sample), predicted_means(reference)
     both = (pixels >= MINIMUM_PIXELS) & (counted >= MINIMUM_PIXELS)

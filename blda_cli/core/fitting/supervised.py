@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from blda_cli.core import IGNORE_INDEX
@@ -158,6 +157,8 @@ class _Problem:
             change *= probabilities
             change *= weights
             return across(change.T @ features + ridge * step)
+
+        from scipy.optimize import minimize  # half a second, which only this needs
 
         none = np.zeros(ridge.size)
         found = minimize(loss, none, jac=True, hessp=curvature, method="trust-ncg", options={"gtol": gradient})
