@@ -233,15 +233,19 @@ class NetworkSegmenter(Segmenter):
                 return scores.flip(-1) if mirrored else scores
 
             images, score = _with_mask(pixels, None if self._observed is None else valid, scores_of)
-            with self._normalised_by(lambda norms: self._statistics_around(part, scale, mirrored, norms)):
+            measure = partial(self._statistics_around, part, scale, mirrored, skip=options.on_error == "skip")
+            with self._normalised_by(measure):
                 return self._logits(slide(score, images, context.window, context.stride, part.core))
 
         return average_views(of_view, options)
 
     def _statistics_around(
-        self, part: DividedImage, scale: float, mirrored: bool, norms: InstanceNorms
+        self, part: DividedImage, scale: float, mirrored: bool, norms: InstanceNorms, *, skip: bool
     ) -> list[Recorded]:
-        """Norm statistics of the large image that this is a part of, by a view of it; computed once in a pass."""
+        """Norm statistics of the large image that this is a part of, by a view of it; computed once in a pass.
+
+        Windows that cannot be read are left out where ``skip`` says so.
+        """
         assert part.context is not None
         known: dict[Hashable, list[Recorded]] = part.context.of_whole.get(part.path, dict)
         view = (norms.weight, scale, mirrored)
@@ -250,8 +254,10 @@ class NetworkSegmenter(Segmenter):
                 for window in part.spread_windows(_WINDOWS):
                     try:
                         pixels, mask = self.read(window), valid_pixels([window], self.device)
-                    except BldaError:  # which running its part will say
-                        continue
+                    except BldaError:
+                        if skip:
+                            continue  # its part will be named
+                        raise
                     self._scores_of_view(self._pixels(torch.from_numpy(pixels)[None]), scale, mirrored, mask)
             if not passes:
                 raise BldaError(f"{part.path} cannot be read for the norm statistics of the whole image")

@@ -1,6 +1,7 @@
 """Batch norms that mix their running statistics with each image's own."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,13 +409,13 @@ def test_parts_of_a_large_image_are_normalised_by_all_of_it(
     assert len(read) == 4 + (1 + flip) * min(most, 4)
 
 
-def test_windows_that_cannot_be_read_do_not_count(
+def test_windows_that_cannot_be_read_do_not_count_where_such_images_are_skipped(
     tmp_path: Path, photos: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(divided_images, "BLOCK", 32)
     monkeypatch.setattr(divided_images, "LARGE", 1000)
     Image.fromarray(photos[0].numpy()).save(tmp_path / "x.png")
-    files, options = find_images(tmp_path), InferenceOptions(slide=(20, 30))
+    files, options = find_images(tmp_path), InferenceOptions(slide=(20, 30), on_error="skip")
     segmenter = segmenter_of(pixelwise())
     plain = [batch.logits for batch in segmenter.stream(files, options)]
     broken = [((0, 20), (0, 30))]
@@ -427,6 +428,8 @@ def test_windows_that_cannot_be_read_do_not_count(
     monkeypatch.setattr(NetworkSegmenter, "read", reading)
     found = [batch.logits for batch in segmenter.stream(files, options)]
     assert not torch.allclose(found[0], plain[0], atol=1e-3)
+    with pytest.raises(BldaError, match="broken"):
+        next(iter(segmenter.stream(files, replace(options, on_error="stop"))))
     broken += [((0, 20), (30, 60)), ((20, 40), (0, 30)), ((20, 40), (30, 60))]
     with pytest.raises(BldaError, match=r"x\.png cannot be read for the norm statistics of the whole image"):
         next(iter(segmenter.stream(files, options)))
