@@ -63,6 +63,9 @@ class RecordedMemory:
         recorded.spoil()
         return recorded
 
+    def wait(self) -> None:
+        pass
+
 
 def use_recorded_graphs(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """Let modules capture work on the CPU, as they do on CUDA."""

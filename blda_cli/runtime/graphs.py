@@ -36,9 +36,9 @@ def available(values: Tensor) -> bool:
     return values.is_cuda and wanted() and not torch.cuda.is_current_stream_capturing()
 
 
-def make_room() -> None:
-    """Give memory that nothing uses back to the device, where that has less than is kept for later use."""
-    if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
+def make_room(device: torch.device) -> None:
+    """Give memory that nothing uses back to a device, where that has less than is kept for later use."""
+    if torch.cuda.mem_get_info(device)[0] < torch.cuda.memory_reserved(device):
         torch.cuda.empty_cache()
 
 
@@ -94,7 +94,7 @@ class GraphMemory:
         held = tuple(values.clone() for values in inputs)
         with torch.cuda.device(self._device):
             torch.cuda.synchronize()
-            make_room()
+            make_room(self._device)
             before = torch.cuda.memory_reserved()
             with torch.cuda.stream(self._stream):
                 # Only this thread's calls are captured: those that read images go on pinning and copying memory.
@@ -108,6 +108,10 @@ class GraphMemory:
             if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved() - before:
                 raise MemoryError("a CUDA graph would take more memory than it leaves")
         return Graph(held, result, graph)
+
+    def wait(self) -> None:
+        """Wait until no graph is at work."""
+        torch.cuda.synchronize(self._device)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """End a capture that failed."""

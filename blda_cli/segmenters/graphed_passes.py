@@ -22,8 +22,8 @@ from blda_cli.runtime.graphs import WARM_UP, Graph, GraphMemory, available, make
 MOST_SHAPES = 8
 """Most shapes of inputs whose passes are captured: ``--preset strong`` has five."""
 
-_MOST_COUNTED = 256
-"""Most shapes whose passes are counted; a folder may hold images of any number of sizes."""
+_MOST_COUNTED = 64
+"""Most shapes whose passes are counted: where none of so many came three times, graphs do not pay."""
 
 _CHECKS = 2
 """Replays that are compared with the ordinary pass: on the input that was captured, and on the next one."""
@@ -109,6 +109,8 @@ class GraphedPasses:
         """The passes of which this is one; None where it is run as it is."""
         if network is not self._network:
             self._network, self._modules, self.refused = network, [], None
+        if self.refused is not None:
+            return None
         stream = torch.cuda.current_stream(images.device).cuda_stream if images.is_cuda else None
         if not self._modules or stream != self._stream or not self._is_as_before():
             self._forget()
@@ -117,11 +119,14 @@ class GraphedPasses:
             self._held = _held(self._modules)
             self._tensors = [one for one in self._held if isinstance(one, Tensor)]
             self._places = [one.data_ptr() for one in self._tensors]
-        if self.refused is not None or torch.is_grad_enabled() or _is_watched(self._modules):
+        if torch.is_grad_enabled() or _is_watched(self._modules):
             return None
         amp = torch.is_autocast_enabled(images.device.type) and torch.get_autocast_dtype(images.device.type)
         key = images.shape, images.stride(), images.dtype, amp, setting
         if key not in self._repeated and len(self._repeated) == _MOST_COUNTED:
+            if not self._graphs:
+                self._refuse("the inputs have too many shapes")
+                return None
             self._repeated = {one: passes for one, passes in self._repeated.items() if passes.graph is not None}
         passes = self._repeated.setdefault(key, _Repeated())
         if passes.graph is not None:
@@ -156,7 +161,7 @@ class GraphedPasses:
         if not _agree(scores, ordinary):
             self._refuse("the network gives other scores when it is replayed")
         elif passes.checks == _CHECKS and images.is_cuda:
-            make_room()  # by what ordinary passes took
+            make_room(images.device)  # by what ordinary passes took
         return ordinary
 
     def _watched(self, images: Tensor, run: Pass) -> Tensor:
@@ -178,8 +183,8 @@ class GraphedPasses:
 
     def _forget(self) -> None:
         """Drop all graphs and their memory."""
-        if self._memory is not None and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # a graph may be at work
+        if self._memory is not None:
+            self._memory.wait()
         for passes in self._repeated.values():
             passes.graph = None
         self._repeated = {}

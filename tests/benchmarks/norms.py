@@ -38,8 +38,10 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def passes(segmenter: NetworkSegmenter, weight: float, amp: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The passes that are compared, by name; the replayed ones are on CUDA alone."""
+def passes(
+    segmenter: NetworkSegmenter, weight: float, amp: bool
+) -> tuple[dict[str, Callable[[Tensor], Tensor]], list[GraphedPasses]]:
+    """The passes that are compared, by name, and what replays some of them on CUDA."""
     network, kind = segmenter.module, segmenter.device.type
     half = torch.bfloat16 if kind == "cpu" else torch.float16
 
@@ -52,15 +54,15 @@ def passes(segmenter: NetworkSegmenter, weight: float, amp: bool) -> dict[str, C
             return plain(images)
 
     found: dict[str, Callable[[Tensor], Tensor]] = {"plain": plain, "mixed": mixed}
-    if kind == "cuda":
-        for name, run in list(found.items()):
-            found[f"{name}, replayed"] = partial(GraphedPasses(), network, run=run)
+    graphed = [GraphedPasses() for _ in found if kind == "cuda"]
+    for replaying, (name, run) in zip(graphed, list(found.items()), strict=False):
+        found[f"{name}, replayed"] = partial(replaying, network, run=run)
 
     def ready(run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(kind, half, enabled=amp):
             return run(images)
 
-    return {name: partial(ready, run) for name, run in found.items()}
+    return {name: partial(ready, run) for name, run in found.items()}, graphed
 
 
 @click.command()
@@ -90,7 +92,7 @@ def main(
     segmenter = load_segmenter(parse_model(model, weights), place)
     assert isinstance(segmenter, NetworkSegmenter)
     images = torch.randn(batch, 3, *sides, device=place)
-    compared = passes(segmenter, weight, amp)
+    compared, graphed = passes(segmenter, weight, amp)
     times = []
     for _ in range(repeats + WARM_UP):
         times.append([seconds(partial(run, images), place) for run in compared.values()])
@@ -100,6 +102,8 @@ def main(
         taken = statistics.median(row[index] for row in counted)
         shown.append(f"{name} {1e3 * taken:.2f} ms ({statistics.median(row[index] / row[0] for row in counted):.3f})")
     click.echo(f"{model}, batch of {batch}{', half precision' if amp else ''}: {', '.join(shown)}")
+    for refused in {one.refused for one in graphed} - {None}:
+        click.echo(f"not replayed: {refused}")
 
 
 if __name__ == "__main__":

@@ -101,10 +101,20 @@ def test_counts_of_shapes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{HERE}._MOST_COUNTED", 4)
     network, passes = Counted(), GraphedPasses()
     with torch.no_grad():
-        for size in range(1, 30):
+        for size in (50, *[50] * 5, *range(1, 30), 50):
             images = torch.ones(1, 3, size, 4)
             assert torch.equal(passes(network, images, network), network(images))
     assert len(passes._repeated) <= 4
+    assert passes._graphs == 1
+
+
+def test_where_no_shape_comes_again_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{HERE}._MOST_COUNTED", 4)
+    network, passes = Counted(), GraphedPasses()
+    with torch.no_grad():
+        for size in range(1, 8):
+            passes(network, torch.ones(1, 3, size, 4), network)
+    assert passes.refused == "the inputs have too many shapes"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
