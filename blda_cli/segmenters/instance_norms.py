@@ -8,6 +8,7 @@ over the target is needed, and what else is in the batch does not matter.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -162,10 +163,14 @@ class InstanceNorms(NormHooks):
         self._held: list[Moments | None] | None = None
         self._call = 0
 
+    @cached_property
+    def _layers(self) -> list[Any]:
+        return list(norm_layers(self._network).values())
+
     def __enter__(self) -> Self:
         _ENTERED.add(self)
         self._hooks = [self._network.register_forward_pre_hook(self._begin)]
-        for layer in norm_layers(self._network).values():
+        for layer in self._layers:
             self._hooks.append(layer.register_forward_pre_hook(self._before))
             self._hooks.append(layer.register_forward_hook(self._after, always_call=True))
         return self
