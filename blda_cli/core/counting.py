@@ -21,5 +21,5 @@ def count_values(values: Tensor, number: int) -> Tensor:
 
 
 def _bincount_waits(values: Tensor) -> bool:
-    # Where a user of PyTorch asks for deterministic algorithms, histc is refused, although counts are exact in any order.
+    # histc is refused where deterministic algorithms are asked for, although counts are exact in any order.
     return values.is_cuda and not torch.are_deterministic_algorithms_enabled()
