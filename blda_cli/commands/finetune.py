@@ -56,7 +56,7 @@ def _options(section: str, *names: str, **types: Callable[[Any], Any]) -> Callab
     *("valid_mask", "source", "labelled_images", "labelled_labels", "labelled_encoding"),
     *("val_images", "val_labels", "val_encoding"),
 )
-@_options("start", "label_share")
+@_options("start", "own_labels", "label_share")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="The run folder to write."
 )

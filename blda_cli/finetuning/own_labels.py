@@ -9,28 +9,34 @@ import torch
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, NormSource
+from blda_cli.core.fitting import resolve_strength
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.streaming import stream_share
 from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput, fit
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.job import Job
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
-from blda_cli.segmenters.options import InferenceOptions
-
-LABEL_VIEWS = InferenceOptions(scales=(0.75, 1.0, 1.5), flip=True)
-"""The views that labels are made from: those that training without a source was measured with."""
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
+
+_IN_DOMAIN = (
+    "these images are in domain, as far as can be told without labels: neither their norm statistics nor an alignment "
+    "would change what the network predicts, and training on its own labels then costs accuracy. Leave the network as it "
+    "is; --no-check trains all the same"
+)
+"""Where neither changed anything, on the drawn streets by day, training on own labels took 81.8 mIoU to 80.2."""
 
 
 def label_target(
@@ -43,8 +49,9 @@ def label_target(
     monitor: Monitor,
     *,
     norms: NormSource | MixedNorms,
+    doubt: bool,
 ) -> None:
-    """Label every image as ``--preset strong`` does, by fewer views, and keep each class's most confident pixels.
+    """Label every image as ``--preset strong`` does, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
     of the preset's strength is fitted to the result. A pixel is labelled where its confidence, the probability of its
@@ -59,13 +66,14 @@ def label_target(
         workers: threads that read images.
         monitor: receives the progress.
         norms: the weight of that mix, or ``AUTO``, which finds it without labels.
+        doubt: refuse images that seem in domain.
 
     Raises:
-        BldaError: an image cannot be read, or a file cannot be written.
+        BldaError: an image cannot be read, a file cannot be written, or the images seem in domain.
         Interrupted: the user asked to stop.
     """
     classes, device = segmenter.classes, segmenter.device
-    inference = replace(LABEL_VIEWS, workers=workers)
+    inference = replace(STRONG, workers=workers)
     counted = target[:: -(-len(target) // _COUNTED)]
     content = collect_statistics(
         segmenter,
@@ -77,7 +85,11 @@ def label_target(
         norms=norms,
     )
     settings = AlignmentSettings()
-    correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
+    evidence = AlignmentInputs(StatisticsInput(content)).evidence(settings)
+    strength = resolve_strength(settings, evidence)
+    if doubt and strength == 0 and not content.norms_adapted:
+        raise BldaError(_IN_DOMAIN)
+    correction = fit(replace(settings, tau=strength), evidence).to(device)
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), float64_device(device))
     for batch in stream("ranking", files=counted):

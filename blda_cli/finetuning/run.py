@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +133,14 @@ def train(
     find = partial(find_labelled, spec, segmenter, output)
     validation = find(data.val_images, str(data.val_labels), data.val_encoding) if data.val_images else None
     stored = StoredLabels(output / "pseudo_labels" / "start", len(segmenter.classes))
+    labelled: list[Labelled] = []
+    if data.source and settings.method.source != "unused":
+        labelled.append(find(data.source_images, data.source_labels, data.source_encoding))
     if settings.labels_itself:
-        source = own_labelled(target, stored.read)
-    elif settings.method.source == "unused":
-        source = without_labels(target)
-    else:
-        source = find(data.source_images, data.source_labels, data.source_encoding)
+        labelled.append(own_labelled(target, stored.read))
     if data.labelled_images:
-        source = source.with_few(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
+        labelled.append(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
+    source = reduce(Labelled.beside, labelled) if labelled else without_labels(target)
     if not settings.method.parts:
         way = "cut it into images of at most 16 million pixels, or train by another method"
         refuse_parts([*source.files, *target], f"--method {settings.training.method}", way)
@@ -163,8 +163,9 @@ def train(
         )
     counts = {"source": len(source.files), "target": len(target)}
     record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
+    described = spec.segmenter.norm_weight
     if state is None:
-        chosen = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor)
+        chosen = mixed_norms(segmenter, settings, described, target, monitor)
     else:
         kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}
         chosen = settings.with_values(kept, str(folder.checkpoint))
@@ -173,6 +174,7 @@ def train(
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it
         wait_for_all(current_shard())
+        given = described if settings.training.norm_weight is None else settings.training.norm_weight
         labeller = load_segmenter(spec, machine.device)
         assert isinstance(labeller, NetworkSegmenter)
         label_target(
@@ -183,7 +185,8 @@ def train(
             output / "start.h5",
             machine.workers,
             monitor,
-            norms=NormSource.AUTO if weight is None else MixedNorms(weight),
+            norms=NormSource.AUTO if given is None else MixedNorms(given),
+            doubt=settings.run.check and not data.source,
         )
     known = None if changed or (settings.labels_itself and state is None) else folder
     pixels = _class_pixels(source, segmenter, known, machine.workers, monitor)

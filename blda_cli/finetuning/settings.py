@@ -166,13 +166,15 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class StartSettings:
-    """``[start]``: the labels that a run without source images starts from."""
+    """``[start]``: the target's own labels, which the network makes before the first step."""
 
+    own_labels: bool = setting(
+        False,
+        "Label the target before the first step, by the strongest predictions that need no training, and draw half of "
+        "the labelled crops from it; without source images all of them.",
+    )
     label_share: float = setting(
-        0.8,
-        "Share of the pixels predicted as a class that is labelled when a run without source begins, the surest first.",
-        above=0,
-        at_most=1,
+        0.8, "Share of the pixels predicted as a class that is so labelled, the surest first.", above=0, at_most=1
     )
 
 
@@ -287,8 +289,8 @@ class Settings:
 
     @property
     def labels_itself(self) -> bool:
-        """Whether the target's own labels replace a labelled source."""
-        return not self.data.source and self.method.source == "optional"
+        """Whether the network labels the target before the first step, in a source's place or beside it."""
+        return self.method.source == "optional" and (self.start.own_labels or not self.data.source)
 
     def check_data(self) -> None:
         """Refuse data that the method cannot train on.

@@ -21,12 +21,13 @@ import blda_cli
 from blda_cli.commands import cli
 from blda_cli.core.norms import MixedNorms
 from blda_cli.data.images import find_images
-from blda_cli.data.labels import label_reader
-from blda_cli.errors import BldaError
+from blda_cli.data.labels import LabelReader, label_reader
+from blda_cli.data.pillow_images import PillowImage
+from blda_cli.errors import BldaError, OptionError
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.methods import METHODS
-from blda_cli.finetuning.own_labels import LABEL_VIEWS
+from blda_cli.pipelines.requests import STRONG
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
 from blda_cli.segmenters import load_segmenter
@@ -35,7 +36,12 @@ from blda_cli.segmenters.spec import parse_model
 from blda_cli.store.statistics import read_statistics
 from tests.finetuning.test_run import StopAt, checkpoint, lines, same
 
-NO_SOURCE: dict[str, Any] = {"data__source": False, "data__source_images": "", "data__source_labels": ""}
+NO_SOURCE: dict[str, Any] = {
+    "data__source": False,
+    "data__source_images": "",
+    "data__source_labels": "",
+    "run__check": False,  # nothing says that the tiny network is out of domain
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path)
     segmenter = project.segmenter()
     alignment = blda_cli.Alignment.from_file(started / "start.h5")
     found, confidence, predicted = [], [], []
-    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), LABEL_VIEWS):
+    for batch in segmenter.stream(find_images(project.folder / "dusk" / "images"), STRONG):
         scores = alignment.scores(batch.logits)[0]
         confidence.append(scores.max(dim=0).values.exp().double().flatten())
         predicted.append(scores.argmax(dim=0).flatten())
@@ -110,23 +116,25 @@ class KillAt(SilentMonitor):
 
 
 WITH_AND_WITHOUT = [
-    *((method, True) for method, entry in METHODS.items() if entry.source != "unused"),
-    *((method, False) for method, entry in METHODS.items() if entry.source != "needed"),
+    *((method, True, False) for method, entry in METHODS.items() if entry.source != "unused"),
+    *((method, False, False) for method, entry in METHODS.items() if entry.source != "needed"),
+    ("dacs", True, True),
 ]
 
 
-@pytest.mark.parametrize(("method", "source"), WITH_AND_WITHOUT)
+@pytest.mark.parametrize(("method", "source", "own"), WITH_AND_WITHOUT)
 def test_a_killed_run_ends_as_one_that_was_not(
-    project: Any, normed_project: Any, tmp_path: Path, method: str, source: bool
+    project: Any, normed_project: Any, tmp_path: Path, method: str, source: bool, own: bool
 ) -> None:
     values: dict[str, Any] = {"training__method": method, "run__checkpoint_every": 2, "rounds__rounds": 2}
     if method == "tent":
         project = normed_project
     values |= {} if source else NO_SOURCE
+    values |= {"start__own_labels": own} if own else {}
     project.run(tmp_path / "through", **values)
     label = "ranking" if method != "tent" else "training"
     points = [("training", 1), ("training", 3), ("counting", 2)]
-    for number, (work, after) in enumerate([*points, *([(label, 2)] if not source else [])]):
+    for number, (work, after) in enumerate([*points, *([(label, 2)] if own or not source else [])]):
         output, monitor = tmp_path / str(number), KillAt(work, after)
         with pytest.raises(KillAt.KilledError):
             project.run(output, monitor, **values)
@@ -202,6 +210,54 @@ def test_tent_needs_norms_to_train(project: Any, tmp_path: Path) -> None:
         project.run(tmp_path / "run", **NO_SOURCE, training__method="tent", data__model=str(toml))
 
 
+def test_images_in_domain_are_not_trained_on_without_source(project: Any, tmp_path: Path) -> None:
+    """With a source they are; once refused, the same folder takes the run that the way out begins."""
+    with pytest.raises(BldaError, match="in domain, as far as can be told without labels.*--no-check trains all the"):
+        project.run(tmp_path / "run", **{**NO_SOURCE, "run__check": True})
+    project.run(tmp_path / "run", resume=True, **NO_SOURCE)
+    project.run(tmp_path / "both", start__own_labels=True)
+
+
+def test_images_out_of_domain_are_trained_on(normed_project: Any, tmp_path: Path) -> None:
+    """Where the norms are mixed something tells that they are."""
+    normed_project.run(tmp_path / "run", **{**NO_SOURCE, "run__check": True}, training__norm_weight=0.6)
+
+
+def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> None:
+    """Source and target images, half of the draws each, train; the labels are those of a run without source."""
+    students = []
+    for name, changes in (("alone", {}), ("both", {"start__own_labels": True}), ("own", NO_SOURCE)):
+        project.run(tmp_path / name, training__method="dacs", **changes)
+        students.append(checkpoint(tmp_path / name)["trainer"]["student"])
+        assert (tmp_path / name / "pseudo_labels" / "start").is_dir() == (name != "alone")
+    assert not same(students[0], students[1])
+    assert not same(students[1], students[2])
+    for picture in (tmp_path / "own" / "pseudo_labels" / "start").glob("*.png"):
+        assert picture.read_bytes() == (tmp_path / "both" / "pseudo_labels" / "start" / picture.name).read_bytes()
+    counts = json.loads((tmp_path / "both" / "run.json").read_text())
+    assert (counts["source"], counts["target"]) == (len(list((project.folder / "day" / "images").iterdir())) + 5, 5)
+
+
+def test_own_labels_are_refused_where_no_label_is_read(project: Any, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--own-labels does nothing with --method source: leave it out, or give"):
+        project.settings(training__method="source").refuse_unused(["start.own_labels"])
+
+
+@pytest.mark.parametrize(("few", "times"), [(1, (1, 5)), (2, (1, 2)), (5, (1, 1)), (11, (2, 1))])
+def test_each_of_two_sets_is_half_of_what_is_drawn(tmp_path: Path, few: int, times: tuple[int, int]) -> None:
+    def of(name: str, count: int) -> Labelled:
+        for number in range(count):
+            Image.new("RGB", (1, 1)).save(tmp_path / f"{name}{number}.png")
+        files = [PillowImage(tmp_path / f"{name}{number}.png", f"{name}{number}") for number in range(count)]
+        return Labelled(files, LabelReader(lambda file: np.full((1, 1), ord(file.key[0])), "test", {}), name)
+
+    both = of("a", 5).beside(of("b", few))
+    drawn = [both.files[index].key[0] for index in both.drawn]
+    assert (drawn.count("a"), drawn.count("b")) == (5 * times[0], few * times[1])
+    assert both.labels(both.files[0]).tolist() == [[ord("a")]]
+    assert both.labels(both.files[-1]).tolist() == [[ord("b")]]
+
+
 def test_a_few_labelled_images_are_half_of_what_is_drawn(project: Any, tmp_path: Path) -> None:
     """Those that the target holds, too, have the labels that are given, not the network's."""
     files = find_images(project.folder / "dusk" / "images")
@@ -211,7 +267,7 @@ def test_a_few_labelled_images_are_half_of_what_is_drawn(project: Any, tmp_path:
     Image.fromarray(void).save(tmp_path / "few" / "1.png")
     few_files = [file for file in files if file.key == "1"]
     few = Labelled(few_files, label_reader(few_files, tmp_path / "few", project.segmenter().classes))
-    both = own.with_few(few)
+    both = own.beside(few)
     assert [file.key for file in both.files] == ["0", "2", "3", "4", "1"]
     assert both.drawn == [0, 1, 2, 3, 4, 4, 4, 4]
     assert bool((both.labels(both.files[4]) == 2).all())

@@ -45,18 +45,18 @@ class Labelled:
         images = {file.location: file.fingerprint() for file in self.files}
         return images | {os.fspath(path): stamp([path]) for path in self.labels.paths.values()}
 
-    def with_few(self, few: "Labelled") -> "Labelled":
-        """These and a few others, which make up half of the draws; an image in both has the label of the others."""
-        known = {file.location for file in few.files}
-        mine = [file for file in self.files if file.location not in known]
-        readers = dict.fromkeys(mine, self.labels) | dict.fromkeys(few.files, few.labels)
-        paths = {**self.labels.paths, **{f"{key} (few)": path for key, path in few.labels.paths.items()}}
-        return Labelled(
-            [*mine, *few.files],
-            LabelReader(lambda file: readers[file](file), self.labels.encoding, paths),
-            self.meaning + few.meaning,
-            [1] * len(mine) + [max(1, round(len(mine) / len(few.files)))] * len(few.files),
-        )
+    def beside(self, others: "Labelled") -> "Labelled":
+        """These and others, each about half of the draws; an image in both has the label of the others."""
+        known = {file.location for file in others.files}
+        mine = [index for index, file in enumerate(self.files) if file.location not in known]
+        files = [self.files[index] for index in mine]
+        readers = dict.fromkeys(files, self.labels) | dict.fromkeys(others.files, others.labels)
+        paths = {**self.labels.paths, **{f"{key} (others)": path for key, path in others.labels.paths.items()}}
+        own, their = np.bincount(self.drawn)[mine], np.bincount(others.drawn)
+        ratio = max(1, own.sum()) / their.sum()
+        times = [*own * max(1, round(1 / ratio)), *their * max(1, round(ratio))]
+        reader = LabelReader(lambda file: readers[file](file), self.labels.encoding, paths)
+        return Labelled([*files, *others.files], reader, self.meaning + others.meaning, times)
 
 
 def find_labelled(

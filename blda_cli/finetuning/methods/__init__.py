@@ -18,8 +18,8 @@ class MethodEntry:
         make: its class, as ``package.module:class``; it is called with a
             :class:`blda_cli.finetuning.methods.base.MethodContext`.
         summary: describes it in the help.
-        source: whether it needs labelled source images, takes the target's own labels in their place (``"optional"``),
-            or uses no source (``"unused"``).
+        source: whether it needs labelled source images, takes the target's own labels in their place or beside them
+            (``"optional"``), or uses no source (``"unused"``).
         target: it learns from target images.
         rounds: it divides the iterations into rounds or stages, each begun by a pass over all images.
         parts: large images may be run in parts; else it needs whole ones, for their features or their geometry.
@@ -72,6 +72,9 @@ _TARGET = (
 _TEACHER = (*_TARGET, "host.confidence", "host.whole_images")
 """The same where a teacher labels batch by batch."""
 
+_OWN = ("start.*",)
+"""Settings of the target's own labels."""
+
 _ROUNDS = (*_TARGET, "rounds.rounds")
 
 _SELECTION = (
@@ -88,14 +91,14 @@ METHODS: dict[str, MethodEntry] = {
         f"{_HERE}.dacs:Dacs",
         "dacs with BLDA's corrected losses",
         source="optional",
-        options=_TEACHER,
+        options=(*_TEACHER, *_OWN),
         correction="blda",
     ),
     "dacs": MethodEntry(
         f"{_HERE}.dacs:Dacs",
         "a teacher, the network's moving average, labels mixed images",
         source="optional",
-        options=_TEACHER,
+        options=(*_TEACHER, *_OWN),
     ),
     "source": MethodEntry(
         f"{_HERE}.source:SourceOnly",
@@ -115,7 +118,7 @@ METHODS: dict[str, MethodEntry] = {
         "the same with a threshold for each class",
         source="optional",
         rounds=True,
-        options=(*_SELECTION, "rounds.mined_share"),
+        options=(*_SELECTION, *_OWN, "rounds.mined_share"),
         defaults=_PLAIN_HOST,
     ),
     "cbst-sp": MethodEntry(
