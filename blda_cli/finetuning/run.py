@@ -163,9 +163,9 @@ def train(
         )
     counts = {"source": len(source.files), "target": len(target)}
     record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
-    described = spec.segmenter.norm_weight
+    mix: MixedNorms | None = None
     if state is None:
-        chosen = mixed_norms(segmenter, settings, described, target, monitor)
+        chosen, mix = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor)
     else:
         kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}
         chosen = settings.with_values(kept, str(folder.checkpoint))
@@ -174,7 +174,6 @@ def train(
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it
         wait_for_all(current_shard())
-        given = described if settings.training.norm_weight is None else settings.training.norm_weight
         labeller = load_segmenter(spec, machine.device)
         assert isinstance(labeller, NetworkSegmenter)
         label_target(
@@ -185,7 +184,7 @@ def train(
             output / "start.h5",
             machine.workers,
             monitor,
-            norms=NormSource.AUTO if given is None else MixedNorms(given),
+            norms=mix or NormSource.AUTO,
             doubt=settings.run.check and not data.source,
         )
     known = None if changed or (settings.labels_itself and state is None) else folder

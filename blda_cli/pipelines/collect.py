@@ -26,7 +26,7 @@ from blda_cli.runtime.monitor import Interrupted, Monitor, advancing
 from blda_cli.runtime.process_group import wait_for_all
 from blda_cli.runtime.shards import Shard
 from blda_cli.segmenters.base import Segmenter, model_identity
-from blda_cli.segmenters.norm_choice import CHOICE_IMAGES, VIEW_IMAGES, choose_weight
+from blda_cli.segmenters.norm_choice import choose_weight, images_for_choice
 from blda_cli.segmenters.norms import FEW_IMAGES, ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.spec import SegmenterSpec
@@ -399,11 +399,10 @@ def _with_norms(
         monitor.start("averaging", len(chosen))
         norms = take_norms(segmenter, chosen, inference, advance=advancing(monitor))
     else:
-        chosen = enough_for_norms(files, CHOICE_IMAGES)
+        chosen, more = images_for_choice(files)
         observed = ObservedNorms(segmenter.module)
         given = choice.weight if isinstance(choice, MixedNorms) else None
         monitor.start("choosing the norms' weight" if given is None else "comparing norms", len(chosen))
-        others = [file for file in files if file not in chosen]
         norms = choose_weight(
             segmenter,
             chosen,
@@ -412,7 +411,7 @@ def _with_norms(
             labels=labels,
             advance=advancing(monitor),
             observed=observed,
-            more=enough_for_norms(others, VIEW_IMAGES - CHOICE_IMAGES) if others else (),
+            more=more,
             choose_scales=choose_scales,
         )
         inference = with_kept_scales(inference, norms)

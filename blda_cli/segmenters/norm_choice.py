@@ -19,7 +19,7 @@ from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.base import Segmenter, for_pass, valid_pixels, within_core
-from blda_cli.segmenters.norms import ObservedNorms
+from blda_cli.segmenters.norms import ObservedNorms, enough_for_norms
 from blda_cli.segmenters.options import InferenceOptions
 
 WEIGHTS = (1.0, 0.9, 0.85, 0.8, 0.7, 0.5)
@@ -48,6 +48,13 @@ _COMPARED_PIXELS = 1 << 15
 """Most pixels of an image on which the halves of the views are compared."""
 
 
+def images_for_choice(files: Sequence[ImageSource]) -> tuple[Sequence[ImageSource], Sequence[ImageSource]]:
+    """The images, spread evenly, that `choose_weight` is called with: ``files`` and ``more``."""
+    chosen = enough_for_norms(files, CHOICE_IMAGES)
+    others = [file for file in files if file not in chosen]
+    return chosen, enough_for_norms(others, VIEW_IMAGES - CHOICE_IMAGES) if others else ()
+
+
 def choose_weight(
     segmenter: Segmenter,
     files: Sequence[ImageSource],
@@ -72,7 +79,7 @@ def choose_weight(
 
     Args:
         segmenter: can mix its norms; it is as before afterwards.
-        files: the images; `blda_cli.segmenters.norms.enough_for_norms` chooses some of many.
+        files: the images; `images_for_choice` chooses some of many.
         options: how images are run.
         given: a weight that is taken whatever the comparison, with 1 alone, says.
         labels: reads the images' labels, for the confusion matrices; they have no part in the choice.

@@ -140,8 +140,11 @@ def mixed(folder: Path, monkeypatch: pytest.MonkeyPatch, described: float | None
     segmenter = load_segmenter(parse_model(str(folder / "net.toml")), torch.device("cpu"))
     assert isinstance(segmenter, NetworkSegmenter)
     settings = Settings().with_values({f"training.{name}": value for name, value in given.items()}, "test")
-    chosen = mixed_norms(segmenter, settings, described, find_images(folder / "images"), SilentMonitor()).training
-    return chosen.norms, chosen.norm_weight
+    chosen, mix = mixed_norms(segmenter, settings, described, find_images(folder / "images"), SilentMonitor())
+    if chosen.training.norms == "instance":
+        assert mix is not None
+        assert mix.weight == chosen.training.norm_weight
+    return chosen.training.norms, chosen.training.norm_weight
 
 
 @pytest.mark.parametrize("images", ["alike"], indirect=True)
