@@ -240,6 +240,10 @@ def test_the_weight_is_raised_by_the_views_that_are_left(
     assert set(asked) == {((0.5, 1.0, 1.5), 1)}
     given = choose_weight(away, [first], options, given=0.7, choose_scales=True)
     assert (given.weight, given.scales) == (0.7, (0.5, 1.0))
+    pixels = np.array(Image.open(first.path)).mean(axis=2) / 255
+    home = segmenter(float(pixels.mean()), float(pixels.var()))
+    assert choose_weight(home, [first], options, choose_scales=True).weight == 1
+    assert weights == [single, 0.7, 1]
 
 
 def test_pixels_without_data_do_not_count(stripes: list[ImageSource], tmp_path: Path) -> None:
