@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -55,7 +56,8 @@ class GraphedPasses:
 
     The first two replays are compared with the ordinary pass, whose result is then returned. A network is run without
     graphs for good if it waits for the device, draws random numbers, uses tensors that are neither its parameters nor
-    its buffers nor made in the pass, gives other scores when replayed, or if memory is short. While it is in training
+    its buffers nor made in the pass, keeps tensors that it made, gives other scores when replayed, or if memory is
+    short. While it is in training
     mode, has hooks or computes gradients it is run as it is, and where any attribute, parameter or buffer of its
     modules is replaced, the graphs are made anew; values that are changed in place they see.
 
@@ -172,6 +174,9 @@ class GraphedPasses:
             scores = run(images)
         if versions != [one._version for one in own]:
             watch.found = "the network changes its own parameters or buffers"
+        # A later pass would find those of a capture, which computes nothing: they are never computed if it fails.
+        if watch.keeps(scores):
+            watch.found = watch.found or "the network keeps tensors that it made"
         if watch.found is not None:
             self._refuse(watch.found)
         return scores
@@ -241,14 +246,23 @@ class _Watch(TorchDispatchMode):
         self.found: str | None = None
         self._raising = raising
         self._known = {0, *map(_place, known)}  # 0: of tensors without values
+        self._made: list[StorageWeakRef] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         self._note(_obstacle(func, given, args, kwargs) or self._foreign(func, given))
         result = func(*args, **kwargs)
-        self._known.update(_place(one) for one in tree_leaves(result) if isinstance(one, Tensor))
+        results = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        before = {*map(_place, given)}
+        self._made += [StorageWeakRef(one.untyped_storage()) for one in results if _place(one) not in before]
+        self._known.update(map(_place, results))
         return result
+
+    def keeps(self, result: Tensor) -> bool:
+        """Whether anything that was made is still in memory, but for the result."""
+        own = StorageWeakRef(result.untyped_storage())
+        return any(one != own and not one.expired() for one in self._made)
 
     def _foreign(self, func: Any, given: Sequence[Tensor]) -> str | None:
         fresh = func is torch.ops.aten.lift_fresh.default  # of what torch.tensor has just made

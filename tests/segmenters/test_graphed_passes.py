@@ -1,6 +1,5 @@
 import copy
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -315,16 +314,6 @@ class SavesSize(Counted):
         return super().forward(images)
 
 
-class WeightNormed(Counted):
-    """Its hook is PyTorch's own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            nn.utils.weight_norm(self.layers[0])
-
-
 @pytest.mark.parametrize("kind", [Attention, InPlace, SavesSize])
 def test_ordinary_habits_are_no_obstacle(kind: type[Counted]) -> None:
     network = kind()
@@ -422,6 +411,36 @@ def test_graphs_make_room_for_larger_images() -> None:
         for images in inputs(6, (20, 16)):
             assert torch.equal(passes(network, images, network), twin(images))
     assert "out of memory" in str(passes.refused)
+
+
+class KeepsLast(Counted):
+    """Computes what depends on the size alone once, until an input has another size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[torch.Size, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape not in self.kept:
+            self.kept.clear()
+            self.kept[images.shape] = torch.linspace(0, 1, images.shape[3])
+        return super().forward(images + self.kept[images.shape])
+
+
+class ShortOfMemory(RecordedMemory):
+    def capture(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        super().capture(function, *inputs)
+        raise MemoryError("a CUDA graph would take more memory than it leaves")
+
+
+def test_nothing_of_a_capture_that_failed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{HERE}.GraphMemory", ShortOfMemory)
+    network, twin, passes = KeepsLast(), KeepsLast(), GraphedPasses()
+    with torch.no_grad():
+        for pair in zip(inputs(4, (10, 12)), inputs(4, (16, 8)), strict=True):
+            for images in pair:
+                assert torch.equal(passes(network, images, network), twin(images))
+    assert passes.refused == "the network keeps tensors that it made"
 
 
 def segmenter_of(network: nn.Module, **preprocessing: Any) -> NetworkSegmenter:
