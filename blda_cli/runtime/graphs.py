@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -67,6 +68,15 @@ class Graph(Generic[Result]):
         return self.result
 
 
+@cache
+def _capturing_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that work on a device is captured in: always the same, as cuBLAS keeps memory for every stream."""
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        torch.cuda.current_blas_handle()  # takes that memory now, where a capture would keep its own for it
+    return stream
+
+
 class GraphMemory:
     """Memory on a CUDA device that captured work uses, and graphs that are replayed in turns share.
 
@@ -76,7 +86,7 @@ class GraphMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # the allocator shares memory within a stream alone
+        self._stream = _capturing_stream(device)  # the allocator shares memory within a stream alone
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[..., Result], *inputs: Tensor) -> Graph[Result]:
@@ -97,9 +107,9 @@ class GraphMemory:
             make_room(self._device)
             before = torch.cuda.memory_reserved()
             with torch.cuda.stream(self._stream):
-                # Only this thread's calls are captured: those that read images go on pinning and copying memory.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
+                    # Only this thread's calls are captured: others may go on copying memory.
+                    graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                     result = function(*held)
                     graph.capture_end()
                 except BaseException:
@@ -118,12 +128,14 @@ class GraphMemory:
         with suppress(Exception):  # it is invalid, or has ended
             graph.capture_end()
         # Of a capture that is invalid the allocator would not learn the end, and go on keeping for it all memory that
-        # two streams used.
+        # two streams used, and the pool.
         names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second in PyTorch 2.6
         end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
-        with suppress(Exception):  # it has
+        with suppress(Exception):  # it has, and the graph releases the pool
             if end is not None:
                 end(self._device.index, self._pool)
+                torch._C._cuda_releasePool(self._device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()  # one that was released is refused
         with suppress(Exception):  # which would refuse to draw numbers outside of the capture
             generator = torch.cuda.default_generators[self._device.index]
             generator.graphsafe_set_state(generator.clone_state())

@@ -341,14 +341,14 @@ def _is_watched(modules: Sequence[nn.Module]) -> bool:
             return True
         if module._forward_hooks or module._forward_pre_hooks:
             hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-            if not all(map(_is_librarys, hooks)):
+            if not all(map(_is_of_transformers, hooks)):
                 return True
     return bool(_has_any_global_hook())
 
 
-def _is_librarys(hook: object) -> bool:
-    """Whether a hook is one of those by which PyTorch normalises weights, or transformers finds its outputs."""
-    return str(getattr(hook, "__module__", "")).partition(".")[0] in ("torch", "transformers")
+def _is_of_transformers(hook: object) -> bool:
+    """Whether a hook is one of those by which transformers finds its networks' outputs."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "transformers"
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
