@@ -9,13 +9,11 @@ import torch
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.choices import LabelSource, NormSource
-from blda_cli.core.fitting import resolve_strength
 from blda_cli.core.float64 import float64_device
 from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
-from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.streaming import stream_share
@@ -31,13 +29,6 @@ from blda_cli.segmenters.network import NetworkSegmenter
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
 
-_IN_DOMAIN = (
-    "these images are in domain, as far as can be told without labels: neither their norm statistics nor an alignment "
-    "would change what the network predicts, and training on its own labels then costs accuracy. Leave the network as "
-    "it is; --no-check trains all the same"
-)
-"""Where neither changed anything, on the drawn streets by day, training on own labels took 81.8 mIoU to 80.2."""
-
 
 def label_target(
     segmenter: NetworkSegmenter,
@@ -49,7 +40,6 @@ def label_target(
     monitor: Monitor,
     *,
     norms: NormSource | MixedNorms,
-    doubt: bool,
 ) -> None:
     """Label every image as ``--preset strong`` does, and keep each class's most confident pixels.
 
@@ -66,10 +56,9 @@ def label_target(
         workers: threads that read images.
         monitor: receives the progress.
         norms: the weight of that mix, or ``AUTO``, which finds it without labels.
-        doubt: refuse images that seem in domain.
 
     Raises:
-        BldaError: an image cannot be read, a file cannot be written, or the images seem in domain.
+        BldaError: an image cannot be read, or a file cannot be written.
         Interrupted: the user asked to stop.
     """
     classes, device = segmenter.classes, segmenter.device
@@ -87,11 +76,7 @@ def label_target(
     )
     inference = with_kept_scales(inference, content.norms)
     settings = AlignmentSettings()
-    evidence = AlignmentInputs(StatisticsInput(content)).evidence(settings)
-    strength = resolve_strength(settings, evidence)
-    if doubt and strength == 0 and not content.norms_adapted:
-        raise BldaError(_IN_DOMAIN)
-    correction = fit(replace(settings, tau=strength), evidence).to(device)
+    correction = fit(settings, AlignmentInputs(StatisticsInput(content)).evidence(settings)).to(device)
     stream = partial(stream_share, segmenter=segmenter, inference=inference, monitor=monitor)
     histogram = ConfidenceHistogram(len(classes), float64_device(device))
     for batch in stream("ranking", files=counted):

@@ -165,7 +165,8 @@ def train(
     record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
     mix: MixedNorms | None = None
     if state is None:
-        chosen, mix = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor)
+        doubt = settings.run.check and settings.labels_itself and not data.source
+        chosen, mix = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor, doubt=doubt)
     else:
         kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}
         chosen = settings.with_values(kept, str(folder.checkpoint))
@@ -185,7 +186,6 @@ def train(
             machine.workers,
             monitor,
             norms=mix or NormSource.AUTO,
-            doubt=settings.run.check and not data.source,
         )
     known = None if changed or (settings.labels_itself and state is None) else folder
     pixels = _class_pixels(source, segmenter, known, machine.workers, monitor)

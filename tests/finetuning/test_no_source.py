@@ -40,7 +40,6 @@ NO_SOURCE: dict[str, Any] = {
     "data__source": False,
     "data__source_images": "",
     "data__source_labels": "",
-    "run__check": False,  # nothing says that the tiny network is out of domain
 }
 
 
@@ -239,17 +238,23 @@ def test_tent_needs_norms_to_train(project: Any, tmp_path: Path) -> None:
         project.run(tmp_path / "run", **NO_SOURCE, training__method="tent", data__model=str(toml))
 
 
-def test_images_in_domain_are_not_trained_on_without_source(project: Any, tmp_path: Path) -> None:
-    """With a source they are; once refused, the same folder takes the run that the way out begins."""
-    with pytest.raises(BldaError, match=r"in domain, as far as can be told without labels.*--no-check trains"):
-        project.run(tmp_path / "run", **{**NO_SOURCE, "run__check": True})
-    project.run(tmp_path / "run", resume=True, **NO_SOURCE)
-    project.run(tmp_path / "both", start__own_labels=True)
-
-
-def test_images_out_of_domain_are_trained_on(normed_project: Any, tmp_path: Path) -> None:
-    """Where the norms are mixed something tells that they are."""
-    normed_project.run(tmp_path / "run", **{**NO_SOURCE, "run__check": True}, training__norm_weight=0.6)
+@pytest.mark.parametrize(
+    ("weight", "distance", "refused"), [(1.0, 0.002, True), (1.0, 0.03, False), (0.6, 0.002, False)]
+)
+def test_images_in_domain_are_not_trained_on_without_source(
+    normed_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, distance: float, refused: bool
+) -> None:
+    """Unless the check is left out, in the same folder, or there is a source."""
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: MixedNorms(weight, 5))
+    monkeypatch.setattr("blda_cli.segmenters.norms.ObservedNorms.distance", distance)
+    checked = {**NO_SOURCE, "run__check": True, "training__iterations": 1}
+    if refused:
+        with pytest.raises(BldaError, match=r"in domain: the norm statistics are those of training.* --no-check"):
+            normed_project.run(tmp_path / "run", **checked)
+        normed_project.run(tmp_path / "run", **{**checked, "run__check": False})
+        normed_project.run(tmp_path / "both", start__own_labels=True, training__iterations=1)
+    else:
+        normed_project.run(tmp_path / "run", **checked)
 
 
 def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from blda_cli.core import IGNORE_INDEX
 from blda_cli.core.losses import cross_entropy
-from blda_cli.core.norms import MixedNorms, Norms
+from blda_cli.core.norms import SHIFTED, MixedNorms, Norms
 from blda_cli.data.labels import LabelReader
 from blda_cli.data.source import ImageSource
 from blda_cli.errors import BldaError
@@ -25,13 +25,20 @@ from blda_cli.runtime.process_group import all_maximum
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norm_choice import choose_weight, images_for_choice
-from blda_cli.segmenters.norms import enough_for_norms, has_norms, take_norms, use_norms
+from blda_cli.segmenters.norms import ObservedNorms, enough_for_norms, has_norms, take_norms, use_norms
 from blda_cli.segmenters.options import InferenceOptions
 
 _TOO_DEAR, _NOTHING = 1.25, 0.1
 """Freeze norm statistics when batch statistics raise the source's cross-entropy by more than this factor and by more
 than this much per pixel. It was 1.4 and 1.6 times for DABNet (crops of 320 and 192) and 1.3 for ESPNetv2, which are
 harmed, 1.0 for ESPNet and 1.1 for the drawn streets' network, which are not."""
+
+_IN_DOMAIN = (
+    "these images are in domain: the norm statistics are those of training, and mixing them with each image's brings "
+    "nothing. Training on the network's own labels costs accuracy there: leave the network as it is, or train all the "
+    "same with --no-check"
+)
+"""On the drawn streets by day such a run took 81.8 mIoU to 80.2."""
 
 NormChoice = Literal["batch", "instance", "target", "source"]
 
@@ -45,6 +52,8 @@ def mixed_norms(
     described: float | None,
     target: Sequence[ImageSource],
     monitor: Monitor,
+    *,
+    doubt: bool = False,
 ) -> tuple[Settings, MixedNorms | None]:
     """Find out whether norms are mixed with each image's own statistics, and with which weight.
 
@@ -58,13 +67,14 @@ def mixed_norms(
         described: the weight in the model's description, if any.
         target: images of the target domain.
         monitor: receives the progress and the choice.
+        doubt: refuse images in domain, where the network has nothing to learn from its own labels.
 
     Returns:
         The settings with ``--norms instance`` and its weight, unchanged where norms are not mixed; and the mix that was
         given or found, if any.
 
     Raises:
-        BldaError: an image cannot be read.
+        BldaError: an image cannot be read, or the images are in domain.
         Interrupted: the user asked to stop.
     """
     norms, weight = settings.training.norms, settings.training.norm_weight
@@ -75,8 +85,10 @@ def mixed_norms(
     if mix is None and target and not segmenter.adapted_norms:
         files, more = images_for_choice(target)
         monitor.start("choosing the norms' weight", len(files))
-        advance = advancing(monitor)
-        mix = choose_weight(segmenter, files, STRONG, advance=advance, more=more, choose_scales=True)
+        advance, observed = advancing(monitor), ObservedNorms(segmenter.module)
+        mix = choose_weight(segmenter, files, STRONG, advance=advance, observed=observed, more=more, choose_scales=True)
+        if doubt and mix.weight == 1 and observed.distance < SHIFTED:
+            raise BldaError(_IN_DOMAIN)
         if mix.weight < 1:
             monitor.say(f"batch norms: {mix}")
     if norms == "auto" and (mix is None or mix.weight == 1):
