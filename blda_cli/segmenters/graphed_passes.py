@@ -335,7 +335,7 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _is_watched(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules are in training mode, or hooks see what they do that are no part of them."""
+    """Whether modules are in training mode, or have hooks other than those of transformers."""
     for module in modules:
         if module.training:
             return True

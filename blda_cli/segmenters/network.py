@@ -524,8 +524,8 @@ class NetworkSegmenter(Segmenter):
         Args:
             network: runs on the images.
             images: its input.
-            content: (height, width) of what is no padding, on which the scores depend beside the input; None: on more
-                than that.
+            content: (height, width) of what is no padding, on which mixed norms depend beside the input; None: they
+                depend on more than that.
         """
         own = network is self.network
         norms = self._norms if own else None
@@ -537,7 +537,7 @@ class NetworkSegmenter(Segmenter):
         try:
             if self._graphed is None or content is None or not own or (norms is not None and not norms.plain):
                 return forward(images)
-            return self._graphed(network, images, forward, (self.norm_weight, content))
+            return self._graphed(network, images, forward, None if norms is None else (norms.weight, content))
         except BldaError:
             raise
         except (Exception, SystemExit) as error:  # a network may raise anything

@@ -493,6 +493,22 @@ def test_a_pass_over_images_gives_what_it_gives_without_graphs(
     assert segmenter._graphed is None  # and its memory is given back
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+def test_padding_is_another_pass_where_norms_leave_it_out(folder: Path, weight: float) -> None:
+    for number in range(0, 9, 2):
+        with Image.open(folder / f"{number}.png") as image:
+            image.crop((0, 0, 28, 24)).save(folder / f"{number}.png")
+    network = Counted()
+    segmenter, plain = segmenter_of(network, multiple_of=32), segmenter_of(Counted(), multiple_of=32)
+    for made in (segmenter, plain):
+        made.mix_norms(weight)
+    before = len(network.calls)
+    for number, batch in enumerate(segmenter.stream(find_images(folder), InferenceOptions())):
+        array = torch.from_numpy(np.array(Image.open(folder / f"{number}.png")))[None]
+        assert torch.allclose(batch.logits, plain.logits(array), atol=1e-5), number
+    assert len(network.calls) - before == (5 if weight == 1 else 5 + 5)  # as many as it takes to replay one, or two
+
+
 def test_norms_that_are_put_in_between_are_seen(folder: Path) -> None:
     network, twin = Counted(), Counted()
     segmenter, plain = segmenter_of(network), segmenter_of(twin)
