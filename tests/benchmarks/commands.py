@@ -46,10 +46,12 @@ from blda_cli.data.pillow_images import read_image
 from blda_cli.data.source import ImageSource
 from blda_cli.pipelines.requests import SubjectRequest
 from blda_cli.pipelines.subject import load_subject
+from blda_cli.segmenters import load_segmenter
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.norms import FEW_IMAGES
 from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.segmenters.spec import parse_model
 
 ESPNET = Path(__file__).parents[2] / "examples" / "espnet" / "espnet.toml"
 SEGFORMERS = {
@@ -80,7 +82,7 @@ class Case:
 
 def given(model: Path, weights: Path | None, images: Path | None, count: int, folder: Path) -> Case:
     """A network on frames, or on drawn ones of CamVid's size."""
-    frames = folder / "frames"
+    frames, weights = folder / "frames", weights or random_weights(model, folder)
     if images is None:
         draw(frames, count, (360, 480), "png")
         return Case(f"{model.stem}, drawn 360x480 png", model, weights, frames, False)
@@ -88,6 +90,16 @@ def given(model: Path, weights: Path | None, images: Path | None, count: int, fo
     for file in find_images(images)[:count]:
         shutil.copy(file.path, frames)
     return Case(f"{model.stem}, {images.parent.name}", model, weights, frames, False)
+
+
+def random_weights(model: Path, folder: Path) -> Path | None:
+    """Weights for a network whose description names none: the commands refuse one that has others in each run."""
+    spec = parse_model(str(model), None)
+    if spec.segmenter.kind != "python" or spec.segmenter.weights is not None:
+        return None
+    weights = folder / "weights.pth"
+    torch.save(load_segmenter(spec, torch.device("cpu")).module.state_dict(), weights)
+    return weights
 
 
 TINY = """import torch
@@ -104,6 +116,7 @@ def small(model: Path | None, weights: Path | None, count: int, folder: Path) ->
     """Many small images, for a network that costs next to nothing if not for another."""
     draw(folder / "small", count, (64, 96), "png")
     if model is not None:
+        weights = weights or random_weights(model, folder)
         return Case(f"{model.stem}, drawn 64x96 png", model, weights, folder / "small", False)
     (folder / "tiny.py").write_text(TINY)
     model = folder / "tiny.toml"
