@@ -57,9 +57,8 @@ class GraphedPasses:
     The first two replays are compared with the ordinary pass, whose result is then returned. A network is run without
     graphs for good if it waits for the device, draws random numbers, uses tensors that are neither its parameters nor
     its buffers nor made in the pass, keeps tensors that it made, gives other scores when replayed, or if memory is
-    short. While it is in training
-    mode, has hooks or computes gradients it is run as it is, and where any attribute, parameter or buffer of its
-    modules is replaced, the graphs are made anew; values that are changed in place they see.
+    short. While it is in training mode, has hooks or computes gradients it is run as it is, and where any attribute,
+    parameter or buffer of its modules is replaced, the graphs are made anew; values that are changed in place they see.
 
     The memory of one pass, over inputs of the largest shape, stays reserved as long as this object is used.
 
