@@ -97,8 +97,9 @@ def merge_folders(paths: Sequence[Path], job: Job) -> RunRecord:
         raise BldaError(f"{paths[0]} and the others hold no prediction: there is nothing to write")
     parts = tuple(record.provenance for record in records)
     whole.provenance = replace(job.provenance, labels=parts[0].labels, skipped=whole.skipped, merged=parts)
-    without = [path for path in paths if not (path / CONFIDENCE).is_dir()]
-    if without and len(without) < len(paths):
+    pictured = [path for path, one in zip(paths, records, strict=True) if one.changed.keys() - one.classified.keys()]
+    without = [path for path in pictured if not (path / CONFIDENCE).is_dir()]
+    if without and len(without) < len(pictured):
         job.monitor.say(f"pictures of confidence are left out: {without[0]} has none")
     work = prediction_folder.begin(output, overwrite=True)
     try:

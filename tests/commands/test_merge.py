@@ -104,3 +104,17 @@ def test_pictures_of_confidence_are_joined_or_said_to_be_missing(run: Run, scene
     said = run("merge", *shards, "--output", scene.root / "without").stderr
     assert f"pictures of confidence are left out: {shards[1]} has none" in said
     assert not (scene.root / "without" / "confidence").exists()
+
+
+def test_a_shard_without_images_lacks_no_pictures(run: Run, scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(scene.images.rglob("*.png")), tmp_path / "one" / "a.png")
+    options = ["--model", scene.model, "--images", tmp_path / "one", "--device", "cpu"]
+    run("collect-stats", *options, "--output", tmp_path / "s.h5")
+    shards = [tmp_path / f"aligned.{number}" for number in (1, 2)]
+    for number, shard in enumerate(shards, start=1):
+        arguments = ["--stats", tmp_path / "s.h5", "--confidence", "--shard", f"{number}/2", "--output", shard]
+        run("align", *options, *arguments)
+    said = run("merge", *shards, "--output", tmp_path / "whole").stderr
+    assert "confidence" not in said
+    assert (tmp_path / "whole" / "confidence" / "a.png").is_file()
