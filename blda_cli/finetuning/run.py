@@ -165,7 +165,8 @@ def train(
     record = {**replace(provenance, doubts=doubts).as_json(), "model": initial, **counts, "data": stamps}
     mix: MixedNorms | None = None
     if state is None:
-        doubt = settings.run.check and settings.labels_itself and not data.source
+        # Beside its own labels, a network may learn in domain, too, from those that are given.
+        doubt = settings.run.check and settings.labels_itself and len(labelled) == 1
         chosen, mix = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor, doubt=doubt)
     else:
         kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}

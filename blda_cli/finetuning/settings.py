@@ -336,6 +336,8 @@ class Settings:
                     f"{option(name)} does nothing with --method {self.training.method}: leave it out, or give "
                     f"{' or '.join(takers(name))}"
                 )
+            if name == "start.label_share" and not self.labels_itself:
+                raise OptionError("--label-share does nothing without --own-labels or --no-source: give one of them")
 
     def takes(self, name: str) -> bool:
         """Whether a setting ``section.name`` changes anything under this method and correction."""

@@ -81,7 +81,9 @@ def test_the_surest_share_of_each_class_is_labelled(project: Any, started: Path)
 
 def test_labels_are_made_with_the_norms_of_training(normed_project: Any, tmp_path: Path) -> None:
     normed_project.run(tmp_path / "run", **NO_SOURCE, training__iterations=1, training__norm_weight=0.6)
-    assert read_statistics(tmp_path / "run" / "start.h5").norms == MixedNorms(0.6)
+    norms = read_statistics(tmp_path / "run" / "start.h5").norms
+    assert isinstance(norms, MixedNorms)
+    assert norms.weight == 0.6
 
 
 def test_what_is_found_for_averaged_views_trains_and_labels(
@@ -244,7 +246,7 @@ def test_tent_needs_norms_to_train(project: Any, tmp_path: Path) -> None:
 def test_images_in_domain_are_not_trained_on_without_source(
     normed_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float, distance: float, refused: bool
 ) -> None:
-    """Unless the check is left out, in the same folder, or there is a source."""
+    """Unless the check is left out, in the same folder, or other labels are given, too."""
     monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: MixedNorms(weight, 5))
     monkeypatch.setattr("blda_cli.segmenters.norms.ObservedNorms.distance", distance)
     checked = {**NO_SOURCE, "run__check": True, "training__iterations": 1}
@@ -252,7 +254,9 @@ def test_images_in_domain_are_not_trained_on_without_source(
         with pytest.raises(BldaError, match=r"in domain: the norm statistics are those of training.* --no-check"):
             normed_project.run(tmp_path / "run", **checked)
         normed_project.run(tmp_path / "run", **{**checked, "run__check": False})
-        normed_project.run(tmp_path / "both", start__own_labels=True, training__iterations=1)
+        normed_project.run(tmp_path / "both", start__own_labels=True, run__check=True, training__iterations=1)
+        few = {f"data__labelled_{kind}": str(normed_project.folder / "dusk" / kind) for kind in ("images", "labels")}
+        normed_project.run(tmp_path / "few", **checked, **few)
     else:
         normed_project.run(tmp_path / "run", **checked)
 
@@ -275,6 +279,14 @@ def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> 
 def test_own_labels_are_refused_where_no_label_is_read(project: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--own-labels does nothing with --method source: leave it out, or give"):
         project.settings(training__method="source").refuse_unused(["start.own_labels"])
+
+
+def test_a_share_of_labels_that_are_not_made_is_refused(project: Any) -> None:
+    share = ["start.label_share"]
+    with pytest.raises(OptionError, match="--label-share does nothing without --own-labels or --no-source"):
+        project.settings().refuse_unused(share)
+    project.settings(start__own_labels=True).refuse_unused(share)
+    project.settings(**NO_SOURCE).refuse_unused(share)
 
 
 @pytest.mark.parametrize(("few", "times"), [(1, (1, 5)), (2, (1, 2)), (5, (1, 1)), (11, (2, 1))])
