@@ -98,14 +98,15 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
             refuse_parts(subject.images, option)
     segmenter = subject.segmenter
     refuse_second_correction(segmenter, request)
+    if inputs is not None:
+        inference = _inference(request, inputs)
     say_strong(request.preset, segmenter, inference, say)
     with job.running():
         if inputs is None:
             inputs = AlignmentInputs.read(files, collected(request, subject, job))
+            inference = _inference(request, inputs)
         target = inputs.target.content
         use_norms(segmenter, target.norms)
-        if chooses_scales(request.preset, inference):
-            inference = with_kept_scales(inference, target.norms)
         inputs.check(segmenter, inference, force=request.force)
         for used in inputs.every():
             if not used.content.complete:
@@ -141,6 +142,13 @@ def align(request: AlignRequest, job: Job) -> RunRecord:
     say_notes(segmenter, target if files.stats else None, say)
     job.monitor.warn(f"skipped {key}: {reason}" for key, reason in record.skipped.items())
     return record
+
+
+def _inference(request: AlignRequest, inputs: AlignmentInputs) -> InferenceOptions:
+    """How images are run: of the scales of ``--preset strong`` those that the statistics kept."""
+    if not chooses_scales(request.preset, request.inference):
+        return request.inference
+    return with_kept_scales(request.inference, inputs.target.content.norms)
 
 
 def _gap(evidence: Evidence) -> DomainGap:

@@ -275,7 +275,8 @@ def collect_statistics(
         norm_images: the images that the weight is chosen on, all of a job's where ``files`` are a shard; by default
             ``files``.
         compare_norms: also run some images as the network was trained where ``norms`` give a weight, for the report.
-        choose_scales: where norms are mixed, drop the scales of ``inference`` that tell little, see `choose_weight`.
+        choose_scales: where norms are mixed, drop the scales of ``inference`` that tell little, see `choose_weight`;
+            norms of a statistics file bring their own choice.
 
     Returns:
         The content of the file (in every process).
@@ -308,6 +309,7 @@ def collect_statistics(
     may_be_away = bool(files) and has_norms(segmenter) and not segmenter.adapted_norms
     if isinstance(norms, MixedNorms) and norms.weight < 1 and not has_norms(segmenter):
         norms = _without_norms(segmenter)
+    compare_norms = compare_norms or (choose_scales and not _is_chosen(norms))  # which chooses the scales, too
     if isinstance(norms, Norms) or (isinstance(norms, MixedNorms) and not (compare_norms and norms.weight < 1)):
         content.norms = norms
     elif isinstance(norms, MixedNorms) or norms is NormSource.TARGET or (norms is NormSource.AUTO and may_be_away):
@@ -412,14 +414,21 @@ def _with_norms(
             advance=advancing(monitor),
             observed=observed,
             more=more,
-            choose_scales=choose_scales,
+            choose_scales=choose_scales and not _is_chosen(choice),
         )
+        if isinstance(choice, MixedNorms):
+            norms = replace(norms, scales=norms.scales or choice.scales)
         inference = with_kept_scales(inference, norms)
         content.provenance = replace(content.provenance, norm_distance=observed.distance)
     if norms is None:
         return content
     use_norms(segmenter, norms)
     return replace(content, model=model_identity(segmenter, inference), norms=norms)
+
+
+def _is_chosen(norms: Norms | MixedNorms | NormSource) -> bool:
+    """Whether the weight is not only given, but was compared on images before, and the scales chosen with it."""
+    return isinstance(norms, MixedNorms) and bool(norms.agreements)
 
 
 def _without_norms(segmenter: Segmenter) -> NormSource:

@@ -442,6 +442,7 @@ def test_strong_drops_enlarged_views_that_tell_less(
     said = run("align", *options, *strong, "--stats", tmp_path / "s.h5", "--output", tmp_path / "a").stderr
     assert chosen == [1]
     assert "views: only" not in said
+    assert "--preset strong: 4 views of each image, 2.5 times the pixels of one\n" in said
     run("align", *options, *strong, "--output", tmp_path / "b")
     for name in "ab":
         record = json.loads((tmp_path / name / "run.json").read_text())
@@ -454,6 +455,19 @@ def test_strong_drops_enlarged_views_that_tell_less(
     run("collect-stats", *options, *strong, "--scales", "0.5,1.5", "--output", tmp_path / "given.h5")
     assert read_statistics(tmp_path / "given.h5").model["inference"]["scales"] == [0.5, 1.5]
     assert len(chosen) == 2
+    # A file's norms come with their scales; a weight in a model's description leaves the scales to be chosen.
+    further = tmp_path / "further.h5"
+    run("collect-stats", *options, *strong, "--norms", tmp_path / "s.h5", "--output", further)
+    assert len(chosen) == 2
+    toml = Path(normed)
+    toml.write_text(toml.read_text().replace("[segmenter]", "[segmenter]\nnorm_weight = 0.6"))
+    run("collect-stats", *options, *strong, "--output", tmp_path / "described.h5")
+    assert len(chosen) == 3
+    for path, weight in ((further, content.norms.weight), (tmp_path / "described.h5", 0.6)):
+        other = read_statistics(path)
+        assert isinstance(other.norms, MixedNorms)
+        assert (other.norms.weight, other.norms.scales) == (weight, (0.5, 1.0))
+        assert other.model["inference"]["scales"] == [0.5, 1.0]
 
 
 def test_a_network_that_mixes_its_norms_is_trained_labels_and_is_written(
