@@ -348,7 +348,7 @@ def collect_statistics(
     remaining = [file for file in mine if file.key not in done]
     monitor.start("counting", len(mine), len(mine) - len(remaining))
     pass_over = _Pass(segmenter, inference, labels, content, part, monitor)
-    if norms is NormSource.SOURCE and shard.first and may_be_away and not content.provenance.norm_distance:
+    if may_be_away and shard.first and not (content.norms_adapted or content.provenance.norm_distance):
         # Some images come first, while the norms are watched; what was counted before a stop is run again for that.
         chosen = enough_for_norms(mine, FEW_IMAGES)
         observed = ObservedNorms(segmenter.module)

@@ -221,6 +221,18 @@ def test_norms_are_watched_in_the_pass_that_counts(
     np.testing.assert_array_equal(counts(output), counts(whole))
 
 
+def test_norms_as_trained_are_watched_whatever_says_so(run: Run, scene: Scene, normed: str) -> None:
+    """A weight of 1 is the network as it was trained, whose norms may lie far from those of the images."""
+    found = []
+    for number, given in enumerate((["--norms", "source"], ["--norm-weight", "1"])):
+        output = scene.root / f"{number}.h5"
+        run("collect-stats", *scene.options(*given, model=normed), "--output", output)
+        found.append(read_statistics(output).provenance.norm_distance)
+    assert found[0] is not None
+    assert found[0] > SHIFTED
+    assert found[1] == found[0]
+
+
 def test_images_come_in_their_order_whichever_were_watched(run: Run, scene: Scene, normed: str, tmp_path: Path) -> None:
     images, output = tmp_path / "twenty", tmp_path / "s.h5"
     images.mkdir()
