@@ -59,7 +59,8 @@ def mixed_norms(
 
     Training with mixed norms fits the network to what it is run with: the same mix makes the labels and is in the
     written network. A weight that is not given is found as for ``--preset strong``: trained with 0.9, which averaged
-    views want, ESPNet was one point better at dusk than with the 0.8 of single views.
+    views want, ESPNet was one point better at dusk than with the 0.8 of single views. Single views choose where the
+    network does not take the preset's.
 
     Args:
         segmenter: the network before training.
@@ -83,11 +84,11 @@ def mixed_norms(
     weight = described if weight is None else weight
     mix = None if weight is None else MixedNorms(weight)
     if mix is None and target and not segmenter.adapted_norms:
-        files, more = images_for_choice(target)
-        monitor.start("choosing the norms' weight", len(files))
-        advance, observed = advancing(monitor), ObservedNorms(segmenter.module)
-        mix = choose_weight(segmenter, files, STRONG, advance=advance, observed=observed, more=more, choose_scales=True)
-        if doubt and mix.weight == 1 and observed.distance < SHIFTED:
+        try:
+            mix, distance = _found_weight(segmenter, target, STRONG, monitor)
+        except BldaError:  # not every network takes images at half their size, nor every memory larger ones
+            mix, distance = _found_weight(segmenter, target, InferenceOptions(), monitor)
+        if doubt and mix.weight == 1 and distance < SHIFTED:
             raise BldaError(_IN_DOMAIN)
         if mix.weight < 1:
             monitor.say(f"batch norms: {mix}")
@@ -95,6 +96,17 @@ def mixed_norms(
         return settings, mix
     found = {"training.norms": "instance", "training.norm_weight": 1.0 if mix is None else mix.weight}
     return settings.with_values(found, "norms"), mix
+
+
+def _found_weight(
+    segmenter: NetworkSegmenter, target: Sequence[ImageSource], views: InferenceOptions, monitor: Monitor
+) -> tuple[MixedNorms, float]:
+    """The mix that is found without labels, and the images' norm distance."""
+    files, more = images_for_choice(target)
+    monitor.start("choosing the norms' weight", len(files))
+    advance, observed = advancing(monitor), ObservedNorms(segmenter.module)
+    mix = choose_weight(segmenter, files, views, advance=advance, observed=observed, more=more, choose_scales=True)
+    return mix, observed.distance
 
 
 def prepare_norms(
