@@ -66,7 +66,8 @@ def test_memory_and_open_files_stay_and_the_report_is_quick(world: World) -> Non
             print(f"{name} of {count}: {values['peak']:.0f} MiB, {values['files']} files, {values['seconds']:.1f} s")
     few, many = figures[200], figures[10_000]
     for one, other in zip(few[:2], many[:2], strict=True):
-        assert other["peak"] < 1.05 * one["peak"]
+        # Names and shares of the further images: 2.4 KiB each. A ratio would depend on what a process needs to start.
+        assert other["peak"] < one["peak"] + 26
         assert other["files"] <= one["files"] + 6  # two threads read and four write, each a file at a time
     page = (world.root / "report 10000" / "report.html").stat().st_size
     print(f"report.html: {page / 1e6:.2f} MB")
