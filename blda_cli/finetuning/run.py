@@ -134,10 +134,10 @@ def train(
     validation = find(data.val_images, str(data.val_labels), data.val_encoding) if data.val_images else None
     stored = StoredLabels(output / "pseudo_labels" / "start", len(segmenter.classes))
     labelled: list[Labelled] = []
+    if settings.labels_itself:  # first, as given labels of the same images count more
+        labelled.append(own_labelled(target, stored.read, fading=data.source))
     if data.source and settings.method.source != "unused":
         labelled.append(find(data.source_images, data.source_labels, data.source_encoding))
-    if settings.labels_itself:
-        labelled.append(own_labelled(target, stored.read))
     if data.labelled_images:
         labelled.append(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
     source = reduce(Labelled.beside, labelled) if labelled else without_labels(target)

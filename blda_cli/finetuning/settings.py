@@ -154,6 +154,7 @@ HOSTS: dict[str, dict[str, Any]] = {
 """Which parts the published hosts have (Tranheden et al., WACV 2021; Hoyer et al., CVPR 2022 and 2023)."""
 
 PUBLISHED: dict[str, Any] = {
+    "start.own_labels": False,
     "host.whole_images": False,
     "blda.tau": 0.1,
     "blda.blend_first_fit": True,
@@ -169,9 +170,9 @@ class StartSettings:
     """``[start]``: the target's own labels, which the network makes before the first step."""
 
     own_labels: bool = setting(
-        False,
-        "Label the target before the first step, by the strongest predictions that need no training, and draw half of "
-        "the labelled crops from it; without source images all of them.",
+        True,
+        "Label the target before the first step, by the strongest predictions that need no training (blda, dacs), and "
+        "draw half of the labelled crops from it at first, none at the end; without source images all of them.",
     )
     label_share: float = setting(
         0.8, "Share of the pixels predicted as a class that is so labelled, the surest first.", above=0, at_most=1
@@ -338,6 +339,8 @@ class Settings:
                 )
             if name == "start.label_share" and not self.labels_itself:
                 raise OptionError("--label-share does nothing without --own-labels or --no-source: give one of them")
+            if name == "start.own_labels" and not self.data.source:
+                raise OptionError("--own-labels and --no-own-labels do nothing with --no-source: leave them out")
 
     def takes(self, name: str) -> bool:
         """Whether a setting ``section.name`` changes anything under this method and correction."""

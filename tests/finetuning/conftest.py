@@ -85,7 +85,7 @@ class Project:
         return str(self.folder / "tiny.toml")
 
     def settings(self, **values: Any) -> Settings:
-        """Settings of a short run; keys have ``__`` for the dot."""
+        """Settings of a short run, without own labels beside a source; keys have ``__`` for the dot."""
         given = {
             "data.model": self.model,
             "data.source_images": str(self.folder / "day" / "images"),
@@ -97,6 +97,7 @@ class Project:
             "host.rare_class_share": 0.02,
             "host.mask_block": 8,
             "run.log_every": 2,
+            "start.own_labels": False,
             **{key.replace("__", "."): value for key, value in values.items()},
         }
         return Settings().with_values(given, "test").resolved()

@@ -24,9 +24,10 @@ from blda_cli.data.images import find_images
 from blda_cli.data.labels import LabelReader, label_reader
 from blda_cli.data.pillow_images import PillowImage
 from blda_cli.errors import BldaError, OptionError
-from blda_cli.finetuning.data.labelled import Labelled
+from blda_cli.finetuning.data.labelled import Labelled, own_labelled
 from blda_cli.finetuning.data.samples import Crop, Sampler, count_class_pixels
 from blda_cli.finetuning.methods import METHODS
+from blda_cli.finetuning.settings import PUBLISHED, Settings
 from blda_cli.pipelines.requests import STRONG
 from blda_cli.reporting.words import next_steps
 from blda_cli.runtime.monitor import SilentMonitor
@@ -276,9 +277,41 @@ def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> 
     assert (counts["source"], counts["target"]) == (len(list((project.folder / "day" / "images").iterdir())) + 5, 5)
 
 
+@pytest.mark.parametrize("fading", [True, False])
+def test_own_labels_fade_beside_a_source(project: Any, fading: bool) -> None:
+    """Five of eleven draws are of the target at first, none at the end."""
+    settings = project.settings(training__iterations=200, training__batch_size=2)
+    day, dusk = (find_images(project.folder / name / "images") for name in ("day", "dusk"))
+    given = Labelled(day, label_reader(day, project.folder / "day" / "labels", project.segmenter().classes))
+    both = own_labelled(dusk, lambda file: np.zeros(file.size(), np.int16), fading=fading).beside(given)
+    sampler = Sampler(both, dusk, np.zeros((11, 4), np.int64), settings)
+    crops = [sampler.draw(number)["source_crops"] for number in range(400)]
+    own = np.reshape([isinstance(crop, Crop) and crop.file in dusk for crop in crops], (4, 100)).mean(axis=1)
+    expected = np.array([7, 5, 3, 1]) / 8 if fading else np.ones(4)
+    assert own == pytest.approx(5 / 11 * expected, abs=0.1)
+    assert not fading or not own[3] > 0.12
+
+
+def test_given_labels_of_a_target_image_count_more_than_its_own(project: Any) -> None:
+    files = find_images(project.folder / "day" / "images")
+    source = Labelled(files[:2], label_reader(files, project.folder / "day" / "labels", project.segmenter().classes))
+    both = own_labelled(files, lambda file: np.full(file.size(), 3, np.int16), fading=True).beside(source)
+    assert both.fading == {file.location for file in files[2:]}
+    assert np.array_equal(both.labels(files[1]), source.labels(files[1]))
+    assert bool((both.labels(files[2]) == 3).all())
+
+
 def test_own_labels_are_refused_where_no_label_is_read(project: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--own-labels does nothing with --method source: leave it out, or give"):
         project.settings(training__method="source").refuse_unused(["start.own_labels"])
+
+
+def test_own_labels_are_a_default_and_not_published(project: Any) -> None:
+    assert Settings().labels_itself
+    assert not Settings().with_values(PUBLISHED, "test").labels_itself
+    assert not Settings().with_values({"training.method": "cbst"}, "test").labels_itself
+    with pytest.raises(OptionError, match="do nothing with --no-source: leave them out"):
+        project.settings(**NO_SOURCE).refuse_unused(["start.own_labels"])
 
 
 def test_a_share_of_labels_that_are_not_made_is_refused(project: Any) -> None:

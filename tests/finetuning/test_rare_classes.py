@@ -1,6 +1,6 @@
 import numpy as np
 
-from blda_cli.finetuning.data.rare_classes import RareClassSampler
+from blda_cli.finetuning.data.rare_classes import RareClassSampler, crop_with
 
 PIXELS = np.array([[9000, 500, 0, 0], [8000, 4000, 100, 0], [9500, 0, 3500, 0]])
 
@@ -42,11 +42,10 @@ def test_the_published_temperature_does_not_overflow() -> None:
 
 
 def crops(labels: np.ndarray, size: tuple[int, int], count: int = 200) -> np.ndarray:
-    sampler = RareClassSampler(np.array([[4600, 200]]), 0.01, share=0.0015)
     generator = np.random.default_rng(0)
     kept = []
     for _ in range(count):
-        top, left = sampler.crop(generator, labels, 1, size)
+        top, left = crop_with(generator, labels, 1, size)
         assert 0 <= top <= labels.shape[0] - size[0]
         assert 0 <= left <= labels.shape[1] - size[1]
         kept.append(np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == 1))

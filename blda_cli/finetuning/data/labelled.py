@@ -27,12 +27,14 @@ class Labelled:
         labels: reads an image's label.
         meaning: text that changes when the label files' values mean other classes.
         times: how often each image is to be drawn, relative to the others; empty: all alike.
+        fading: locations of images that are drawn less and less.
     """
 
     files: Sequence[ImageSource]
     labels: LabelReader
     meaning: str = ""
     times: Sequence[int] = ()
+    fading: frozenset[str] = frozenset()
 
     @property
     def drawn(self) -> list[int]:
@@ -56,7 +58,8 @@ class Labelled:
         ratio = max(1, own.sum()) / their.sum()
         times = [*own * max(1, round(1 / ratio)), *their * max(1, round(ratio))]
         reader = LabelReader(lambda file: readers[file](file), self.labels.encoding, paths)
-        return Labelled([*files, *others.files], reader, self.meaning + others.meaning, times)
+        fading = (self.fading - known) | others.fading
+        return Labelled([*files, *others.files], reader, self.meaning + others.meaning, times, fading)
 
 
 def find_labelled(
@@ -99,6 +102,7 @@ def without_labels(files: Sequence[ImageSource]) -> Labelled:
     return Labelled(files, reader, "no labels")
 
 
-def own_labelled(files: Sequence[ImageSource], read: Callable[[ImageSource], np.ndarray]) -> Labelled:
+def own_labelled(files: Sequence[ImageSource], read: Callable[[ImageSource], np.ndarray], *, fading: bool) -> Labelled:
     """Images with the labels that a run keeps for them, int16 ``[H, W]``."""
-    return Labelled(files, LabelReader(read, "own", {}), "own labels")
+    locations = frozenset(file.location for file in files) if fading else frozenset()
+    return Labelled(files, LabelReader(read, "own", {}), "own labels", fading=locations)

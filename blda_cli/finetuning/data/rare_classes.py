@@ -1,9 +1,11 @@
-"""Rare-class sampling: source images and crops drawn so that rare classes are seen (Hoyer et al., CVPR 2022)."""
+"""Rare-class sampling: labelled images and crops drawn so that rare classes are seen (Hoyer et al., CVPR 2022)."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from blda_cli.finetuning.settings import Settings
 
 CROP_TRIES = 10
 CROP_SHARE = 1500 / 512**2
@@ -37,28 +39,6 @@ class RareClassSampler:
         drawn = int(generator.choice(len(self.probabilities), p=self.probabilities))
         return drawn, int(generator.choice(self._images[drawn]))
 
-    def crop(
-        self, generator: np.random.Generator, labels: np.ndarray, wanted: int, size: tuple[int, int]
-    ) -> tuple[int, int]:
-        """Where to crop so that the class drawn is in it.
-
-        Args:
-            generator: draws.
-            labels: ``[H, W]``, of the whole image.
-            wanted: the class.
-            size: (height, width) of the crop.
-
-        Returns:
-            The crop's top and left: the first of ten tries that holds more than :data:`CROP_SHARE` of the class, or
-            half of the class's pixels where they are that few, or else the last.
-        """
-        needed = min(np.count_nonzero(labels == wanted) / 2, CROP_SHARE * size[0] * size[1])
-        for _ in range(CROP_TRIES):
-            top, left = random_crop(generator, labels.shape, size)
-            if np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == wanted) >= needed:
-                break
-        return top, left
-
 
 class HardSampleMiner:
     """Draws images that hold the classes a network predicts least (Zou et al., ECCV 2018, §5.1).
@@ -82,6 +62,65 @@ class HardSampleMiner:
     def draw(self, generator: np.random.Generator) -> tuple[int, int]:
         """A class, and the index of an image that holds it."""
         return self.pool[int(generator.integers(len(self.pool)))]
+
+
+class ImageDraws:
+    """Draws labelled images: for the classes that a method prefers, for rare ones, or all alike."""
+
+    def __init__(self, class_pixels: np.ndarray, drawn: Sequence[int], settings: Settings) -> None:
+        """Set up the draws.
+
+        Args:
+            class_pixels: pixels of each class in every image, int64 ``[images, C]``.
+            drawn: the images' indices, each as often as the image is to be drawn.
+            settings: of the run.
+        """
+        self._drawn, self._class_pixels = np.asarray(drawn), class_pixels[drawn]
+        self._mined_share = settings.rounds.mined_share
+        self._miner: HardSampleMiner | None = None
+        self._rare: RareClassSampler | None = None
+        host = settings.host
+        if host.rare_class_sampling and self._class_pixels.any():
+            self._rare = RareClassSampler(self._class_pixels, host.rare_class_temperature, host.rare_class_share)
+
+    def prefer(self, classes: Sequence[Sequence[int]]) -> None:
+        """Draw some images for these classes, those of the first group first; for none, as before."""
+        miner = HardSampleMiner(self._class_pixels, classes, self._mined_share)
+        self._miner = miner if miner.pool else None
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, int | None]:
+        """An image's index, and the class that it is drawn for, if any."""
+        wanted: int | None = None
+        if self._miner is not None and generator.random() < self._mined_share:
+            wanted, place = self._miner.draw(generator)
+        elif self._rare is not None:
+            wanted, place = self._rare.draw(generator)
+        else:
+            place = int(generator.integers(len(self._drawn)))
+        return int(self._drawn[place]), wanted
+
+
+def crop_with(
+    generator: np.random.Generator, labels: np.ndarray, wanted: int, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Where to crop so that a class is in it.
+
+    Args:
+        generator: draws.
+        labels: ``[H, W]``, of the whole image.
+        wanted: the class.
+        size: (height, width) of the crop.
+
+    Returns:
+        The crop's top and left: the first of ten tries that holds more than :data:`CROP_SHARE` of the class, or
+        half of the class's pixels where they are that few, or else the last.
+    """
+    needed = min(np.count_nonzero(labels == wanted) / 2, CROP_SHARE * size[0] * size[1])
+    for _ in range(CROP_TRIES):
+        top, left = random_crop(generator, labels.shape, size)
+        if np.count_nonzero(labels[top : top + size[0], left : left + size[1]] == wanted) >= needed:
+            break
+    return top, left
 
 
 def random_crop(generator: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:

@@ -17,10 +17,11 @@ from blda_cli.errors import BldaError
 from blda_cli.finetuning.data.augmentation import Augmentation
 from blda_cli.finetuning.data.labelled import Labelled
 from blda_cli.finetuning.data.mixing import block_mask, class_masks
-from blda_cli.finetuning.data.rare_classes import HardSampleMiner, RareClassSampler, random_crop
+from blda_cli.finetuning.data.rare_classes import ImageDraws, crop_with, random_crop
 from blda_cli.finetuning.settings import Settings, TrainingSettings
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.read_ahead import read_ahead
+from blda_cli.runtime.shards import current_shard
 
 _CACHE_BYTES = 1 << 30
 
@@ -135,10 +136,11 @@ class Batch:
 class Sampler:
     """Draws samples; each is a function of the seed and its number alone, so a checkpoint needs no state of it.
 
+    Labelled images that fade are drawn at first as often as they are meant to be, and less and less, down to never at
+    the run's end; others take their place.
+
     Attributes:
-        class_pixels: pixels of each class in every source image that is drawn, int64 ``[images, C]``.
         source: the labelled images.
-        hard: draws images for the classes that a method prefers, if it prefers some.
     """
 
     def __init__(
@@ -160,16 +162,17 @@ class Sampler:
             wholes: batches hold the whole target images, too.
         """
         self._wholes = wholes
-        self.class_pixels = class_pixels[source.drawn]
         self.source = source
-        self._drawn = [source.files[index] for index in source.drawn]
         self._target = target
         self._settings = settings
-        host = settings.host
-        self._rare: RareClassSampler | None = None
-        if class_pixels.any():
-            self._rare = RareClassSampler(self.class_pixels, host.rare_class_temperature, host.rare_class_share)
-        self.hard: HardSampleMiner | None = None
+        self._classes = class_pixels.shape[1]
+        training, drawn = settings.training, source.drawn
+        self._samples = training.iterations * training.accumulate * training.batch_size * current_shard().world
+        self._draws = ImageDraws(class_pixels, drawn, settings)
+        self._fading = {index for index in drawn if source.files[index].location in source.fading}
+        self._lasting = self._draws
+        if self._fading:
+            self._lasting = ImageDraws(class_pixels, [index for index in drawn if index not in self._fading], settings)
         cache = ReadingCache(_CACHE_BYTES)
         self._image = cache.reading(lambda file: file.read())
         self._labels = cache.reading(source.labels)
@@ -185,28 +188,24 @@ class Sampler:
 
     def prefer(self, classes: Sequence[Sequence[int]]) -> None:
         """Draw some source images for these classes, those of the first group first; for none, as before."""
-        miner = HardSampleMiner(self.class_pixels, classes, self._settings.rounds.mined_share)
-        self.hard = miner if miner.pool else None
+        for draws in (self._draws, self._lasting):
+            draws.prefer(classes)
 
     def draw(self, number: int) -> Sample:
         """The fields of one crop pair's `Batch`, without the batch dimension."""
         settings, host = self._settings, self._settings.host
         generator = np.random.default_rng([settings.training.seed, number])
         crop = settings.training.crop
-        wanted: int | None = None
-        if self.hard is not None and generator.random() < settings.rounds.mined_share:
-            wanted, index = self.hard.draw(generator)
-        elif host.rare_class_sampling and self._rare is not None:
-            wanted, index = self._rare.draw(generator)
-        if wanted is not None and self._rare is not None:
-            labels = self._labels(self._drawn[index])
-            top, left = self._rare.crop(generator, labels, wanted, crop)
-        else:
-            index = int(generator.integers(len(self._drawn)))
-            labels = self._labels(self._drawn[index])
+        index, wanted = self._draws.draw(generator)
+        if index in self._fading and generator.random() < number / self._samples:
+            index, wanted = self._lasting.draw(generator)
+        labels = self._labels(self.source.files[index])
+        if wanted is None:
             top, left = random_crop(generator, labels.shape, crop)
+        else:
+            top, left = crop_with(generator, labels, wanted, crop)
         mirrored = generator.random() < host.flip
-        source_crop = Crop(self._drawn[index], labels.shape, top, left, crop, mirrored)
+        source_crop = Crop(self.source.files[index], labels.shape, top, left, crop, mirrored)
         source_labels = source_crop.cut(labels)
 
         target_file = self._target[int(generator.integers(len(self._target)))]
@@ -218,7 +217,7 @@ class Sampler:
 
         mixed = Augmentation.draw(generator, host)
         masked = Augmentation.draw(generator, host)
-        values = np.arange(IGNORE_INDEX, self.class_pixels.shape[1])
+        values = np.arange(IGNORE_INDEX, self._classes)
         return {
             "source_images": source_crop.cut(self._image(source_crop.file)),
             "source_labels": source_labels,

@@ -119,7 +119,7 @@ METHODS: dict[str, MethodEntry] = {
         source="optional",
         rounds=True,
         options=(*_SELECTION, *_OWN, "rounds.mined_share"),
-        defaults=_PLAIN_HOST,
+        defaults={**_PLAIN_HOST, "start.own_labels": False},
     ),
     "cbst-sp": MethodEntry(
         f"{_HERE}.cbst:Cbst",
