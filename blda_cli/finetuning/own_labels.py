@@ -1,4 +1,4 @@
-"""The labels that a run without source images starts from: the original network's predictions on the target."""
+"""The target's own labels, which a run begins with: the original network's predictions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +14,7 @@ from blda_cli.core.methods import AlignmentSettings
 from blda_cli.core.norms import MixedNorms
 from blda_cli.core.self_training import ConfidenceHistogram, keep_confident
 from blda_cli.data.source import ImageSource
+from blda_cli.errors import BldaError
 from blda_cli.files import replacing, to_json
 from blda_cli.finetuning.data.stored_labels import StoredLabels
 from blda_cli.finetuning.streaming import stream_share
@@ -25,6 +26,8 @@ from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
+from blda_cli.segmenters.options import InferenceOptions
+from blda_cli.segmenters.reasons import MemoryShortError
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
@@ -44,7 +47,8 @@ def label_target(
     """Label every image as ``--preset strong`` does, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
-    of the preset's strength is fitted to the result. A pixel is labelled where its confidence, the probability of its
+    of the preset's strength is fitted to the result. Where the memory does not suffice for enlarged images, one process
+    does without them. A pixel is labelled where its confidence, the probability of its
     class after the alignment, ranks among the first ``share`` of all pixels predicted as that class.
 
     Args:
@@ -58,11 +62,38 @@ def label_target(
         norms: the weight of that mix, or ``AUTO``, which finds it without labels.
 
     Raises:
-        BldaError: an image cannot be read, or a file cannot be written.
+        BldaError: an image cannot be read, a file cannot be written, or the memory does not suffice.
         Interrupted: the user asked to stop.
     """
-    classes, device = segmenter.classes, segmenter.device
+    label = partial(_label_target, segmenter, target, share, stored, statistics, monitor, norms)
     inference = replace(STRONG, workers=workers)
+    smaller = replace(inference, scales=tuple(scale for scale in inference.scales if scale <= 1))
+    try:
+        try:
+            label(inference)
+        except MemoryShortError:
+            if current_shard().world > 1:  # the others would wait for this one
+                raise
+            label(smaller)
+    except MemoryShortError as error:
+        raise BldaError(
+            "the memory does not suffice to label whole target images: give smaller ones, or, with source images, "
+            "--no-own-labels"
+        ) from error
+
+
+def _label_target(
+    segmenter: NetworkSegmenter,
+    target: Sequence[ImageSource],
+    share: float,
+    stored: StoredLabels,
+    statistics: Path,
+    monitor: Monitor,
+    norms: NormSource | MixedNorms,
+    inference: InferenceOptions,
+) -> None:
+    """See :func:`label_target`; ``inference`` has the views."""
+    classes, device = segmenter.classes, segmenter.device
     counted = target[:: -(-len(target) // _COUNTED)]
     content = collect_statistics(
         segmenter,

@@ -62,6 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "source": {"training.method": "source"},
     "dacs": {"training.method": "dacs"},
     "blda": {"training.method": "blda"},
+    "dacs --no-own-labels": {"training.method": "dacs", "start.own_labels": False},
+    "blda --no-own-labels": {"training.method": "blda", "start.own_labels": False},
     "blda --preset published": {"training.method": "blda", **PUBLISHED},
     "dacs --host dacs": {"training.method": "dacs", **HOSTS["dacs"]},
     "blda --host dacs": {"training.method": "blda", **HOSTS["dacs"]},

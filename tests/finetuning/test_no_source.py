@@ -262,6 +262,54 @@ def test_images_in_domain_are_not_trained_on_without_source(
         normed_project.run(tmp_path / "run", **checked)
 
 
+@pytest.mark.parametrize(("changed", "said"), [(0.05, True), (0.15, False)])
+def test_images_near_the_domain_are_doubted(
+    normed_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: float, said: bool
+) -> None:
+    mix = MixedNorms(0.9, 5, changed={1.0: 0.0, 0.9: changed})
+    monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: mix)
+    monitor = StopAt(100)
+    normed_project.run(tmp_path / "run", monitor, **NO_SOURCE, run__check=True, training__iterations=1)
+    assert any("near those of training" in line for line in monitor.said) == said
+
+
+TIGHT = """
+import studentnet
+
+
+def make(most):
+    def check(module, given):
+        if given[0].shape[3] > most:
+            raise MemoryError
+
+    network = studentnet.make()
+    network.register_forward_pre_hook(check)
+    return network
+"""
+
+
+@pytest.mark.parametrize(("most", "scales"), [(90, [0.5, 0.75, 1.0, 1.25, 1.5]), (60, [0.5, 0.75, 1.0]), (40, None)])
+def test_where_memory_is_short_labels_are_made_without_enlarged_images(
+    project: Any, tmp_path: Path, most: int, scales: list[float] | None
+) -> None:
+    """Target images are 56 pixels wide, crops 40."""
+    (project.folder / "tightnet.py").write_text(TIGHT)
+    model = (
+        Path(project.model)
+        .read_text()
+        .replace("studentnet", "tightnet")
+        .replace("{dropout = 0.1}", f"{{most = {most}}}")
+    )
+    (project.folder / f"tight{most}.toml").write_text(model)
+    values = {"data__model": str(project.folder / f"tight{most}.toml"), "host__whole_images": False}
+    if scales is None:
+        with pytest.raises(BldaError, match=r"memory does not suffice to label whole target images.*--no-own-labels"):
+            project.run(tmp_path / "run", **values, start__own_labels=True, training__iterations=1)
+        return
+    project.run(tmp_path / "run", **values, start__own_labels=True, training__iterations=1)
+    assert read_statistics(tmp_path / "run" / "start.h5").model["inference"]["scales"] == scales
+
+
 def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> None:
     """Source and target images, half of the draws each, train; the labels are those of a run without source."""
     students = []
