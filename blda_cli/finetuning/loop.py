@@ -95,6 +95,8 @@ class TrainingLoop:
     def train(self, sampler: Sampler) -> None:
         """All steps that are left."""
         stages, iterations = self.trainer.method.stages, self._settings.training.iterations
+        if self._settings.labels_itself and self.trainer.step == 0:
+            self._save()  # so that the target is labelled once
         try:
             for number in range(stages):
                 end = iterations * (number + 1) // stages

@@ -1,5 +1,6 @@
 """``blda finetune``: train a segmenter and write its run folder."""
 
+import copy
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -173,6 +174,8 @@ def train(
         chosen = settings.with_values(kept, str(folder.checkpoint))
     weight = chosen.training.norm_weight if chosen.training.norms == "instance" else None
     if settings.labels_itself and state is None:
+        # What cannot be trained is refused before anything is labelled.
+        Trainer(replace(segmenter, network=copy.deepcopy(segmenter.network), notes=[]), settings)
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it
         wait_for_all(current_shard())
