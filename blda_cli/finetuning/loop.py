@@ -95,8 +95,6 @@ class TrainingLoop:
     def train(self, sampler: Sampler) -> None:
         """All steps that are left."""
         stages, iterations = self.trainer.method.stages, self._settings.training.iterations
-        if self._settings.labels_itself and self.trainer.step == 0:
-            self._save()  # so that the target is labelled once
         try:
             for number in range(stages):
                 end = iterations * (number + 1) // stages
@@ -154,7 +152,8 @@ class TrainingLoop:
                     self.folder.save_pictures(step, *report.mixed, trainer.segmenter.classes)
                 if step % run.validate_every == 0 or last:
                     self.validate()
-                if step % run.checkpoint_every == 0 or last:
+                labelled = step == 1 and self._settings.labels_itself  # kept at once, so that it is done once
+                if step % run.checkpoint_every == 0 or last or labelled:
                     self._save()
                 self._check_interrupt()
         finally:

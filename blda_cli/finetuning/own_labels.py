@@ -22,12 +22,18 @@ from blda_cli.pipelines.alignment_inputs import AlignmentInputs, StatisticsInput
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics, with_kept_scales
 from blda_cli.pipelines.job import Job
 from blda_cli.pipelines.requests import STRONG
+from blda_cli.runtime.device import free_memory
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.reasons import MemoryShortError
+
+_TOO_LARGE = (
+    "the memory does not suffice to label whole target images: give smaller ones, or, with source images, "
+    "--no-own-labels"
+)
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
@@ -47,8 +53,8 @@ def label_target(
     """Label every image as ``--preset strong`` does, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
-    of the preset's strength is fitted to the result. Where the memory does not suffice for enlarged images, one process
-    does without them. A pixel is labelled where its confidence, the probability of its
+    of the preset's strength is fitted to the result. Where the memory does not suffice for enlarged images, a run in a
+    single process does without them. A pixel is labelled where its confidence, the probability of its
     class after the alignment, ranks among the first ``share`` of all pixels predicted as that class.
 
     Args:
@@ -65,21 +71,24 @@ def label_target(
         BldaError: an image cannot be read, a file cannot be written, or the memory does not suffice.
         Interrupted: the user asked to stop.
     """
-    label = partial(_label_target, segmenter, target, share, stored, statistics, monitor, norms)
+    label = partial(_label_target, segmenter, target, share, stored, statistics, monitor)
     inference = replace(STRONG, workers=workers)
-    smaller = replace(inference, scales=tuple(scale for scale in inference.scales if scale <= 1))
     try:
-        try:
-            label(inference)
-        except MemoryShortError:
-            if current_shard().world > 1:  # the others would wait for this one
-                raise
-            label(smaller)
+        label(norms, inference)
+        return
     except MemoryShortError as error:
-        raise BldaError(
-            "the memory does not suffice to label whole target images: give smaller ones, or, with source images, "
-            "--no-own-labels"
-        ) from error
+        if current_shard().world > 1:  # the others would wait for this one
+            raise BldaError(_TOO_LARGE) from error
+    # After the block, as what the error refers to holds memory.
+    free_memory()
+    scales = (norms.scales if isinstance(norms, MixedNorms) else ()) or inference.scales
+    scales = tuple(scale for scale in scales if scale <= 1)
+    if isinstance(norms, MixedNorms):
+        norms = replace(norms, scales=scales)
+    try:
+        label(norms, replace(inference, scales=scales))
+    except MemoryShortError as error:
+        raise BldaError(_TOO_LARGE) from error
 
 
 def _label_target(

@@ -29,7 +29,7 @@ from blda_cli.finetuning.trainer import Trainer
 from blda_cli.pipelines.collect import CountingOptions, collect_statistics
 from blda_cli.pipelines.doubts import say_doubts
 from blda_cli.pipelines.job import Job
-from blda_cli.runtime.device import choose_device
+from blda_cli.runtime.device import choose_device, free_memory
 from blda_cli.runtime.monitor import Monitor
 from blda_cli.runtime.process_group import process_group, wait_for_all
 from blda_cli.runtime.shards import Shard, current_shard
@@ -134,14 +134,15 @@ def train(
     find = partial(find_labelled, spec, segmenter, output)
     validation = find(data.val_images, str(data.val_labels), data.val_encoding) if data.val_images else None
     stored = StoredLabels(output / "pseudo_labels" / "start", len(segmenter.classes))
-    labelled: list[Labelled] = []
-    if settings.labels_itself:  # first, as given labels of the same images count more
-        labelled.append(own_labelled(target, stored.read, fading=data.source))
+    given: list[Labelled] = []
     if data.source and settings.method.source != "unused":
-        labelled.append(find(data.source_images, data.source_labels, data.source_encoding))
+        given.append(find(data.source_images, data.source_labels, data.source_encoding))
     if data.labelled_images:
-        labelled.append(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
-    source = reduce(Labelled.beside, labelled) if labelled else without_labels(target)
+        given.append(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
+    own = [own_labelled(target, stored.read, fading=data.source)] if settings.labels_itself else []
+    # Own labels come first, as given ones of the same images count more.
+    source = reduce(Labelled.beside, [*own, *given]) if own or given else without_labels(target)
+    lasting = reduce(Labelled.beside, given) if own and data.source else source
     if not settings.method.parts:
         way = "cut it into images of at most 16 million pixels, or train by another method"
         refuse_parts([*source.files, *target], f"--method {settings.training.method}", way)
@@ -167,15 +168,21 @@ def train(
     mix: MixedNorms | None = None
     if state is None:
         # Beside its own labels, a network may learn in domain, too, from those that are given.
-        doubt = settings.run.check and settings.labels_itself and len(labelled) == 1
+        doubt = settings.run.check and bool(own) and not given
         chosen, mix = mixed_norms(segmenter, settings, spec.segmenter.norm_weight, target, monitor, doubt=doubt)
     else:
         kept = {f"training.{name}": state.get(name) for name in ("norms", "norm_weight")}
         chosen = settings.with_values(kept, str(folder.checkpoint))
     weight = chosen.training.norm_weight if chosen.training.norms == "instance" else None
-    if settings.labels_itself and state is None:
-        # What cannot be trained is refused before anything is labelled.
-        Trainer(replace(segmenter, network=copy.deepcopy(segmenter.network), notes=[]), settings)
+    labels_now, counted = bool(own) and state is None, dict[str, np.ndarray]()
+    count = partial(_class_pixels, segmenter=segmenter, workers=machine.workers, monitor=monitor)
+    if labels_now:
+        # What cannot be trained, or cannot be read, is refused before anything is labelled.
+        _try_training(segmenter, settings)
+        if lasting is not source:
+            given_pixels = count(lasting, known=None, counted={})
+            _check_classes(given_pixels, settings, segmenter.classes.names, monitor)
+            counted = {file.location: row for file, row in zip(lasting.files, given_pixels, strict=True)}
         if first:
             folder.start(settings, record)  # the folder is this run's before anything else is written into it
         wait_for_all(current_shard())
@@ -191,12 +198,12 @@ def train(
             monitor,
             norms=mix or NormSource.AUTO,
         )
-    known = None if changed or (settings.labels_itself and state is None) else folder
-    pixels = _class_pixels(source, segmenter, known, machine.workers, monitor)
-    if settings.method.source != "unused":
-        _check_classes(pixels, settings, segmenter.classes.names, monitor)
+    pixels = count(source, known=None if changed or labels_now else folder, counted=counted)
+    if settings.method.source != "unused" and not counted:
+        drawn_last = [index for index, file in enumerate(source.files) if file.location not in source.fading]
+        _check_classes(pixels[drawn_last], settings, segmenter.classes.names, monitor)
 
-    norms = prepare_norms(segmenter, chosen, source, target, monitor)
+    norms = prepare_norms(segmenter, chosen, lasting, target, monitor)
     trainer = Trainer(segmenter, settings, holds_norms=norms != "batch")
     if state is not None:
         go_on_from(state, folder, trainer, initial)
@@ -233,14 +240,32 @@ def train(
 
 
 def _class_pixels(
-    source: Labelled, segmenter: NetworkSegmenter, known: RunFolder | None, workers: int, monitor: Monitor
+    source: Labelled,
+    *,
+    segmenter: NetworkSegmenter,
+    known: RunFolder | None,
+    counted: Mapping[str, np.ndarray],
+    workers: int,
+    monitor: Monitor,
 ) -> np.ndarray:
-    """Pixels of each class in every source image, int64 ``[images, C]``, read from the run folder where it has them."""
+    """Pixels of each class in every source image, int64 ``[images, C]``.
+
+    Args:
+        source: the images.
+        segmenter: has the classes.
+        known: the run folder, which may have them.
+        counted: those of some images, by location.
+        workers: threads that read labels.
+        monitor: receives the progress.
+    """
     keys = [file.key for file in source.files]
     pixels = None if known is None else known.class_pixels(keys, segmenter.classes, source.meaning)
     if pixels is not None:
         return pixels
-    return count_class_pixels(source.files, source.labels, len(segmenter.classes), workers, monitor)
+    left = [file for file in source.files if file.location not in counted]
+    rows = count_class_pixels(left, source.labels, len(segmenter.classes), workers, monitor)
+    all_rows = {**counted, **{file.location: row for file, row in zip(left, rows, strict=True)}}
+    return np.stack([all_rows[file.location] for file in source.files])
 
 
 def _check_classes(pixels: np.ndarray, settings: Settings, names: Sequence[str], monitor: Monitor) -> None:
@@ -294,6 +319,17 @@ def _try_crop(segmenter: NetworkSegmenter, crop: tuple[int, int]) -> None:
         raise BldaError(f"--crop {crop[0]}x{crop[1]} cannot be trained on: {error}") from error
 
 
+def _try_training(segmenter: NetworkSegmenter, settings: Settings) -> None:
+    """Set up the training of a copy.
+
+    Raises:
+        BldaError: the network cannot be trained as asked.
+    """
+    network = copy.deepcopy(segmenter.network)
+    Trainer(replace(segmenter, network=network, notes=[]), settings, holds_norms=True)
+    free_memory()  # its copies refer to themselves
+
+
 def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | None:
     """The checkpoint, if there is one.
 
@@ -313,12 +349,19 @@ def resumed_state(folder: RunFolder, settings: Settings) -> dict[str, Any] | Non
     for section, table in now.items():
         for name in {*table, *kept.get(section, {})}:
             one, other = kept.get(section, {}).get(name), table.get(name)
-            if one != other and f"{section}.{name}" not in _NEW_ON_RESUME:
+            if one != other and _matters(f"{section}.{name}", settings):
                 raise BldaError(
                     f"{folder.checkpoint} is of another run: there {section}.{name} is {one}, here {other}; a run "
                     "goes on with the settings it was started with"
                 )
     return state
+
+
+def _matters(name: str, settings: Settings) -> bool:
+    """Whether a run that goes on must have the same ``section.name``."""
+    if name == "start.own_labels" and not settings.data.source:
+        return False
+    return name not in _NEW_ON_RESUME and settings.takes(name)
 
 
 def go_on_from(state: Mapping[str, Any], folder: RunFolder, trainer: Trainer, initial: Mapping[str, Any]) -> None:

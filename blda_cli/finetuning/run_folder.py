@@ -47,7 +47,7 @@ class RunFolder:
     ``config.toml``, ``run.json`` (command, versions, the initial model, the state of the data's files),
     ``metrics.jsonl`` and their plot ``metrics.svg``, ``checkpoint.pth``, ``source_classes.npz`` (pixels of each class
     in the source images), ``pictures/`` of mixed batches, ``model.toml`` and its weights, ``statistics.h5``;
-    ``tensorboard/`` on request; without source images ``start.h5`` and ``pseudo_labels/start/``, see
+    ``tensorboard/`` on request; with the target's own labels ``start.h5`` and ``pseudo_labels/start/``, see
     :func:`blda_cli.finetuning.own_labels.label_target`.
 
     Attributes:

@@ -1,5 +1,6 @@
 """Choice of the torch device, and work concurrent with its computation."""
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -75,3 +76,9 @@ class SideStream:
                 yield
         finally:
             self._stream.synchronize()
+
+
+def free_memory() -> None:
+    """Give back what is not used any more: objects that refer to one another, and a GPU's cached memory."""
+    gc.collect()
+    torch.cuda.empty_cache()

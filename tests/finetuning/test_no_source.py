@@ -160,6 +160,7 @@ WITH_AND_WITHOUT = [
     *((method, True, False) for method, entry in METHODS.items() if entry.source != "unused"),
     *((method, False, False) for method, entry in METHODS.items() if entry.source != "needed"),
     ("dacs", True, True),
+    ("blda", True, True),
 ]
 
 
@@ -182,7 +183,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
         works = Works()
         project.run(output, works, resume=True, **values)
         assert same(checkpoint(tmp_path / "through")["trainer"], checkpoint(output)["trainer"]), (work, after)
-        if work == "training":
+        if work == "training" and after > 1:
             assert "labelling" not in works.begun
         for kept in (tmp_path / "through").glob("pseudo_labels/**/*.png"):
             assert kept.read_bytes() == (output / kept.relative_to(tmp_path / "through")).read_bytes()
@@ -292,37 +293,88 @@ TIGHT = """
 import studentnet
 
 
-def make(most):
+def make(most, batch_norm):
     def check(module, given):
         if given[0].shape[3] > most:
             raise MemoryError
 
-    network = studentnet.make()
+    network = studentnet.make(batch_norm=batch_norm)
     network.register_forward_pre_hook(check)
     return network
 """
 
 
-@pytest.mark.parametrize(("most", "scales"), [(90, [0.5, 0.75, 1.0, 1.25, 1.5]), (60, [0.5, 0.75, 1.0]), (40, None)])
+@pytest.mark.parametrize(
+    ("most", "kept", "scales"),
+    [
+        (90, (), [0.5, 0.75, 1.0, 1.25, 1.5]),
+        (60, (), [0.5, 0.75, 1.0]),
+        (60, (0.5, 1.0, 1.25), [0.5, 1.0]),
+        (40, (), None),
+    ],
+)
 def test_where_memory_is_short_labels_are_made_without_enlarged_images(
-    project: Any, tmp_path: Path, most: int, scales: list[float] | None
+    project: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    kept: tuple[float, ...],
+    scales: list[float] | None,
 ) -> None:
-    """Target images are 56 pixels wide, crops 40."""
+    """Target images are 56 pixels wide, crops 40; ``kept`` are scales that were chosen with the norms' weight."""
     (project.folder / "tightnet.py").write_text(TIGHT)
-    model = (
-        Path(project.model)
-        .read_text()
-        .replace("studentnet", "tightnet")
-        .replace("{dropout = 0.1}", f"{{most = {most}}}")
-    )
-    (project.folder / f"tight{most}.toml").write_text(model)
-    values = {"data__model": str(project.folder / f"tight{most}.toml"), "host__whole_images": False}
+    arguments = f"{{most = {most}, batch_norm = {str(bool(kept)).lower()}}}"
+    model = Path(project.model).read_text().replace("studentnet", "tightnet").replace("{dropout = 0.1}", arguments)
+    (project.folder / "tight.toml").write_text(model)
+    if kept:
+        compared = {1.0: 0.5, 0.6: 0.75}
+        mix = MixedNorms(0.6, 5, compared, compared, {1.0: [0.25] * 4, 0.6: [0.25] * 4}, scales=kept)
+        monkeypatch.setattr("blda_cli.finetuning.networks.norms.choose_weight", lambda *_, **__: mix)
+    values = {"data__model": str(project.folder / "tight.toml"), "host__whole_images": False}
     if scales is None:
         with pytest.raises(BldaError, match=r"memory does not suffice to label whole target images.*--no-own-labels"):
             project.run(tmp_path / "run", **values, start__own_labels=True, training__iterations=1)
         return
     project.run(tmp_path / "run", **values, start__own_labels=True, training__iterations=1)
     assert read_statistics(tmp_path / "run" / "start.h5").model["inference"]["scales"] == scales
+
+
+@pytest.mark.parametrize("value", [255, 0])
+def test_given_labels_are_looked_at_before_the_target_is_labelled(project: Any, tmp_path: Path, value: int) -> None:
+    """Own labels do not stand in for classes that the source lacks."""
+    (tmp_path / "labels").mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((40, 56), value, dtype=np.uint8)).save(tmp_path / "labels" / f"{number}.png")
+    values = {"start__own_labels": True, "data__source_labels": str(tmp_path / "labels"), "training__iterations": 1}
+    monitor = StopAt(100)
+    if value == 255:
+        with pytest.raises(BldaError, match="no pixel has one of the model's classes"):
+            project.run(tmp_path / "run", monitor, **values)
+        assert not (tmp_path / "run" / "pseudo_labels").exists()
+    else:
+        project.run(tmp_path / "run", monitor, **values)
+        assert any("the source labels never hold tree, car, sky" in line for line in monitor.said)
+
+
+def test_all_label_files_are_watched(tmp_path: Path) -> None:
+    """Of three sets whose images are named alike."""
+    sets = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for kind in ("image", "label"):
+            Image.new("L", (1, 1)).save(tmp_path / name / f"{kind}.png")
+        file = PillowImage(tmp_path / name / "image.png", "x")
+        reader = LabelReader(lambda _: np.zeros((1, 1)), "test", {"x": tmp_path / name / "label.png"})
+        sets.append(Labelled([file], reader, name))
+    stamps = sets[0].beside(sets[1]).beside(sets[2]).stamps()
+    assert {str(tmp_path / name / "label.png") for name in ("a", "b", "c")} <= set(stamps)
+
+
+def test_a_run_goes_on_whatever_a_setting_says_that_has_no_effect(project: Any, tmp_path: Path) -> None:
+    project.run(tmp_path / "run", **NO_SOURCE, training__iterations=1)
+    project.run(tmp_path / "run", resume=True, **NO_SOURCE, training__iterations=1, start__own_labels=True)
+    with pytest.raises(BldaError, match=r"there start\.label_share is 0\.8, here 0\.7"):
+        project.run(tmp_path / "run", resume=True, **NO_SOURCE, training__iterations=1, start__label_share=0.7)
 
 
 def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> None:
@@ -342,17 +394,22 @@ def test_own_labels_beside_those_of_the_source(project: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("fading", [True, False])
 def test_own_labels_fade_beside_a_source(project: Any, fading: bool) -> None:
-    """Five of eleven draws are of the target at first, none at the end."""
-    settings = project.settings(training__iterations=200, training__batch_size=2)
+    """Five of eleven draws are of the target at first, none at the end; a class that only it has does not matter."""
+    settings = project.settings(training__iterations=200, training__batch_size=2, host__rare_class_temperature=1e3)
     day, dusk = (find_images(project.folder / name / "images") for name in ("day", "dusk"))
     given = Labelled(day, label_reader(day, project.folder / "day" / "labels", project.segmenter().classes))
     both = own_labelled(dusk, lambda file: np.zeros(file.size(), np.int16), fading=fading).beside(given)
-    sampler = Sampler(both, dusk, np.zeros((11, 4), np.int64), settings)
-    crops = [sampler.draw(number)["source_crops"] for number in range(400)]
+    pixels = np.zeros((11, 4), np.int64)
+    pixels[:, 0] = 100
+    crops = []
+    for quarter in range(4):
+        sampler = Sampler(both, dusk, pixels, settings)
+        pixels[:5, 1] = 100 * (quarter == 2)  # in the last quarter, every second draw would be of the target for it
+        crops += [sampler.draw(number)["source_crops"] for number in range(100 * quarter, 100 * quarter + 100)]
     own = np.reshape([isinstance(crop, Crop) and crop.file in dusk for crop in crops], (4, 100)).mean(axis=1)
     expected = np.array([7, 5, 3, 1]) / 8 if fading else np.ones(4)
-    assert own == pytest.approx(5 / 11 * expected, abs=0.1)
-    assert not fading or not own[3] > 0.12
+    share = np.array([5, 5, 5, 8]) / 11
+    assert own == pytest.approx(share * expected, abs=0.1)
 
 
 def test_given_labels_of_a_target_image_count_more_than_its_own(project: Any) -> None:

@@ -41,9 +41,14 @@ def state(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_two_ranks_of_one_follow_one_rank_of_two(still_project: Any, tmp_path: Path, own: bool) -> None:
     settings = still_project.settings(
-        host__feature_distance=0.005, host__masked_consistency=1.0, training__iterations=5, run__log_every=1
+        host__feature_distance=0.005,
+        host__masked_consistency=1.0,
+        training__iterations=5,
+        run__log_every=1,
+        start__own_labels=own,
     )
     (still_project.folder / "config.toml").write_text(settings.to_toml())
     alone = blda(*options(still_project, tmp_path / "alone", batch_size=2))

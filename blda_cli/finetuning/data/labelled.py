@@ -53,7 +53,7 @@ class Labelled:
         mine = [index for index, file in enumerate(self.files) if file.location not in known]
         files = [self.files[index] for index in mine]
         readers = dict.fromkeys(files, self.labels) | dict.fromkeys(others.files, others.labels)
-        paths = {**self.labels.paths, **{f"{key} (others)": path for key, path in others.labels.paths.items()}}
+        paths = {os.fspath(path): path for one in (self, others) for path in one.labels.paths.values()}
         own, their = np.bincount(self.drawn)[mine], np.bincount(others.drawn)
         ratio = max(1, own.sum()) / their.sum()
         times = [*own * max(1, round(1 / ratio)), *their * max(1, round(ratio))]
