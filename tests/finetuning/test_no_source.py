@@ -161,6 +161,7 @@ WITH_AND_WITHOUT = [
     *((method, False, False) for method, entry in METHODS.items() if entry.source != "needed"),
     ("dacs", True, True),
     ("blda", True, True),
+    ("cbst", True, True),
 ]
 
 
