@@ -139,7 +139,10 @@ def train(
         given.append(find(data.source_images, data.source_labels, data.source_encoding))
     if data.labelled_images:
         given.append(find(data.labelled_images, data.labelled_labels, data.labelled_encoding))
-    own = [own_labelled(target, stored.read, fading=data.source)] if settings.labels_itself else []
+    known = {file.location for one in given for file in one.files}
+    own: list[Labelled] = []
+    if settings.labels_itself and any(file.location not in known for file in target):
+        own.append(own_labelled(target, stored.read, fading=data.source))
     # Own labels come first, as given ones of the same images count more.
     source = reduce(Labelled.beside, [*own, *given]) if own or given else without_labels(target)
     lasting = reduce(Labelled.beside, given) if own and data.source else source

@@ -422,6 +422,12 @@ def test_given_labels_of_a_target_image_count_more_than_its_own(project: Any) ->
     assert bool((both.labels(files[2]) == 3).all())
 
 
+def test_a_target_whose_images_all_have_labels_gets_no_others(project: Any, tmp_path: Path) -> None:
+    target = str(project.folder / "day" / "images")
+    project.run(tmp_path / "run", data__target_images=target, start__own_labels=True, training__iterations=1)
+    assert not (tmp_path / "run" / "pseudo_labels").exists()
+
+
 def test_own_labels_are_refused_where_no_label_is_read(project: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--own-labels does nothing with --method source: leave it out, or give"):
         project.settings(training__method="source").refuse_unused(["start.own_labels"])
