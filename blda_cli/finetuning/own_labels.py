@@ -28,12 +28,9 @@ from blda_cli.runtime.process_group import all_sum, wait_for_all
 from blda_cli.runtime.shards import current_shard
 from blda_cli.segmenters.network import NetworkSegmenter
 from blda_cli.segmenters.options import InferenceOptions
-from blda_cli.segmenters.reasons import MemoryShortError
+from blda_cli.segmenters.reasons import InputRefusedError, MemoryShortError
 
-_TOO_LARGE = (
-    "the memory does not suffice to label whole target images: give smaller ones, or, with source images, "
-    "--no-own-labels"
-)
+_WITHOUT = "With source images, --no-own-labels trains without labels of the target's own"
 
 _COUNTED = 200
 """Images, spread evenly, that the alignment and the thresholds are taken from; all are labelled."""
@@ -53,9 +50,10 @@ def label_target(
     """Label every image as ``--preset strong`` does, and keep each class's most confident pixels.
 
     Batch norms are mixed with each image's own statistics; scales and the mirrored image are averaged, and an alignment
-    of the preset's strength is fitted to the result. Where the memory does not suffice for enlarged images, a run in a
-    single process does without them. A pixel is labelled where its confidence, the probability of its
-    class after the alignment, ranks among the first ``share`` of all pixels predicted as that class.
+    of the preset's strength is fitted to the result. Where the memory does not suffice for enlarged images, or the
+    network does not take other sizes, a run in a single process does without them. A pixel is labelled where its
+    confidence, the probability of its class after the alignment, ranks among the first ``share`` of all pixels
+    predicted as that class.
 
     Args:
         segmenter: the original segmenter, not used elsewhere: its norms are changed.
@@ -76,19 +74,23 @@ def label_target(
     try:
         label(norms, inference)
         return
-    except MemoryShortError as error:
+    except (MemoryShortError, InputRefusedError) as error:
         if current_shard().world > 1:  # the others would wait for this one
-            raise BldaError(_TOO_LARGE) from error
+            raise BldaError(f"{error}. {_WITHOUT}") from error
+        short, failure = isinstance(error, MemoryShortError), str(error)
     # After the block, as what the error refers to holds memory.
     free_memory()
     scales = (norms.scales if isinstance(norms, MixedNorms) else ()) or inference.scales
-    scales = tuple(scale for scale in scales if scale <= 1)
+    scales = tuple(scale for scale in scales if scale <= 1) if short else (1.0,)
+    monitor.say(f"labels are made without {'enlarged images' if short else 'copies at other scales'}: {failure}")
     if isinstance(norms, MixedNorms):
         norms = replace(norms, scales=scales)
     try:
         label(norms, replace(inference, scales=scales))
     except MemoryShortError as error:
-        raise BldaError(_TOO_LARGE) from error
+        raise BldaError(
+            f"the memory does not suffice to label whole target images: give smaller ones. {_WITHOUT}"
+        ) from error
 
 
 def _label_target(

@@ -24,7 +24,7 @@ from blda_cli.runtime.read_ahead import one_behind
 from blda_cli.segmenters.inference import upload
 from blda_cli.segmenters.options import InferenceOptions
 from blda_cli.segmenters.outputs import check_range
-from blda_cli.segmenters.reasons import LESS_MEMORY, MemoryShortError, is_out_of_memory
+from blda_cli.segmenters.reasons import LESS_MEMORY, InputRefusedError, MemoryShortError, is_out_of_memory
 
 if TYPE_CHECKING:
     from blda_cli.segmenters.norms import ObservedNorms  # which imports this module
@@ -229,8 +229,8 @@ class Segmenter(ABC):
             else:
                 logits = self.logits(arrays, options, valid)
         except BldaError as error:
-            kind = MemoryShortError if isinstance(error, MemoryShortError) else BldaError
-            raise kind(f"{name}: {error}") from error
+            kinds = (MemoryShortError, InputRefusedError, BldaError)
+            raise next(kind for kind in kinds if isinstance(error, kind))(f"{name}: {error}") from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -48,7 +48,13 @@ from blda_cli.segmenters.placement import (
     shared_margin,
 )
 from blda_cli.segmenters.preprocessing import Preprocessor, pad_to_multiple, resize_images
-from blda_cli.segmenters.reasons import LESS_MEMORY, MemoryShortError, is_out_of_memory, reason
+from blda_cli.segmenters.reasons import (
+    LESS_MEMORY,
+    InputRefusedError,
+    MemoryShortError,
+    is_out_of_memory,
+    reason,
+)
 from blda_cli.segmenters.spec import PreprocessingSection, SegmenterSpec
 
 Network = Callable[[Tensor], Any]
@@ -553,7 +559,7 @@ class NetworkSegmenter(Segmenter):
                     f"[preprocessing], or give --set multiple_of={multiple})",
                     multiple,
                 ) from error
-            raise BldaError(
+            raise InputRefusedError(
                 f"{failure} (if it takes one size only, give it as size under [preprocessing]; if one number of images "
                 "only, export it for any number)"
             ) from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blda_cli.errors import BldaError
 from blda_cli.segmenters.outputs import coverage, fit_scores, resize_scores
+from blda_cli.segmenters.reasons import InputRefusedError
 
 Size = tuple[int, int]
 
@@ -24,7 +25,7 @@ MULTIPLES = (2, 4, 8, 14, 16, 32, 64, 128)
 """Multiples that a network may require of its input's sides, in the order in which they are tried."""
 
 
-class SidesError(BldaError):
+class SidesError(InputRefusedError):
     """The network takes sides that are multiples of ``multiple`` only."""
 
     def __init__(self, message: str, multiple: int) -> None:

@@ -16,6 +16,10 @@ class MemoryShortError(BldaError):
     """The memory does not suffice for what a network is given."""
 
 
+class InputRefusedError(BldaError):
+    """The network fails on an input of some shape."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of PyTorch or numpy means that a GPU or the machine is out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

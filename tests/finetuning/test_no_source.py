@@ -294,10 +294,12 @@ TIGHT = """
 import studentnet
 
 
-def make(most, batch_norm):
+def make(most, batch_norm, least=0):
     def check(module, given):
         if given[0].shape[3] > most:
             raise MemoryError
+        if given[0].shape[3] < least:
+            raise ValueError
 
     network = studentnet.make(batch_norm=batch_norm)
     network.register_forward_pre_hook(check)
@@ -306,25 +308,27 @@ def make(most, batch_norm):
 
 
 @pytest.mark.parametrize(
-    ("most", "kept", "scales"),
+    ("least", "most", "kept", "scales"),
     [
-        (90, (), [0.5, 0.75, 1.0, 1.25, 1.5]),
-        (60, (), [0.5, 0.75, 1.0]),
-        (60, (0.5, 1.0, 1.25), [0.5, 1.0]),
-        (40, (), None),
+        (0, 90, (), [0.5, 0.75, 1.0, 1.25, 1.5]),
+        (0, 60, (), [0.5, 0.75, 1.0]),
+        (0, 60, (0.5, 1.0, 1.25), [0.5, 1.0]),
+        (40, 90, (), [1.0]),
+        (0, 40, (), None),
     ],
 )
-def test_where_memory_is_short_labels_are_made_without_enlarged_images(
+def test_labels_are_made_by_the_views_that_the_network_and_memory_allow(
     project: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    least: int,
     most: int,
     kept: tuple[float, ...],
     scales: list[float] | None,
 ) -> None:
     """Target images are 56 pixels wide, crops 40; ``kept`` are scales that were chosen with the norms' weight."""
     (project.folder / "tightnet.py").write_text(TIGHT)
-    arguments = f"{{most = {most}, batch_norm = {str(bool(kept)).lower()}}}"
+    arguments = f"{{least = {least}, most = {most}, batch_norm = {str(bool(kept)).lower()}}}"
     model = Path(project.model).read_text().replace("studentnet", "tightnet").replace("{dropout = 0.1}", arguments)
     (project.folder / "tight.toml").write_text(model)
     if kept:
