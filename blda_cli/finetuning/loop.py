@@ -152,8 +152,7 @@ class TrainingLoop:
                     self.folder.save_pictures(step, *report.mixed, trainer.segmenter.classes)
                 if step % run.validate_every == 0 or last:
                     self.validate()
-                labelled = step == 1 and self._settings.labels_itself  # kept at once, so that it is done once
-                if step % run.checkpoint_every == 0 or last or labelled:
+                if step % run.checkpoint_every == 0 or last:
                     self._save()
                 self._check_interrupt()
         finally:
