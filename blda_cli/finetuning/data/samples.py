@@ -188,7 +188,7 @@ class Sampler:
 
     def prefer(self, classes: Sequence[Sequence[int]]) -> None:
         """Draw some source images for these classes, those of the first group first; for none, as before."""
-        for draws in (self._draws, self._lasting):
+        for draws in {self._draws, self._lasting}:  # one where nothing fades
             draws.prefer(classes)
 
     def draw(self, number: int) -> Sample:

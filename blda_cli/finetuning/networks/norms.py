@@ -104,10 +104,10 @@ def _refuse_in_domain(mix: MixedNorms, distance: float) -> None:
     Raises:
         BldaError: they are.
     """
-    changed = mix.changed.get(mix.weight, 1.0)
     if mix.weight == 1:
         near, effect = distance < SHIFTED, "brings nothing"
     else:
+        changed = mix.changed.get(mix.weight, 1.0)
         near, effect = changed < _NEAR, f"changes the class of only {changed:.0%} of the pixels"
     if near:
         raise BldaError(
